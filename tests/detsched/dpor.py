@@ -1,0 +1,173 @@
+"""Dynamic partial-order reduction with sleep sets: one run for each class of equivalent schedules.
+
+Two schedules that differ only in the order of independent operations (`ops.dependent`) end in the same state, so one of
+them is enough. The search runs one schedule, finds the pairs of dependent operations whose order was an accident of
+the schedule (a *race*: neither happens before the other), and for each puts the later thread on the list of those to try
+at the earlier one's place (Flanagan and Godefroid, POPL 2005). Sleep sets (Godefroid 1996) then cut runs that could only
+repeat a class: a run in which every thread that could move is asleep is given up as "pruned".
+
+Guaranteed, for a deterministic program whose visible operations are all announced: when the search ends, every reachable
+final state and every deadlock was reached. An explorer is unproved code itself, so test_detsched_selfcheck.py compares
+it with plain search on random programs.
+
+Two places where a first attempt goes wrong quietly: operations still *pending* in a deadlock race too, although
+they never became events; and an operation that another one enabled (a reply by its command) cannot be tried before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .ops import Op, dependent, kinds_dependent, kinds_race
+from .scheduler import NonDeterminism, Scheduler, Task
+
+
+class _Node:
+    """One choice of the current run: who could move, who was tried, who is to be tried."""
+
+    __slots__ = ("chosen", "done", "enabled", "kinds", "pending", "sleep", "todo")
+
+    def __init__(self, enabled: list[int], pending: dict[int, Op], sleep: set[int]) -> None:
+        self.enabled = enabled
+        self.pending = pending
+        self.sleep = sleep
+        self.chosen = -1
+        self.done: set[int] = set()
+        self.todo: set[int] = set()
+
+
+class DPOR:
+    """The reduced search. The three functions are parameters so that the self-check can break them."""
+
+    exhaustive = True
+    label = "DPOR, sleep sets"
+
+    def __init__(
+        self,
+        *,
+        dependent: Callable[[Op, Op], bool] = dependent,
+        kinds_dependent: Callable[[str, str], bool] = kinds_dependent,
+        kinds_race: Callable[[str, str], bool] = kinds_race,
+        pending_race: bool = True,
+    ) -> None:
+        self._dependent, self._kinds_dependent, self._kinds_race = dependent, kinds_dependent, kinds_race
+        self._pending_race = pending_race
+        self._nodes: list[_Node] = []
+
+    def begin(self) -> None:
+        pass
+
+    def pick(self, scheduler: Scheduler, enabled: Sequence[Task], current: Task | None) -> Task | None:
+        at = len(scheduler.trace)
+        pending = {task.tid: task.pending for task in scheduler.tasks if task.pending is not None}
+        if at < len(self._nodes):
+            return self._again(self._nodes[at], enabled, pending, at)
+        node = _Node([task.tid for task in enabled], pending, self._asleep(at, pending))
+        candidates = [task for task in enabled if task.tid not in node.sleep]
+        if not candidates:
+            return None
+        choice = current if current is not None and current in candidates else candidates[0]
+        node.chosen = choice.tid
+        # Waits that time out because nothing else can happen race with each other, whatever they are waits for.
+        node.todo = set(node.enabled) if scheduler.quiescent else {choice.tid}
+        self._nodes.append(node)
+        return choice
+
+    def _again(self, node: _Node, enabled: Sequence[Task], pending: dict[int, Op], at: int) -> Task:
+        if node.enabled != [task.tid for task in enabled] or any(
+            op.kind != pending[tid].kind for tid, op in node.pending.items()
+        ):
+            raise NonDeterminism(
+                f"step {at}, same choices before it: {list(node.pending.values())} last time, {list(pending.values())} now"
+            )
+        node.pending = pending
+        return next(task for task in enabled if task.tid == node.chosen)
+
+    def _asleep(self, at: int, pending: dict[int, Op]) -> set[int]:
+        if at == 0:
+            return set()
+        before = self._nodes[at - 1]
+        performed = before.pending[before.chosen]
+        return {
+            tid
+            for tid in before.sleep | before.done
+            if tid != before.chosen and tid in pending and not self._dependent(pending[tid], performed)
+        }
+
+    def finished(self, scheduler: Scheduler) -> bool:
+        self._find_races(scheduler)
+        nodes = self._nodes
+        while nodes:
+            node = nodes[-1]
+            node.done.add(node.chosen)
+            rest = node.todo - node.done - node.sleep
+            if rest:
+                node.chosen = min(rest)
+                return True
+            nodes.pop()
+        return False
+
+    # Races ------------------------------------------------------------------------------------------------------
+
+    def _find_races(self, scheduler: Scheduler) -> None:
+        trace, count = scheduler.trace, len(scheduler.tasks)
+        # clocks[p][q]: position of the last event of thread q that happens before thread p's next operation.
+        clocks = [[-1] * count for _ in range(count)]
+        born = [False] * count
+        at_event: list[list[int]] = []
+        # For each object, each thread's last operation of each kind: {object: {(thread, kind): position}}.
+        history: dict[int, dict[tuple[int, str], int]] = {}
+        kinds_dependent = self._kinds_dependent
+        for at, op in enumerate(trace):
+            tid = op.tid
+            clock = clocks[tid]
+            if not born[tid]:
+                born[tid] = True
+                _join(clock, at_event, scheduler.births[tid])
+            _join(clock, at_event, op.cause)
+            seen = history.get(id(op.obj))
+            if seen is None:
+                seen = history[id(op.obj)] = {}
+            else:
+                self._race(op, clock, seen)
+                kind = op.kind
+                for (other, other_kind), position in seen.items():
+                    if other != tid and position > clock[other] and kinds_dependent(other_kind, kind):
+                        _join(clock, at_event, position)
+            if op.barrier:
+                _join(clock, at_event, *range(at))
+            clock[tid] = at
+            at_event.append(clock[:])
+            seen[tid, op.kind] = at
+            if op.barrier:
+                for other_clock in clocks:
+                    _join(other_clock, at_event, at)
+        if self._pending_race:
+            for op in scheduler.stuck:
+                if not born[op.tid]:
+                    _join(clocks[op.tid], at_event, scheduler.births[op.tid])
+                self._race(op, clocks[op.tid], history.get(id(op.obj), {}))
+
+    def _race(self, op: Op, clock: list[int], seen: dict[tuple[int, str], int]) -> None:
+        tid, kind, kinds_race = op.tid, op.kind, self._kinds_race
+        for (other, other_kind), position in seen.items():
+            if other == tid or position <= clock[other] or not kinds_race(other_kind, kind):
+                continue
+            node = self._nodes[position]
+            if tid in node.enabled:
+                node.todo.add(tid)
+                continue
+            # It could not move there: somebody whose later move made this one possible goes first.
+            helpers = [helper for helper in node.enabled if clock[helper] > position]
+            if not helpers:
+                node.todo.update(node.enabled)
+            elif node.todo.isdisjoint(helpers):
+                node.todo.add(helpers[0])
+
+
+def _join(clock: list[int], at_event: list[list[int]], *positions: int) -> None:
+    for position in positions:
+        if position >= 0:
+            for tid, known in enumerate(at_event[position]):
+                if known > clock[tid]:
+                    clock[tid] = known

@@ -1,0 +1,232 @@
+"""Makes every access to an instance field of given classes a visible operation.
+
+Switch points at locks and sockets alone prove nothing about a program that forgot a lock: the forgotten access would be
+invisible. Within `watched(Client, Pool)` each field of these classes is a data descriptor that announces READ or WRITE,
+and stores the value where it was stored before (instance dictionary or slot). The fields of a class are found by reading its
+code: every name that a method of the class or its bases assigns to an attribute, plus annotations and slots; so that they are
+known before the first run and the same in every run.
+
+* A field that holds a mutable container (list, dict, set, deque, ...) is announced as WRITE even when it is only read:
+  what is done to the container follows in the same step. Not seen: an alias kept across a switch point, and the single
+  steps of a loop over the container.
+* A field that only `__init__` assigns is *constant*: no switch point, since reading it commutes with everything. That is
+  checked: another write raises `AssertionError`. More constant names can be given.
+
+Left out: module globals, class attributes, fields of classes not named.
+"""
+
+from __future__ import annotations
+
+import dis
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from .ops import READ, WRITE, Op, Shared
+from .scheduler import active
+
+_CONTAINERS: Final = (
+    list, dict, set, deque, bytearray,
+    weakref.WeakSet, weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
+)  # fmt: skip
+_MISSING: Final = object()
+_CELLS: Final = "__detsched_cells__"
+
+
+class _Cells(dict[str, Shared]):
+    """The fields of one object as things to operate on. `owner` tells a copied `__dict__` from the original's."""
+
+    def __init__(self, owner: int) -> None:
+        super().__init__()
+        self.owner = owner
+
+
+_slotted: weakref.WeakKeyDictionary[Any, _Cells] = weakref.WeakKeyDictionary()
+
+
+def _cell(obj: Any, name: str, label: str) -> Shared:
+    store = getattr(obj, "__dict__", None)
+    cells: _Cells | None = _slotted.get(obj) if store is None else store.get(_CELLS)
+    if cells is None or cells.owner != id(obj):
+        cells = _Cells(id(obj))
+        if store is None:
+            _slotted[obj] = cells
+        else:
+            store[_CELLS] = cells
+    cell = cells.get(name)
+    if cell is None:
+        cell = cells[name] = Shared(label)
+    return cell
+
+
+class _Field:
+    """Data descriptor in the place of one field of one class."""
+
+    def __init__(self, cls: type, name: str, inherited: Any, constant: bool) -> None:
+        self.name = name
+        self.label = f"{cls.__name__}.{name}"
+        self.inherited = inherited
+        # A slot (or another data descriptor in C) keeps its value itself; else it lives in the instance dictionary.
+        self.slot = inherited if isinstance(inherited, (types.MemberDescriptorType, types.GetSetDescriptorType)) else None
+        self.constant = constant
+
+    def _load(self, obj: Any, cls: type | None) -> Any:
+        if self.slot is not None:
+            return self.slot.__get__(obj, cls)
+        value = obj.__dict__.get(self.name, _MISSING)
+        if value is not _MISSING:
+            return value
+        if self.inherited is _MISSING:
+            raise AttributeError(f"{type(obj).__name__!r} object has no attribute {self.name!r}")
+        bind = getattr(type(self.inherited), "__get__", None)
+        return self.inherited if bind is None else bind(self.inherited, obj, cls)
+
+    def _peek(self, obj: Any) -> Any:
+        if self.slot is None:
+            return obj.__dict__.get(self.name, _MISSING)
+        try:
+            return self.slot.__get__(obj, type(obj))
+        except AttributeError:
+            return _MISSING
+
+    def __get__(self, obj: Any, cls: type | None = None) -> Any:
+        if obj is None:
+            if self.inherited is _MISSING:
+                raise AttributeError(f"type object has no attribute {self.name!r}")
+            return self.inherited
+        scheduler = active()
+        if scheduler is not None and scheduler.ending is None:
+            me = scheduler.me()
+            if me is not None:
+                container = isinstance(self._peek(obj), _CONTAINERS)
+                if container or not self.constant:
+                    op = Op(WRITE if container else READ, _cell(obj, self.name, self.label))
+                    scheduler.step(me, op)
+                    # Another thread may have put a container there while this one waited for its turn.
+                    if op.kind is READ and isinstance(self._peek(obj), _CONTAINERS):
+                        op.kind = WRITE
+        return self._load(obj, cls)
+
+    def _announce_write(self, obj: Any) -> None:
+        scheduler = active()
+        if scheduler is not None and scheduler.ending is None:
+            me = scheduler.me()
+            if me is not None:
+                if self.constant:
+                    assert self._peek(obj) is _MISSING, f"write to the constant field {self.label}"
+                else:
+                    scheduler.step(me, Op(WRITE, _cell(obj, self.name, self.label)))
+
+    def __set__(self, obj: Any, value: Any) -> None:
+        self._announce_write(obj)
+        if self.slot is not None:
+            self.slot.__set__(obj, value)
+        else:
+            obj.__dict__[self.name] = value
+
+    def __delete__(self, obj: Any) -> None:
+        self._announce_write(obj)
+        if self.slot is not None:
+            self.slot.__delete__(obj)
+        elif obj.__dict__.pop(self.name, _MISSING) is _MISSING:
+            raise AttributeError(self.name)
+
+
+class watched:
+    """Context manager: the instance fields of these classes are switch points.
+
+    `constant` names fields that are written once, when the object is made; `also` names fields that no method of the
+    classes assigns.
+    """
+
+    def __init__(self, *classes: type, constant: Iterable[str] = (), also: Iterable[str] = ()) -> None:
+        self.classes = classes
+        self.constant, self.also = frozenset(constant), frozenset(also)
+        self._saved: list[tuple[type, str, Any]] = []
+
+    def __enter__(self) -> watched:
+        plan = [(cls, name, once) for cls in self.classes for name, once in sorted(self._fields(cls).items())]
+        planned = [(cls, _Field(cls, name, _lookup(cls, name), once)) for cls, name, once in plan]
+        for cls, field in planned:
+            self._saved.append((cls, field.name, cls.__dict__.get(field.name, _MISSING)))
+            setattr(cls, field.name, field)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._saved:
+            cls, name, value = self._saved.pop()
+            if value is _MISSING:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, value)
+
+    def _fields(self, cls: type) -> dict[str, bool]:
+        """Name of each field, and whether it is constant."""
+        fields = {name: once or name in self.constant for name, once in assigned_fields(cls).items()}
+        fields.update({name: name in self.constant for name in self.also})
+        return {name: once for name, once in fields.items() if _is_plain(_lookup(cls, name))}
+
+    @property
+    def names(self) -> list[str]:
+        """The switch points, for reports."""
+        return sorted({f"{c.__name__}.{n}" for c in self.classes for n, once in self._fields(c).items() if not once})
+
+
+def assigned_fields(cls: type) -> dict[str, bool]:
+    """Names that the methods of `cls` and its bases assign to attributes; True where only `__init__` does."""
+    once: dict[str, bool] = {}
+    for base in cls.__mro__[:-1]:
+        for name in _slots(base):
+            once.setdefault(name, True)
+        for attribute, value in vars(base).items():
+            for code in _codes(value):
+                for name in _stores(code):
+                    if not (name.startswith("__") and name.endswith("__")):
+                        once[name] = once.get(name, True) and attribute == "__init__"
+    return once
+
+
+def _slots(cls: type) -> list[str]:
+    slots = cls.__dict__.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    mangled = [f"_{cls.__name__.lstrip('_')}{n}" if n.startswith("__") and not n.endswith("__") else n for n in names]
+    return [name for name in mangled if name not in ("__dict__", "__weakref__")]
+
+
+def _codes(value: Any) -> Iterator[types.CodeType]:
+    if isinstance(value, property):
+        functions: list[Any] = [value.fget, value.fset, value.fdel]
+    else:
+        functions = [getattr(value, "__func__", value)]
+    for function in functions:
+        function = getattr(function, "__wrapped__", function)
+        code = getattr(function, "__code__", None)
+        if isinstance(code, types.CodeType):
+            yield from _nested(code)
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _nested(constant)
+
+
+def _stores(code: types.CodeType) -> set[str]:
+    return {i.argval for i in dis.get_instructions(code) if i.opname in ("STORE_ATTR", "DELETE_ATTR")}
+
+
+def _lookup(cls: type, name: str) -> Any:
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return _MISSING
+
+
+def _is_plain(inherited: Any) -> bool:
+    """A field, or a slot, or a default in the class; not a property or the like, which is code of its own."""
+    if isinstance(inherited, (types.MemberDescriptorType, _Field)):
+        return True
+    return not hasattr(type(inherited), "__set__")

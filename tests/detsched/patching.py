@@ -1,0 +1,94 @@
+"""Puts the controlled primitives where programs look for them, and puts everything back.
+
+A program comes under control unchanged if it makes its locks, conditions and threads through `threading.X` at call
+time. The stdlib's Condition, Event, Semaphore, Barrier, Queue, Future and ThreadPoolExecutor do; what they took out of
+`threading` or `time` when they were imported is replaced in their modules too. `threading.local` needs nothing: the
+threads are real. Not covered: subclasses of the real `threading.Thread` (`threading.Timer` is one), locks made
+at import, `time.time` and `time.perf_counter`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures.thread as futures_thread
+import logging
+import queue
+import sys
+import threading
+import time
+import weakref
+from concurrent.futures import _base as futures_base
+from typing import Any
+
+from .primitives import Lock, RLock, SimpleQueue, Thread, current_thread_of, facades, get_ident
+from .scheduler import Abort, active
+
+_real_monotonic = time.monotonic
+_real_sleep = time.sleep
+_real_current_thread = threading.current_thread
+
+
+def _monotonic() -> float:
+    scheduler = active()
+    return _real_monotonic() if scheduler is None else scheduler.clock()
+
+
+def _sleep(seconds: float) -> None:
+    """In a controlled thread time passes for that thread and nobody waits."""
+    scheduler = active()
+    me = scheduler.me() if scheduler is not None else None
+    if scheduler is None or me is None:
+        _real_sleep(seconds)
+    else:
+        scheduler.pass_time(me, seconds)
+
+
+def _current_thread() -> Any:
+    scheduler = active()
+    me = scheduler.me() if scheduler is not None else None
+    return _real_current_thread() if me is None else current_thread_of(me)
+
+
+def _no_aborts(record: logging.LogRecord) -> bool:
+    # The executor catches BaseException in its workers and logs it; the end of a given-up run is not news.
+    return not (record.exc_info and isinstance(record.exc_info[1], Abort))
+
+
+class patched:
+    """Context manager: within it, new locks, conditions, threads, queues and executors are controlled ones."""
+
+    def __init__(self) -> None:
+        self._saved: list[tuple[Any, str, Any]] = []
+
+    def _put(self, module: Any, name: str, value: Any) -> None:
+        self._saved.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    def __enter__(self) -> patched:
+        put = self._put
+        put(threading, "Lock", Lock)
+        put(threading, "RLock", RLock)
+        put(threading, "_allocate_lock", Lock)
+        put(threading, "Thread", Thread)
+        put(threading, "get_ident", get_ident)
+        put(threading, "current_thread", _current_thread)
+        put(threading, "_time", _monotonic)
+        put(time, "monotonic", _monotonic)
+        put(time, "sleep", _sleep)
+        put(queue, "time", _monotonic)
+        put(queue, "SimpleQueue", SimpleQueue)
+        put(futures_thread, "_global_shutdown_lock", Lock())
+        put(futures_thread, "_threads_queues", weakref.WeakKeyDictionary())
+        put(sys, "unraisablehook", self._unraisable)
+        futures_base.LOGGER.addFilter(_no_aborts)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        futures_base.LOGGER.removeFilter(_no_aborts)
+        while self._saved:
+            setattr(*self._saved.pop())
+        facades.clear()
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        # A finalizer or weak reference callback that meets the end of a given-up run has nothing to tell.
+        if unraisable.exc_type is not Abort:
+            next(value for _, name, value in self._saved if name == "unraisablehook")(unraisable)

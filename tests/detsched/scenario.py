@@ -1,0 +1,49 @@
+"""The usual shape of a mail scenario, so that one fits on a few lines.
+
+    def guarded(run):
+        office = PostOffice(run, ModelServer(bound=1, lockset=True))
+        client = SMTP("model", 25, local_hostname="me")
+        office.senders(threads=2, messages=2, sendmail=client.sendmail)
+
+    result = explore(guarded, DPOR(), scenario="guarded 2x2")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .explore import Run
+from .oracle import Job, Ledger, verdict
+from .smtpmodel import ModelServer
+
+
+class PostOffice:
+    """A server, a ledger and the threads of one run. Everything a scenario adds goes through `run`."""
+
+    def __init__(self, run: Run, server: ModelServer | None = None, *, failures: Iterable[str] = ()) -> None:
+        self.run = run
+        self.server = server if server is not None else ModelServer()
+        self.ledger = Ledger()
+        self.failures = tuple(failures)
+        run.context.enter_context(self.server)
+        scheduler = run.scheduler
+        run.judge(
+            lambda: verdict(self.server, self.ledger, failures=self.failures, given_up=scheduler.ending is not None)
+        )
+
+    def jobs(self, thread: int, messages: int, recipients: int = 1) -> list[Job]:
+        return [self.ledger.add(f"T{thread}m{number}", recipients) for number in range(messages)]
+
+    def senders(
+        self,
+        *,
+        threads: int,
+        messages: int,
+        sendmail: Callable[[str, list[str], bytes], Any],
+        recipients: int = 1,
+    ) -> None:
+        """`threads` threads that each send `messages` messages by a function like `smtplib.SMTP.sendmail`."""
+        for thread in range(threads):
+            jobs = self.jobs(thread, messages, recipients)
+            self.run.thread(lambda jobs=jobs: [self.ledger.send(job, sendmail) for job in jobs], f"T{thread}")
