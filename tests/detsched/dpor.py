@@ -10,8 +10,9 @@ Guaranteed, for a deterministic program whose visible operations are all announc
 final state and every deadlock was reached. An explorer is unproved code itself, so test_detsched_selfcheck.py compares
 it with plain search on random programs.
 
-Two places where a first attempt goes wrong quietly: operations still *pending* in a deadlock race too, although
-they never became events; and an operation that another one enabled (a reply by its command) cannot be tried before it.
+Where a first attempt goes wrong quietly: operations still *pending* when a run ends race too, although they never became
+events; an operation races with *every* earlier event that it does not happen after, not only with the latest; and one that
+another enabled (a reply by its command) cannot be tried before it.
 """
 
 from __future__ import annotations
@@ -115,9 +116,8 @@ class DPOR:
         clocks = [[-1] * count for _ in range(count)]
         born = [False] * count
         at_event: list[list[int]] = []
-        # For each object, each thread's last operation of each kind: {object: {(thread, kind): position}}.
-        history: dict[int, dict[tuple[int, str], int]] = {}
-        kinds_dependent = self._kinds_dependent
+        # For each object its events by thread: {object: {thread: [(position, kind), ...]}}.
+        history: dict[int, dict[int, list[tuple[int, str]]]] = {}
         for at, op in enumerate(trace):
             tid = op.tid
             clock = clocks[tid]
@@ -125,20 +125,17 @@ class DPOR:
                 born[tid] = True
                 _join(clock, at_event, scheduler.births[tid])
             _join(clock, at_event, op.cause)
-            seen = history.get(id(op.obj))
-            if seen is None:
-                seen = history[id(op.obj)] = {}
+            events = history.get(id(op.obj))
+            if events is None:
+                events = history[id(op.obj)] = {}
             else:
-                self._race(op, clock, seen)
-                kind = op.kind
-                for (other, other_kind), position in seen.items():
-                    if other != tid and position > clock[other] and kinds_dependent(other_kind, kind):
-                        _join(clock, at_event, position)
+                self._race(op, clock, events)
+                self._happens_after(op, clock, events, at_event)
             if op.barrier:
                 _join(clock, at_event, *range(at))
             clock[tid] = at
             at_event.append(clock[:])
-            seen[tid, op.kind] = at
+            events.setdefault(tid, []).append((at, op.kind))
             if op.barrier:
                 for other_clock in clocks:
                     _join(other_clock, at_event, at)
@@ -148,21 +145,41 @@ class DPOR:
                     _join(clocks[op.tid], at_event, scheduler.births[op.tid])
                 self._race(op, clocks[op.tid], history.get(id(op.obj), {}))
 
-    def _race(self, op: Op, clock: list[int], seen: dict[tuple[int, str], int]) -> None:
-        tid, kind, kinds_race = op.tid, op.kind, self._kinds_race
-        for (other, other_kind), position in seen.items():
-            if other == tid or position <= clock[other] or not kinds_race(other_kind, kind):
-                continue
-            node = self._nodes[position]
-            if tid in node.enabled:
-                node.todo.add(tid)
-                continue
-            # It could not move there: somebody whose later move made this one possible goes first.
-            helpers = [helper for helper in node.enabled if clock[helper] > position]
-            if not helpers:
-                node.todo.update(node.enabled)
-            elif node.todo.isdisjoint(helpers):
-                node.todo.add(helpers[0])
+    def _race(self, op: Op, clock: list[int], history: dict[int, list[tuple[int, str]]]) -> None:
+        """Note each earlier event that `op` could have come before."""
+        # Not only the latest one: what `op` waited for may have come and gone while it was pending, and at the
+        # latest event it was blocked for that reason.
+        for other, events in history.items():
+            if other != op.tid:
+                for position, kind in reversed(events):
+                    if position <= clock[other]:
+                        break
+                    if self._kinds_race(kind, op.kind):
+                        self._try_before(op.tid, clock, position)
+
+    def _try_before(self, tid: int, clock: list[int], position: int) -> None:
+        node = self._nodes[position]
+        if tid in node.enabled:
+            node.todo.add(tid)
+            return
+        # It could not move there: somebody whose later move made this one possible goes first.
+        helpers = [helper for helper in node.enabled if clock[helper] > position]
+        if not helpers:
+            node.todo.update(node.enabled)
+        elif node.todo.isdisjoint(helpers):
+            node.todo.add(helpers[0])
+
+    def _happens_after(
+        self, op: Op, clock: list[int], history: dict[int, list[tuple[int, str]]], at_event: list[list[int]]
+    ) -> None:
+        for other, events in history.items():
+            if other != op.tid:
+                for position, kind in reversed(events):
+                    if position <= clock[other]:
+                        break
+                    if self._kinds_dependent(kind, op.kind):
+                        _join(clock, at_event, position)
+                        break
 
 
 def _join(clock: list[int], at_event: list[list[int]], *positions: int) -> None:

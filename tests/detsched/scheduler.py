@@ -274,6 +274,7 @@ class Scheduler:
             return None
         if chosen is None:
             self.ending = "pruned"
+            self.stuck = [task.pending for task in self.tasks if task.pending is not None]
             return None
         op = chosen.pending
         assert op is not None
