@@ -1,0 +1,50 @@
+"""A deterministic scheduler for threaded Python programs, and the searches over its schedules.
+
+    from tests.detsched import DPOR, Run, Verdict, explore
+
+    def program(run: Run) -> None:                 # called afresh for every schedule
+        lock, log = threading.Lock(), []
+        for name in ("a", "b"):
+            run.thread(lambda name=name: worker(lock, log, name), name)
+        run.judge(lambda: Verdict(outcome=tuple(log)))
+
+    print(explore(program, DPOR()).certificate())
+
+Read in this order: ops.py (what is visible), scheduler.py (who runs), primitives.py and patching.py (locks and threads),
+fields.py (memory), strategies.py and dpor.py (which schedules), explore.py (the search and its result), drawing.py (schedules from
+Hypothesis); then the model of the mail world: smtpmodel.py, modelsocket.py, oracle.py, scenario.py.
+"""
+
+from .dpor import DPOR
+from .explore import Failure, Program, Result, Run, Verdict, explore, line_tracer, replay, run_once
+from .fields import watched
+from .patching import patched
+from .scheduler import Abort, NonDeterminism, Scheduler, UncontrolledBlocking
+from .strategies import PCT, DepthFirst, Preempt, RandomWalk, Replay, Strategy, read_schedule, write_schedule
+
+__all__ = [
+    "DPOR",
+    "PCT",
+    "Abort",
+    "DepthFirst",
+    "Failure",
+    "NonDeterminism",
+    "Preempt",
+    "Program",
+    "RandomWalk",
+    "Replay",
+    "Result",
+    "Run",
+    "Scheduler",
+    "Strategy",
+    "UncontrolledBlocking",
+    "Verdict",
+    "explore",
+    "line_tracer",
+    "patched",
+    "read_schedule",
+    "replay",
+    "run_once",
+    "watched",
+    "write_schedule",
+]

@@ -11,8 +11,8 @@ final state and every deadlock was reached. An explorer is unproved code itself,
 it with plain search on random programs.
 
 Where a first attempt goes wrong quietly: operations still *pending* when a run ends race too, although they never became
-events; an operation races with *every* earlier event that it does not happen after, not only with the latest; and one that
-another enabled (a reply by its command) cannot be tried before it.
+events; an operation races with *every* earlier event that it does not happen after, not only with the latest; and that a
+thread took what another one brought does not mean that it had to wait for that (somebody else may have taken the first).
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from collections.abc import Callable, Sequence
 
 from .ops import Op, dependent, kinds_dependent, kinds_race
 from .scheduler import NonDeterminism, Scheduler, Task
+
+
+#: The events of one thread on one object: position in the trace, kind.
+Events = list[tuple[int, str]]
 
 
 class _Node:
@@ -117,20 +121,21 @@ class DPOR:
         born = [False] * count
         at_event: list[list[int]] = []
         # For each object its events by thread: {object: {thread: [(position, kind), ...]}}.
-        history: dict[int, dict[int, list[tuple[int, str]]]] = {}
+        history: dict[int, dict[int, Events]] = {}
         for at, op in enumerate(trace):
             tid = op.tid
             clock = clocks[tid]
             if not born[tid]:
                 born[tid] = True
                 _join(clock, at_event, scheduler.births[tid])
-            _join(clock, at_event, op.cause)
             events = history.get(id(op.obj))
             if events is None:
                 events = history[id(op.obj)] = {}
             else:
                 self._race(op, clock, events)
                 self._happens_after(op, clock, events, at_event)
+            # Only now: what was taken depends on who took before, so the cause does not excuse from those races.
+            _join(clock, at_event, op.cause)
             if op.barrier:
                 _join(clock, at_event, *range(at))
             clock[tid] = at
@@ -145,7 +150,7 @@ class DPOR:
                     _join(clocks[op.tid], at_event, scheduler.births[op.tid])
                 self._race(op, clocks[op.tid], history.get(id(op.obj), {}))
 
-    def _race(self, op: Op, clock: list[int], history: dict[int, list[tuple[int, str]]]) -> None:
+    def _race(self, op: Op, clock: list[int], history: dict[int, Events]) -> None:
         """Note each earlier event that `op` could have come before."""
         # Not only the latest one: what `op` waited for may have come and gone while it was pending, and at the
         # latest event it was blocked for that reason.
@@ -170,7 +175,7 @@ class DPOR:
             node.todo.add(helpers[0])
 
     def _happens_after(
-        self, op: Op, clock: list[int], history: dict[int, list[tuple[int, str]]], at_event: list[list[int]]
+        self, op: Op, clock: list[int], history: dict[int, Events], at_event: list[list[int]]
     ) -> None:
         for other, events in history.items():
             if other != op.tid:

@@ -78,7 +78,7 @@ class Op:
         # A bound on the wait in seconds; None waits for ever. See Scheduler for when a wait may time out.
         self.timeout = timeout
         self.tid = -1
-        # Position in the trace of the event without which this one could not have happened (-1: none).
+        # Position in the trace of the event that brought what this one took (-1: none).
         self.cause = -1
         # Performed because nothing else could be: ordered after everything before it.
         self.barrier = False

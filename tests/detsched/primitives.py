@@ -182,17 +182,17 @@ class SimpleQueue(Shared):
     def __init__(self) -> None:
         scheduler = active()
         super().__init__(scheduler.fresh_name("queue") if scheduler is not None else "queue")
-        # Each item with the position in the trace of the put that brought it.
-        self._items: deque[tuple[Any, int]] = deque()
+        # Each item with the position in the trace and the virtual time of the put that brought it.
+        self._items: deque[tuple[Any, int, float]] = deque()
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        cause = -1
+        cause, now = -1, 0.0
         scheduler = active()
         me = scheduler.me() if scheduler is not None else None
         if scheduler is not None and me is not None and scheduler.ending is None:
             scheduler.step(me, Op(PUT, self))
-            cause = len(scheduler.trace) - 1
-        self._items.append((item, cause))
+            cause, now = len(scheduler.trace) - 1, me.now
+        self._items.append((item, cause, now))
 
     put_nowait = put
 
@@ -212,7 +212,8 @@ class SimpleQueue(Shared):
                 op = Op(GET, self, self._items.__len__, timeout=timeout)
             scheduler.step(me, op)
             if self._items:
-                op.cause = self._items[0][1]
+                _, op.cause, time = self._items[0]
+                me.now = max(me.now, time)
             elif timeout:
                 scheduler.timed_out(me, timeout)
         if not self._items:

@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from .ops import ALIVE, END, JOIN, LOCKED, READ, READLINE, Op, Shared
+from .ops import ALIVE, END, GET, JOIN, LOCKED, READ, READLINE, Op, Shared
 
 _real_lock = _thread.allocate_lock
 _get_ident = _thread.get_ident
@@ -35,8 +35,10 @@ EPOCH: Final = 1000.0
 # Operations a thread may go through while it unwinds, before Abort is raised in it once more: enough for `finally`
 # blocks, and an end for a loop that swallows BaseException and waits again (as the stdlib's executor does).
 _UNWIND_STEPS: Final = 100
-# These leave nothing behind that a later operation could see, so they do not pass virtual time on.
-_QUIET: Final = frozenset({READ, READLINE, LOCKED, JOIN, ALIVE})
+# Virtual time must not depend on the order of operations that commute. These do not pass it on ...
+_QUIET: Final = frozenset({READ, READLINE, GET, LOCKED, JOIN, ALIVE})
+# ... and these take it from what they get, not from the place where they get it.
+_BROUGHT: Final = frozenset({READLINE, GET})
 
 
 class Abort(BaseException):
@@ -318,7 +320,7 @@ class Scheduler:
         # Each thread has its own clock and clocks meet along happens-before edges, as Lamport's do. So the reading of
         # a clock is no operation on anything shared, yet no thread ever sees a time stamp from its future.
         obj = op.obj
-        if op.kind != READLINE and obj.time > task.now:
+        if op.kind not in _BROUGHT and obj.time > task.now:
             task.now = obj.time
         if op.kind not in _QUIET and task.now > obj.time:
             obj.time = task.now

@@ -1,0 +1,223 @@
+"""Who tests the tester: the reduced search against plain search, on random programs.
+
+An explorer is unproved code, and a wrong one reports false properties as proved. So: for random programs over every kind of
+operation, the reduced search must reach exactly the end states and deadlocks that plain search reaches; and an explorer
+with a defect put in on purpose must be noticed by this very comparison.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.detsched import DPOR, DepthFirst, Run, Verdict, explore, ops, watched
+from tests.detsched.dpor import Events
+
+Action = tuple[str, int]
+
+
+class Board:
+    """Shared memory of a random program: two plain fields and a container."""
+
+    def __init__(self) -> None:
+        self.x = self.y = 0
+        self.seen: list[tuple[int, int]] = []
+
+    def write(self, which: int, value: int) -> None:
+        if which:
+            self.y = value
+        else:
+            self.x = value
+
+    def read(self, which: int) -> int:
+        return self.y if which else self.x
+
+
+# Chance of each action; "release" closes the latest lock. Three threads get shorter lists, so that plain search ends.
+_MENU = {
+    "acquire": 6, "release": 3, "try": 4, "timed": 3, "read": 3, "write": 4, "note": 4, "put": 6, "get": 4,
+    "get_nowait": 2, "timed_get": 2, "qsize": 1, "spawn": 2, "sleep": 1, "wait": 1, "timed_wait": 2, "notify": 3,
+}  # fmt: skip
+
+
+def random_program(chance: random.Random) -> list[list[Action]]:
+    threads = chance.choice([2, 2, 3])
+    program = []
+    for _ in range(threads):
+        actions: list[Action] = []
+        held: list[int] = []
+        for _ in range(chance.randint(2, 4) if threads == 2 else chance.randint(1, 2)):
+            kind = chance.choices(list(_MENU), list(_MENU.values()))[0]
+            which = int(chance.random() < 0.2)  # few objects, so that threads meet
+            if kind == "acquire":
+                if which in held:
+                    continue
+                held.append(which)
+            elif kind == "release":
+                if not held:
+                    continue
+                which = held.pop()
+            actions.append((kind, which))
+        actions += [("release", which) for which in reversed(held)]
+        program.append(actions)
+    return program
+
+
+class Machine:
+    """Interprets a random program; everything a thread learns goes into its log, and so into the outcome."""
+
+    def __init__(self, program: list[list[Action]], run: Run) -> None:
+        self.locks: list[Any] = [threading.Lock(), threading.RLock()]
+        self.queues: list[queue.SimpleQueue[int]] = [queue.SimpleQueue(), queue.SimpleQueue()]
+        self.condition = threading.Condition()
+        self.board = Board()
+        self.logs: list[list[object]] = []
+        for number, actions in enumerate(program):
+            log: list[object] = []
+            self.logs.append(log)
+            run.thread(lambda n=number, a=actions, log=log: self.interpret(n, a, log))  # type: ignore[misc]
+        run.judge(lambda: Verdict(outcome=self.outcome()))
+
+    def outcome(self) -> object:
+        return (
+            tuple(map(tuple, self.logs)),
+            (self.board.x, self.board.y, tuple(self.board.seen)),
+            tuple(q.qsize() for q in self.queues),
+        )
+
+    def interpret(self, number: int, actions: list[Action], log: list[object]) -> None:
+        for step, (kind, which) in enumerate(actions):
+            result = getattr(self, "do_" + kind)(which, number * 10 + step)
+            log.append((kind, result, time.monotonic()))
+
+    def do_acquire(self, which: int, mark: int) -> None:
+        self.locks[which].acquire()
+
+    def do_release(self, which: int, mark: int) -> None:
+        self.locks[which].release()
+
+    def do_try(self, which: int, mark: int) -> bool:
+        return self._short_hold(self.locks[which].acquire(blocking=False), which, mark)
+
+    def do_timed(self, which: int, mark: int) -> bool:
+        return self._short_hold(self.locks[which].acquire(timeout=2), which, mark)
+
+    def _short_hold(self, got: bool, which: int, mark: int) -> bool:
+        if got:
+            self.board.write(which, mark)
+            self.locks[which].release()
+        return got
+
+    def do_read(self, which: int, mark: int) -> int:
+        return self.board.read(which)
+
+    def do_write(self, which: int, mark: int) -> None:
+        self.board.write(which, mark)
+
+    def do_note(self, which: int, mark: int) -> int:
+        seen = self.board.seen
+        seen.append((which, mark))
+        return len(seen)
+
+    def do_put(self, which: int, mark: int) -> None:
+        self.queues[which].put(mark)
+
+    def do_get(self, which: int, mark: int) -> int:
+        return self.queues[which].get()
+
+    def do_get_nowait(self, which: int, mark: int) -> int | None:
+        try:
+            return self.queues[which].get_nowait()
+        except queue.Empty:
+            return None
+
+    def do_timed_get(self, which: int, mark: int) -> int | None:
+        try:
+            return self.queues[which].get(timeout=3)
+        except queue.Empty:
+            return None
+
+    def do_qsize(self, which: int, mark: int) -> int:
+        return self.queues[which].qsize()
+
+    def do_spawn(self, which: int, mark: int) -> bool:
+        thread = threading.Thread(target=self.board.write, args=(which, -mark), daemon=True)
+        thread.start()
+        if which:
+            thread.join()
+        return thread.is_alive()
+
+    def do_sleep(self, which: int, mark: int) -> None:
+        time.sleep(which + 1)
+
+    def do_wait(self, which: int, mark: int) -> bool:
+        with self.condition:
+            return self.condition.wait()
+
+    def do_timed_wait(self, which: int, mark: int) -> bool:
+        with self.condition:
+            return self.condition.wait(timeout=5)
+
+    def do_notify(self, which: int, mark: int) -> None:
+        with self.condition:
+            self.condition.notify(which + 1)
+
+
+def compare(seed: int, programs: int, explorer: Callable[[], DPOR], timeouts: tuple[int | None, ...]) -> list[Any]:
+    """The programs among `programs` random ones on which the explorer and plain search disagree."""
+    chance = random.Random(seed)
+    wrong = []
+    with watched(Board):
+        for number in range(programs):
+            actions = random_program(chance)
+            bound = timeouts[number % len(timeouts)]
+
+            def program(run: Run, actions: list[list[Action]] = actions) -> None:
+                Machine(actions, run)
+
+            plain = explore(program, DepthFirst(), limit=1500, timeouts=bound)
+            if not plain.complete:
+                continue
+            reduced = explore(program, explorer(), limit=20000, timeouts=bound)
+            if not reduced.complete or reduced.outcomes != plain.outcomes:
+                wrong.append((actions, bound, len(plain.outcomes), len(reduced.outcomes)))
+            assert reduced.runs <= plain.runs
+    return wrong
+
+
+def test_the_reduced_search_reaches_what_plain_search_reaches() -> None:
+    assert compare(seed=7, programs=100, explorer=DPOR, timeouts=(None, 0, 1)) == []
+
+
+class _LatestOnly(DPOR):
+    """Races only with the latest event of each thread: the defect that this explorer was first written with."""
+
+    def _race(self, op: ops.Op, clock: list[int], history: dict[int, Events]) -> None:
+        super()._race(op, clock, {tid: events[-1:] for tid, events in history.items()})
+
+
+def _try_commutes(a: str, b: str) -> bool:
+    return ops.TRY not in (a, b) and ops.kinds_dependent(a, b)
+
+
+def _acquires_never_race(a: str, b: str) -> bool:
+    return (a, b) != (ops.ACQUIRE, ops.ACQUIRE) and ops.kinds_race(a, b)
+
+
+@pytest.mark.parametrize(
+    "defective",
+    [
+        pytest.param(lambda: DPOR(pending_race=False), id="pending operations do not race"),
+        pytest.param(lambda: DPOR(kinds_race=_try_commutes), id="try-lock commutes"),
+        pytest.param(lambda: DPOR(kinds_race=_acquires_never_race), id="order of acquires is never reversed"),
+        pytest.param(_LatestOnly, id="races with the latest event only"),
+    ],
+)
+def test_a_defect_of_the_explorer_is_noticed(defective: Callable[[], DPOR]) -> None:
+    assert compare(seed=7, programs=100, explorer=defective, timeouts=(None, 0, 1))
