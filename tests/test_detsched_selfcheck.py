@@ -7,11 +7,12 @@ with a defect put in on purpose must be noticed by this very comparison.
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -169,30 +170,48 @@ class Machine:
             self.condition.notify(which + 1)
 
 
-def compare(seed: int, programs: int, explorer: Callable[[], DPOR], timeouts: tuple[int | None, ...]) -> list[Any]:
-    """The programs among `programs` random ones on which the explorer and plain search disagree."""
-    chance = random.Random(seed)
-    wrong = []
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A random program and what plain search, run to its end, reaches in it."""
+
+    actions: list[list[Action]]
+    timeouts: int | None
+    runs: int
+    outcomes: frozenset[Hashable]
+
+    def program(self, run: Run) -> None:
+        Machine(self.actions, run)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    chance = random.Random(7)
+    found = []
     with watched(Board):
-        for number in range(programs):
-            actions = random_program(chance)
-            bound = timeouts[number % len(timeouts)]
-
-            def program(run: Run, actions: list[list[Action]] = actions) -> None:
-                Machine(actions, run)
-
-            plain = explore(program, DepthFirst(), limit=1500, timeouts=bound)
-            if not plain.complete:
-                continue
-            reduced = explore(program, explorer(), limit=20000, timeouts=bound)
-            if not reduced.complete or reduced.outcomes != plain.outcomes:
-                wrong.append((actions, bound, len(plain.outcomes), len(reduced.outcomes)))
-            assert reduced.runs <= plain.runs
-    return wrong
+        for number in range(150):
+            case = Case(random_program(chance), (None, 0, 1)[number % 3], 0, frozenset())
+            plain = explore(case.program, DepthFirst(), limit=200, timeouts=case.timeouts)
+            if plain.complete:
+                found.append(dataclasses.replace(case, runs=plain.runs, outcomes=plain.outcomes))
+    return found
 
 
-def test_the_reduced_search_reaches_what_plain_search_reaches() -> None:
-    assert compare(seed=7, programs=100, explorer=DPOR, timeouts=(None, 0, 1)) == []
+def mismatches(cases: list[Case], explorer: Callable[[], DPOR]) -> list[Case]:
+    """The cases in which the reduced search does not end with the outcomes of plain search."""
+    with watched(Board):
+        results = [explore(case.program, explorer(), limit=2000, timeouts=case.timeouts) for case in cases]
+    return [c for c, r in zip(cases, results, strict=True) if not r.complete or r.outcomes != c.outcomes]
+
+
+def test_the_reduced_search_reaches_what_plain_search_reaches(cases: list[Case]) -> None:
+    assert mismatches(cases, DPOR) == []
+
+
+def test_the_random_programs_put_the_explorer_to_the_test(cases: list[Case]) -> None:
+    """Enough of them end in more than one way, and enough can hang."""
+    assert len(cases) > 100
+    assert sum(len(case.outcomes) > 1 for case in cases) > 40
+    assert sum(any(ending == "deadlock" for _, ending in case.outcomes) for case in cases) > 40  # type: ignore[misc, attr-defined]
 
 
 class _LatestOnly(DPOR):
@@ -202,12 +221,24 @@ class _LatestOnly(DPOR):
         super()._race(op, clock, {tid: events[-1:] for tid, events in history.items()})
 
 
+class _NeverAsleepLongEnough(DPOR):
+    """Keeps threads asleep whatever happens: cuts runs that are not redundant."""
+
+    def _asleep(self, at: int, pending: dict[int, ops.Op]) -> set[int]:
+        before = self._nodes[at - 1] if at else None
+        return set() if before is None else {tid for tid in before.sleep | before.done if tid in pending}
+
+
 def _try_commutes(a: str, b: str) -> bool:
-    return ops.TRY not in (a, b) and ops.kinds_dependent(a, b)
+    return ops.TRY not in (a, b) and ops.kinds_race(a, b)
 
 
 def _acquires_never_race(a: str, b: str) -> bool:
     return (a, b) != (ops.ACQUIRE, ops.ACQUIRE) and ops.kinds_race(a, b)
+
+
+def _writes_commute(a: str, b: str) -> bool:
+    return (a, b) != (ops.WRITE, ops.WRITE) and ops.kinds_race(a, b)
 
 
 @pytest.mark.parametrize(
@@ -216,8 +247,10 @@ def _acquires_never_race(a: str, b: str) -> bool:
         pytest.param(lambda: DPOR(pending_race=False), id="pending operations do not race"),
         pytest.param(lambda: DPOR(kinds_race=_try_commutes), id="try-lock commutes"),
         pytest.param(lambda: DPOR(kinds_race=_acquires_never_race), id="order of acquires is never reversed"),
+        pytest.param(lambda: DPOR(kinds_race=_writes_commute), id="writes commute"),
         pytest.param(_LatestOnly, id="races with the latest event only"),
+        pytest.param(_NeverAsleepLongEnough, id="sleeps too long"),
     ],
 )
-def test_a_defect_of_the_explorer_is_noticed(defective: Callable[[], DPOR]) -> None:
-    assert compare(seed=7, programs=100, explorer=defective, timeouts=(None, 0, 1))
+def test_a_defect_of_the_explorer_is_noticed(cases: list[Case], defective: Callable[[], DPOR]) -> None:
+    assert mismatches(cases, defective)

@@ -122,6 +122,7 @@ class DPOR:
         at_event: list[list[int]] = []
         # For each object its events by thread: {object: {thread: [(position, kind), ...]}}.
         history: dict[int, dict[int, Events]] = {}
+        barrier = -1
         for at, op in enumerate(trace):
             tid = op.tid
             clock = clocks[tid]
@@ -136,14 +137,14 @@ class DPOR:
                 self._happens_after(op, clock, events, at_event)
             # Only now: what was taken depends on who took before, so the cause does not excuse from those races.
             _join(clock, at_event, op.cause)
+            # Nor does a barrier excuse what was pending when it came.
+            _join(clock, at_event, barrier)
             if op.barrier:
                 _join(clock, at_event, *range(at))
+                barrier = at
             clock[tid] = at
             at_event.append(clock[:])
             events.setdefault(tid, []).append((at, op.kind))
-            if op.barrier:
-                for other_clock in clocks:
-                    _join(other_clock, at_event, at)
         if self._pending_race:
             for op in scheduler.stuck:
                 if not born[op.tid]:
