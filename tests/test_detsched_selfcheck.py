@@ -1,8 +1,8 @@
 """Who tests the tester: the reduced search against plain search, on random programs.
 
-An explorer is unproved code, and a wrong one reports false properties as proved. So: for random programs over every kind of
-operation, the reduced search must reach exactly the end states and deadlocks that plain search reaches; and an explorer
-with a defect put in on purpose must be noticed by this very comparison.
+An explorer is unproved code, and a wrong one reports false properties as proved. So: for random programs over every
+kind of operation, the reduced search must reach exactly the end states and deadlocks that plain search reaches; and
+an explorer with a defect put in on purpose must be noticed by this very comparison.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def test_the_random_programs_put_the_explorer_to_the_test(cases: list[Case]) -> 
     """Enough of them end in more than one way, and enough can hang."""
     assert len(cases) > 100
     assert sum(len(case.outcomes) > 1 for case in cases) > 40
-    assert sum(any(ending == "deadlock" for _, ending in case.outcomes) for case in cases) > 40  # type: ignore[misc, attr-defined]
+    assert sum("deadlock" in repr(case.outcomes) for case in cases) > 40
 
 
 class _LatestOnly(DPOR):

@@ -10,17 +10,19 @@
 
     print(explore(program, DPOR()).certificate())
 
-Read in this order: ops.py (what is visible), scheduler.py (who runs), primitives.py and patching.py (locks and threads),
-fields.py (memory), strategies.py and dpor.py (which schedules), explore.py (the search and its result), drawing.py (schedules from
-Hypothesis); then the model of the mail world: smtpmodel.py, modelsocket.py, oracle.py, scenario.py.
+Read in this order: ops.py (what is visible), task.py and scheduler.py (who runs), clock.py (time), primitives.py,
+threads.py and patching.py (locks and threads), fields.py (memory), strategies.py and dpor.py (which schedules),
+explore.py (the search and its result), drawing.py (schedules from Hypothesis); then the model of the mail world:
+smtpmodel.py, modelserver.py, modelsocket.py, oracle.py, scenario.py.
 """
 
 from .dpor import DPOR
 from .explore import Failure, Program, Result, Run, Verdict, explore, line_tracer, replay, run_once
 from .fields import watched
 from .patching import patched
-from .scheduler import Abort, NonDeterminism, Scheduler, UncontrolledBlocking
+from .scheduler import Scheduler
 from .strategies import PCT, DepthFirst, Preempt, RandomWalk, Replay, Strategy, read_schedule, write_schedule
+from .task import Abort, NonDeterminism, UncontrolledBlocking
 
 __all__ = [
     "DPOR",

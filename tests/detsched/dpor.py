@@ -1,18 +1,19 @@
 """Dynamic partial-order reduction with sleep sets: one run for each class of equivalent schedules.
 
-Two schedules that differ only in the order of independent operations (`ops.dependent`) end in the same state, so one of
-them is enough. The search runs one schedule, finds the pairs of dependent operations whose order was an accident of
-the schedule (a *race*: neither happens before the other), and for each puts the later thread on the list of those to try
-at the earlier one's place (Flanagan and Godefroid, POPL 2005). Sleep sets (Godefroid 1996) then cut runs that could only
-repeat a class: a run in which every thread that could move is asleep is given up as "pruned".
+Two schedules that differ only in the order of independent operations (`ops.dependent`) end in the same state, so one
+of them is enough. The search runs one schedule, finds the pairs of dependent operations whose order was an accident
+of the schedule (a *race*: neither happens before the other), and for each puts the later thread on the list of those
+to try at the earlier one's place (Flanagan and Godefroid, POPL 2005). Sleep sets (Godefroid 1996) then cut runs that
+could only repeat a class: a run in which every thread that could move is asleep is given up as "pruned".
 
-Guaranteed, for a deterministic program whose visible operations are all announced: when the search ends, every reachable
-final state and every deadlock was reached. An explorer is unproved code itself, so test_detsched_selfcheck.py compares
-it with plain search on random programs.
+Guaranteed, for a deterministic program whose visible operations are all announced: when the search ends, every
+reachable final state and every deadlock was reached. An explorer is unproved code itself, so
+test_detsched_selfcheck.py compares it with plain search on random programs.
 
-Where a first attempt goes wrong quietly: operations still *pending* when a run ends race too, although they never became
-events; an operation races with *every* earlier event that it does not happen after, not only with the latest; and that a
-thread took what another one brought does not mean that it had to wait for that (somebody else may have taken the first).
+Where a first attempt goes wrong quietly: operations still *pending* when a run ends race too, although they never
+became events; an operation races with *every* earlier event that it does not happen after, not only with the latest;
+and that a thread took what another one brought does not mean that it had to wait for that (somebody else may have
+taken the first).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .ops import Op, dependent, kinds_dependent, kinds_race
-from .scheduler import NonDeterminism, Scheduler, Task
-
+from .scheduler import Scheduler
+from .task import NonDeterminism, Task
 
 #: The events of one thread on one object: position in the trace, kind.
 Events = list[tuple[int, str]]
@@ -83,7 +84,7 @@ class DPOR:
             op.kind != pending[tid].kind for tid, op in node.pending.items()
         ):
             raise NonDeterminism(
-                f"step {at}, same choices before it: {list(node.pending.values())} last time, {list(pending.values())} now"
+                f"step {at}, same choices before: {list(node.pending.values())} last time, now {list(pending.values())}"
             )
         node.pending = pending
         return next(task for task in enabled if task.tid == node.chosen)
@@ -100,8 +101,10 @@ class DPOR:
         }
 
     def finished(self, scheduler: Scheduler) -> bool:
-        self._find_races(scheduler)
         nodes = self._nodes
+        if len(scheduler.trace) < len(nodes):
+            raise NonDeterminism(f"after {len(scheduler.trace)} steps the run was over, last time it went on")
+        self._find_races(scheduler)
         while nodes:
             node = nodes[-1]
             node.done.add(node.chosen)

@@ -1,8 +1,8 @@
 """Runs a program under a strategy until the search ends, and says what was found.
 
-A *program* is a function that sets up one run on fresh objects: it names the threads and says how to judge the end. It is
-called again for each schedule, within `patched()`, and must do the same each time: no clocks, no chance, no state left over
-(the garbage collector is held off during a run, for its finalizers may come at any moment).
+A *program* is a function that sets up one run on fresh objects: it names the threads and says how to judge the end.
+It is called again for each schedule, within `patched()`, and must do the same each time: no clocks, no chance, no
+state left over (the garbage collector is held off during a run, for its finalizers may come at any moment).
 
     def program(run):
         lock, log = threading.Lock(), []
@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .patching import patched
-from .scheduler import Scheduler, Task, set_active
+from .scheduler import Scheduler, set_active
 from .strategies import Replay, Strategy, write_schedule
+from .task import Task
 
 _clock = time.perf_counter
 # Runs between two collections of cyclic garbage.
@@ -64,9 +65,11 @@ class Run:
         """The program's verdict, and what no program may do: hang, run on for ever, or let a thread die."""
         scheduler = self.scheduler
         verdict = self._judge()
-        general = [scheduler.ending] if scheduler.ending is not None else []
-        if scheduler.ending is None:
-            general += [f"thread died: {type(task.error).__name__}" for task in scheduler.tasks if task.error is not None]
+        if scheduler.ending is not None:
+            general = [scheduler.ending]
+        else:
+            errors = [task.error for task in scheduler.tasks if task.error is not None]
+            general = [f"thread died: {type(error).__name__}" for error in errors]
         violations = tuple(dict.fromkeys((*general, *verdict.violations)))
         return Verdict(violations, (verdict.outcome, scheduler.ending), verdict.transcript)
 
@@ -163,7 +166,7 @@ def explore(
                 break
             if (runs + pruned) % _COLLECT_EVERY == 0:
                 collect()
-    name = scenario or getattr(program, "__name__", "program")
+    name = scenario or str(getattr(program, "__name__", "program"))
     return Result(
         name, strategy.label, granularity, runs, pruned, failing, complete, _clock() - started,
         steps, longest, frozenset(outcomes), dict(kinds.most_common()), first,
@@ -179,8 +182,12 @@ def run_once(program: Program, strategy: Strategy, **options: Any) -> tuple[Sche
             run = Run(scheduler)
             with run.context:
                 program(run)
-                run.start()
-                scheduler.run()
+                try:
+                    run.start()
+                    scheduler.run()
+                except BaseException:
+                    scheduler.abandon()
+                    raise
                 return scheduler, None if scheduler.ending == "pruned" else run.verdict()
     finally:
         set_active(None)

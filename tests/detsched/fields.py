@@ -1,16 +1,16 @@
 """Makes every access to an instance field of given classes a visible operation.
 
-Switch points at locks and sockets alone prove nothing about a program that forgot a lock: the forgotten access would be
-invisible. Within `watched(Client, Pool)` each field of these classes is a data descriptor that announces READ or WRITE,
-and stores the value where it was stored before (instance dictionary or slot). The fields of a class are found by reading its
-code: every name that a method of the class or its bases assigns to an attribute, plus annotations and slots; so that they are
-known before the first run and the same in every run.
+Switch points at locks and sockets alone prove nothing about a program that forgot a lock: the forgotten access would
+be invisible. Within `watched(Client, Pool)` each field of these classes is a data descriptor that announces READ or
+WRITE, and stores the value where it was stored before (instance dictionary or slot). The fields of a class are found
+by reading its code: every name that a method of the class or its bases assigns to an attribute, plus annotations and
+slots; so that they are known before the first run and the same in every run.
 
-* A field that holds a mutable container (list, dict, set, deque, ...) is announced as WRITE even when it is only read:
-  what is done to the container follows in the same step. Not seen: an alias kept across a switch point, and the single
-  steps of a loop over the container.
-* A field that only `__init__` assigns is *constant*: no switch point, since reading it commutes with everything. That is
-  checked: another write raises `AssertionError`. More constant names can be given.
+* A field that holds a mutable container (list, dict, set, deque, ...) is announced as WRITE even when it is only
+  read: what is done to the container follows in the same step. Not seen: an alias kept across a switch point, and the
+  single steps of a loop over the container.
+* A field that only `__init__` assigns is *constant*: no switch point, since reading it commutes with everything. That
+  is checked: another write raises `AssertionError`. More constant names can be given.
 
 Left out: module globals, class attributes, fields of classes not named.
 """
@@ -18,14 +18,15 @@ Left out: module globals, class attributes, fields of classes not named.
 from __future__ import annotations
 
 import dis
+import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from .ops import READ, WRITE, Op, Shared
-from .scheduler import active
+from .scheduler import Scheduler, active
 
 _CONTAINERS: Final = (
     list, dict, set, deque, bytearray,
@@ -43,22 +44,37 @@ class _Cells(dict[str, Shared]):
         self.owner = owner
 
 
-_slotted: weakref.WeakKeyDictionary[Any, _Cells] = weakref.WeakKeyDictionary()
-
-
-def _cell(obj: Any, name: str, label: str) -> Shared:
+def _cell(scheduler: Scheduler, obj: Any, name: str, label: str) -> Shared:
     store = getattr(obj, "__dict__", None)
-    cells: _Cells | None = _slotted.get(obj) if store is None else store.get(_CELLS)
-    if cells is None or cells.owner != id(obj):
-        cells = _Cells(id(obj))
-        if store is None:
-            _slotted[obj] = cells
-        else:
-            store[_CELLS] = cells
+    if store is None:
+        cells = _cells_of_slotted(scheduler, obj)
+    else:
+        cells = store.get(_CELLS)
+        if cells is None or cells.owner != id(obj):
+            cells = store[_CELLS] = _Cells(id(obj))
     cell = cells.get(name)
     if cell is None:
         cell = cells[name] = Shared(label)
     return cell
+
+
+def _cells_of_slotted(scheduler: Scheduler, obj: Any) -> _Cells:
+    # Kept with the run, by identity; an object that cannot be referred to weakly lives until the run is over.
+    known = scheduler.slotted.get(id(obj))
+    if known is not None and known[0]() is obj:
+        cells: _Cells = known[1]
+        return cells
+    try:
+        reference: Callable[[], Any] = weakref.ref(obj)
+    except TypeError:
+        reference = functools.partial(_identity, obj)
+    cells = _Cells(id(obj))
+    scheduler.slotted[id(obj)] = (reference, cells)
+    return cells
+
+
+def _identity(obj: Any) -> Any:
+    return obj
 
 
 class _Field:
@@ -68,8 +84,8 @@ class _Field:
         self.name = name
         self.label = f"{cls.__name__}.{name}"
         self.inherited = inherited
-        # A slot (or another data descriptor in C) keeps its value itself; else it lives in the instance dictionary.
-        self.slot = inherited if isinstance(inherited, (types.MemberDescriptorType, types.GetSetDescriptorType)) else None
+        # A slot keeps its value itself; else it lives in the instance dictionary.
+        self.slot = inherited if isinstance(inherited, types.MemberDescriptorType) else None
         self.constant = constant
 
     def _load(self, obj: Any, cls: type | None) -> Any:
@@ -102,7 +118,7 @@ class _Field:
             if me is not None:
                 container = isinstance(self._peek(obj), _CONTAINERS)
                 if container or not self.constant:
-                    op = Op(WRITE if container else READ, _cell(obj, self.name, self.label))
+                    op = Op(WRITE if container else READ, _cell(scheduler, obj, self.name, self.label))
                     scheduler.step(me, op)
                     # Another thread may have put a container there while this one waited for its turn.
                     if op.kind is READ and isinstance(self._peek(obj), _CONTAINERS):
@@ -117,7 +133,7 @@ class _Field:
                 if self.constant:
                     assert self._peek(obj) is _MISSING, f"write to the constant field {self.label}"
                 else:
-                    scheduler.step(me, Op(WRITE, _cell(obj, self.name, self.label)))
+                    scheduler.step(me, Op(WRITE, _cell(scheduler, obj, self.name, self.label)))
 
     def __set__(self, obj: Any, value: Any) -> None:
         self._announce_write(obj)

@@ -1,8 +1,8 @@
 """The client's end of a connection to the model server: enough of `socket.socket`, every transfer announced.
 
-`sendall` is one step, however long the data. `recv` takes whatever is there, as a real one does; `readline` of a file made by
-`makefile("rb")` takes one line and leaves the rest (the real reader buffers ahead, which no command-and-reply client can
-tell). `shutdown` from any thread ends a read that is blocked. `settimeout` is no switch point. There is no
+`sendall` is one step, however long the data. `recv` takes whatever is there, as a real one does; `readline` of a file
+made by `makefile("rb")` takes one line and leaves the rest (the real reader buffers ahead, which no command-and-reply
+client can tell). `shutdown` from any thread ends a read that is blocked. `settimeout` is no switch point. There is no
 `fileno`: nothing here can be polled.
 """
 
@@ -14,8 +14,9 @@ import socket
 from typing import Any
 
 from .ops import CLOSE, LOOK, READLINE, RECV, SEND, SHUTDOWN, Op
-from .scheduler import Abort, Scheduler, Task, UncontrolledBlocking, active
+from .scheduler import Scheduler, active
 from .smtpmodel import Connection, Reply
+from .task import Abort, Task, UncontrolledBlocking
 
 
 class ModelSocket:
@@ -71,7 +72,7 @@ class ModelSocket:
             if me is None:
                 raise UncontrolledBlocking("the set-up of a run would wait for the server for ever")
             assert timeout is not None
-            scheduler.timed_out(me, timeout)
+            scheduler.clock.timed_out(me, op)
             raise TimeoutError("timed out")
         return me
 

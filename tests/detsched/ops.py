@@ -1,9 +1,9 @@
 """What a thread can announce, and which announcements commute.
 
-This module owns the vocabulary of the scheduler: an `Op` is one visible operation that a thread is about to
-perform on one `Shared` object, and `dependent` says whether the order of two operations can matter. Everything that
-the reduced search leaves out, it leaves out because of this file, so the rules are few and default to the safe side:
-two operations on the same object are dependent unless the pair is listed here with its reason.
+This module owns the vocabulary of the scheduler: an `Op` is one visible operation that a thread is about to perform
+on one `Shared` object, and `dependent` says whether the order of two operations can matter. Everything that the
+reduced search leaves out, it leaves out because of this file, so the rules are few and default to the safe side: two
+operations on the same object are dependent unless the pair is listed here with its reason.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Shared:
     """Something that threads operate on: a lock, a field, a connection, a thread.
 
     Its identity decides dependence; `name` is for people; `time` is the virtual time of the last operation on it
-    (see `Scheduler._carry_time`).
+    (see clock.py).
     """
 
     __slots__ = ("__weakref__", "name", "time")
@@ -59,7 +59,7 @@ class Shared:
 class Op:
     """One announced operation, and after it was performed one event of the trace."""
 
-    __slots__ = ("barrier", "cause", "kind", "note", "obj", "ready", "tid", "timeout")
+    __slots__ = ("barrier", "cause", "deadline", "kind", "note", "obj", "ready", "tid", "timeout")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Op:
         self.note = note
         # A bound on the wait in seconds; None waits for ever. See Scheduler for when a wait may time out.
         self.timeout = timeout
+        self.deadline = 0.0
         self.tid = -1
         # Position in the trace of the event that brought what this one took (-1: none).
         self.cause = -1

@@ -1,10 +1,10 @@
 """The oracle: what must hold when a run is over, whatever the schedule was.
 
-For each message: exactly one stored envelope with its own sender, its own accepted recipients and its own body if it was
-reported sent, none if it was reported not sent, at most one if in doubt; its refused recipients reported to its own thread and
-no other. For each connection: no reply read by a thread that did not cause it, no foreign command inside a transaction, no
-command out of sequence. For the server: connections within the bound. Deadlock, endless runs and dying threads are the
-explorer's to notice.
+For each message: exactly one stored envelope with its own sender, its own accepted recipients and its own body if it
+was reported sent, none if it was reported not sent, at most one if in doubt; its refused recipients reported to its
+own thread and no other. For each connection: no reply read by a thread that did not cause it, no foreign command
+inside a transaction, no command out of sequence. For the server: connections within the bound. Deadlock, endless runs
+and dying threads are the explorer's to notice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .explore import Verdict
-from .smtpmodel import Envelope, ModelServer
+from .modelserver import ModelServer
+from .smtpmodel import Envelope
 
 SENT: Final = "sent"
 NOT_SENT: Final = "not sent"

@@ -1,10 +1,10 @@
 """Puts the controlled primitives where programs look for them, and puts everything back.
 
 A program comes under control unchanged if it makes its locks, conditions and threads through `threading.X` at call
-time. The stdlib's Condition, Event, Semaphore, Barrier, Queue, Future and ThreadPoolExecutor do; what they took out of
-`threading` or `time` when they were imported is replaced in their modules too. `threading.local` needs nothing: the
-threads are real. Not covered: subclasses of the real `threading.Thread` (`threading.Timer` is one), locks made
-at import, `time.time` and `time.perf_counter`.
+time. The stdlib's Condition, Event, Semaphore, Barrier, Queue, Future and ThreadPoolExecutor do; what they took out
+of `threading` or `time` when they were imported is replaced in their modules too. `threading.local` needs nothing:
+the threads are real. Not covered: subclasses of the real `threading.Thread` (`threading.Timer` is one), locks made at
+import, `time.time` and `time.perf_counter`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import weakref
 from concurrent.futures import _base as futures_base
 from typing import Any
 
-from .primitives import Lock, RLock, SimpleQueue, Thread, current_thread_of, facades, get_ident
-from .scheduler import Abort, active
+from .clock import EPOCH
+from .primitives import Lock, RLock, SimpleQueue
+from .scheduler import active
+from .task import Abort
+from .threads import Thread, current_thread_of, facades, get_ident
 
 _real_monotonic = time.monotonic
 _real_sleep = time.sleep
@@ -29,7 +32,10 @@ _real_current_thread = threading.current_thread
 
 def _monotonic() -> float:
     scheduler = active()
-    return _real_monotonic() if scheduler is None else scheduler.clock()
+    if scheduler is None:
+        return _real_monotonic()
+    me = scheduler.me()
+    return EPOCH if me is None else scheduler.clock.now(me)
 
 
 def _sleep(seconds: float) -> None:
@@ -39,7 +45,7 @@ def _sleep(seconds: float) -> None:
     if scheduler is None or me is None:
         _real_sleep(seconds)
     else:
-        scheduler.pass_time(me, seconds)
+        scheduler.clock.sleep(me, seconds)
 
 
 def _current_thread() -> Any:

@@ -1,28 +1,24 @@
-"""Locks and threads under the scheduler's control, with the interfaces of `threading`'s.
+"""Locks and the simple queue under the scheduler's control, with the interfaces of the stdlib's.
 
 `Lock` and `RLock` announce acquire and release; the stdlib's own Condition, Event, Semaphore, Barrier, Queue, Future
-and ThreadPoolExecutor are Python code on top of locks and so come under control by way of `patching.py`. `Thread` starts a real
-OS thread that the scheduler controls. Outside a run (set-up, verdict, after it) the locks work for one thread at a time and
-raise where they would have to wait.
+and ThreadPoolExecutor are Python code on top of locks and so come under control by way of patching.py. Outside a run
+(set-up, verdict, after it) the locks work for one thread at a time and raise where they would have to wait.
 
 An inner acquire or release of an RLock by its owner is no switch point: nobody can tell whether it happened.
 """
 
 from __future__ import annotations
 
-import _thread
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from .ops import ACQUIRE, ALIVE, GET, JOIN, LOCKED, PUT, RELEASE, TIMED, TIMED_GET, TIMED_JOIN, TRY, Op, Shared
-from .scheduler import Abort, Scheduler, Task, active
+from .ops import ACQUIRE, GET, LOCKED, PUT, RELEASE, TIMED, TIMED_GET, TRY, Op, Shared
+from .scheduler import Scheduler, active
+from .task import Abort, Task
 
 #: Owner of a lock that was taken outside the controlled threads.
 OUTSIDE: Final = Shared("outside")
-#: Thread identifiers under control: this plus the task's number, so that no run depends on what the OS reuses.
-IDENT_BASE: Final = 1_000_000
 
 
 class _BaseLock(Shared):
@@ -42,16 +38,16 @@ class _BaseLock(Shared):
             scheduler.unwinding(me)
             return True
         if not blocking or timeout == 0:
-            scheduler.step(me, Op(TRY, self))
+            op = Op(TRY, self)
         elif timeout > 0:
             # With no early time-out left this waits like any other, so that the search need not try it while busy.
-            kind = TIMED if me.timeouts_left else ACQUIRE
-            scheduler.step(me, Op(kind, self, self._free, timeout=timeout))
+            op = Op(TIMED if me.timeouts_left else ACQUIRE, self, self._free, timeout=timeout)
         else:
-            scheduler.step(me, Op(ACQUIRE, self, self._free))
+            op = Op(ACQUIRE, self, self._free)
+        scheduler.step(me, op)
         if self._owner is not None and scheduler.ending is None:
-            if timeout > 0:
-                scheduler.timed_out(me, timeout)
+            if op.timeout is not None:
+                scheduler.clock.timed_out(me, op)
             return False
         self._owner, self._count = me, 1
         me.held.add(self)
@@ -213,9 +209,9 @@ class SimpleQueue(Shared):
             scheduler.step(me, op)
             if self._items:
                 _, op.cause, time = self._items[0]
-                me.now = max(me.now, time)
-            elif timeout:
-                scheduler.timed_out(me, timeout)
+                scheduler.clock.arrived(me, time)
+            elif op.timeout is not None:
+                scheduler.clock.timed_out(me, op)
         if not self._items:
             raise queue.Empty
         return self._items.popleft()[0]
@@ -232,106 +228,3 @@ class SimpleQueue(Shared):
         if scheduler is not None and me is not None and scheduler.ending is None:
             scheduler.step(me, Op(LOCKED, self))
         return len(self._items)
-
-
-class Thread:
-    """`threading.Thread`: start, join, is_alive, name, daemon, ident. `run` may be overridden."""
-
-    def __init__(
-        self,
-        group: None = None,
-        target: Callable[..., object] | None = None,
-        name: str | None = None,
-        args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        daemon: bool | None = None,
-    ) -> None:
-        self._task: Task | None = None
-        self._target, self._args, self._kwargs = target, tuple(args), dict(kwargs or {})
-        scheduler = active()
-        self.name = str(name) if name else (scheduler.fresh_name("Thread-") if scheduler is not None else "Thread")
-        self.daemon = bool(daemon)
-
-    def __repr__(self) -> str:
-        return f"<controlled thread {self.name}>"
-
-    def run(self) -> None:
-        if self._target is not None:
-            self._target(*self._args, **self._kwargs)
-
-    def start(self) -> None:
-        scheduler = active()
-        if scheduler is None:
-            raise RuntimeError("a controlled thread can only start within a run")
-        if self._task is not None:
-            raise RuntimeError("threads can only be started once")
-        me = scheduler.me()
-        if me is not None and scheduler.ending is not None:
-            scheduler.unwinding(me)
-            return
-        self._task = scheduler.spawn(self._bootstrap, self.name, observed=True)
-
-    def _bootstrap(self) -> None:
-        scheduler = active()
-        task = scheduler.me() if scheduler is not None else None
-        assert task is not None
-        facades[task] = self
-        self.run()
-
-    def join(self, timeout: float | None = None) -> None:
-        scheduler, task = active(), self._task
-        if task is None:
-            raise RuntimeError("cannot join thread before it is started")
-        me = scheduler.me() if scheduler is not None else None
-        if scheduler is None or me is None or scheduler.ending is not None:
-            return
-        if task is me:
-            raise RuntimeError("cannot join current thread")
-        early = timeout is not None and me.timeouts_left != 0
-        scheduler.step(me, Op(TIMED_JOIN if early else JOIN, task, lambda: task.done, timeout=timeout))
-        if timeout is not None and not task.done:
-            scheduler.timed_out(me, timeout)
-
-    def is_alive(self) -> bool:
-        scheduler, task = active(), self._task
-        if task is None:
-            return False
-        me = scheduler.me() if scheduler is not None else None
-        if scheduler is not None and me is not None and scheduler.ending is None and task is not me:
-            scheduler.step(me, Op(ALIVE, task))
-        return not task.done
-
-    @property
-    def ident(self) -> int | None:
-        return None if self._task is None else IDENT_BASE + self._task.tid
-
-    native_id = ident
-
-
-class _Facade(Thread):
-    """What `current_thread()` returns in a thread that the scenario, not the program, started."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(name=task.name)
-        self._task = task
-
-
-#: Thread objects by task, for `current_thread()`; emptied after each run.
-facades: dict[Task, Thread] = {}
-
-_real_get_ident = _thread.get_ident
-
-
-def get_ident() -> int:
-    """`threading.get_ident`: in a controlled thread a number that is the same in every run."""
-    scheduler = active()
-    me = scheduler.me() if scheduler is not None else None
-    return _real_get_ident() if me is None else IDENT_BASE + me.tid
-
-
-def current_thread_of(me: Task) -> Thread:
-    thread = facades.get(me)
-    if thread is None:
-        thread = facades[me] = _Facade(me)
-    return thread

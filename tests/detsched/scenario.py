@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from .explore import Run
+from .modelserver import ModelServer
 from .oracle import Job, Ledger, verdict
-from .smtpmodel import ModelServer
 
 
 class PostOffice:
@@ -46,4 +47,8 @@ class PostOffice:
         """`threads` threads that each send `messages` messages by a function like `smtplib.SMTP.sendmail`."""
         for thread in range(threads):
             jobs = self.jobs(thread, messages, recipients)
-            self.run.thread(lambda jobs=jobs: [self.ledger.send(job, sendmail) for job in jobs], f"T{thread}")
+            self.run.thread(partial(self._send_all, jobs, sendmail), f"T{thread}")
+
+    def _send_all(self, jobs: list[Job], sendmail: Callable[[str, list[str], bytes], Any]) -> None:
+        for job in jobs:
+            self.ledger.send(job, sendmail)

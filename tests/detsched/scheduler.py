@@ -1,18 +1,20 @@
 """The scheduler: real threads, one baton, and a chooser that says who moves next.
 
-Every controlled thread is a real OS thread, but only the holder of the baton runs. Before a visible operation (`ops.py`)
-a thread *announces* it with `Scheduler.step` and then the chooser picks, among all threads whose announced operation
-is possible now, the one that performs its operation and runs on to its next announcement. What a thread does between
-two announcements is therefore atomic, and a run is a function of the choices alone: the same choices, the same run.
+Every controlled thread is a real OS thread, but only the holder of the baton runs. Before a visible operation
+(`ops.py`) a thread *announces* it with `Scheduler.step` and then the chooser picks, among all threads whose announced
+operation is possible now, the one that performs its operation and runs on to its next announcement. What a thread
+does between two announcements is therefore atomic, and a run is a function of the choices alone: the same choices,
+the same run.
 
 Guaranteed: at most one controlled thread runs; a state in which threads remain and none can move is a *deadlock*
 verdict, at once and not after a timeout; a run of more than `max_steps` operations ends as *steps*; a thread that
-blocks on something the scheduler does not own raises `UncontrolledBlocking` in the caller of `run`. A run that is given
-up unwinds every thread by the exception `Abort`, so that none is left behind.
+blocks on something the scheduler does not own raises `UncontrolledBlocking` in the caller of `run`. A run that is
+given up unwinds every thread by the exception `Abort`, so that none is left behind.
 
-Timed waits. A wait with a timeout *may time out whenever its thread is scheduled while it cannot succeed*: that covers
-every real length of the delay. `timeouts` bounds how often each thread may use that freedom in a run (None: always).
-Beyond it a wait times out only when no thread can move otherwise, the earliest deadline first, as real time would do.
+Timed waits. A wait with a timeout *may time out whenever its thread is scheduled while it cannot succeed*: that
+covers every real length of the delay. `timeouts` bounds how often each thread may use that freedom in a run (None:
+always). Beyond it a wait times out only when no thread can move otherwise, the earliest deadline first, as real time
+would do.
 
 Left to others: what is visible (primitives.py, fields.py, modelsocket.py), who moves (strategies.py, dpor.py).
 """
@@ -21,70 +23,22 @@ from __future__ import annotations
 
 import _thread
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from .ops import ALIVE, END, GET, JOIN, LOCKED, READ, READLINE, Op, Shared
+from .clock import Clock
+from .ops import END, Op
+from .task import Abort, Task, UncontrolledBlocking
 
-_real_lock = _thread.allocate_lock
 _get_ident = _thread.get_ident
+_real_clock = time.monotonic
+_real_sleep = time.sleep
 
-#: Virtual monotonic time at which every run starts, in seconds.
-EPOCH: Final = 1000.0
 # Operations a thread may go through while it unwinds, before Abort is raised in it once more: enough for `finally`
 # blocks, and an end for a loop that swallows BaseException and waits again (as the stdlib's executor does).
 _UNWIND_STEPS: Final = 100
-# Virtual time must not depend on the order of operations that commute. These do not pass it on ...
-_QUIET: Final = frozenset({READ, READLINE, GET, LOCKED, JOIN, ALIVE})
-# ... and these take it from what they get, not from the place where they get it.
-_BROUGHT: Final = frozenset({READLINE, GET})
-
-
-class Abort(BaseException):
-    """Unwinds a controlled thread when its run is given up."""
-
-
-class UncontrolledBlocking(RuntimeError):
-    """A controlled thread blocked on something that the scheduler does not own."""
-
-
-class NonDeterminism(RuntimeError):
-    """The program did something else when the same choices were made again."""
-
-
-class Task(Shared):
-    """A controlled thread."""
-
-    __slots__ = ("counters", "done", "error", "function", "go", "held", "launching", "now", "observed", "parked", "pending",
-                 "tid", "timeouts_left", "unwound")  # fmt: skip
-
-    def __init__(self, tid: int, name: str, function: Callable[[], object], *, observed: bool) -> None:
-        super().__init__(name)
-        self.tid = tid
-        self.function = function
-        # Can others join it or ask whether it is alive? Only then is its end an operation.
-        self.observed = observed
-        self.go = _real_lock()
-        self.go.acquire()
-        self.parked = _real_lock()
-        self.parked.acquire()
-        self.launching = True
-        self.pending: Op | None = None
-        self.done = False
-        self.error: BaseException | None = None
-        self.now = 0.0
-        self.timeouts_left = -1
-        self.unwound = 0
-        self.counters: dict[str, int] = {}
-        # Locks this thread holds, for oracles.
-        self.held: set[Shared] = set()
-
-    def fresh_name(self, kind: str) -> str:
-        """A name for a new object, the same in every run in which this thread comes to the same place."""
-        number = self.counters.get(kind, 0)
-        self.counters[kind] = number + 1
-        return f"{kind}{self.tid}.{number}"
 
 
 class Chooser(Protocol):
@@ -132,13 +86,17 @@ class Scheduler:
         # True while a choice is made only among waits that time out because nothing else can happen.
         self.quiescent = False
         self.error: Exception | None = None
-        self._time_moved = False
+        # For fields.py: the switch points of objects without a dictionary, by identity.
+        self.slotted: dict[int, tuple[Callable[[], Any], Any]] = {}
+        self.clock = Clock()
         self._by_ident: dict[int, Task] = {}
         self._setup_names: dict[str, int] = {}
         self._started = False
-        self._finished = _real_lock()
+        self._finished = _thread.allocate_lock()
         self._finished.acquire()
         self._running: Task | None = None
+        # The thread that blocked out of control, if there is one: it cannot be told anything.
+        self._lost: Task | None = None
 
     # Identity ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +169,7 @@ class Scheduler:
 
     def _unwind_next(self) -> None:
         for task in self.tasks:
-            if not task.done:
+            if not (task.done or task.launching or task is self._lost):
                 task.go.release()
                 return
         self._finished.release()
@@ -227,6 +185,8 @@ class Scheduler:
             self.unwinding(task)
             return
         op.tid = task.tid
+        if op.timeout is not None:
+            op.deadline = task.now + op.timeout
         task.pending = op
         if task.launching:
             task.launching = False
@@ -241,8 +201,8 @@ class Scheduler:
                 chosen.go.release()
                 task.go.acquire()
                 self._running = task
-        if self.ending is not None:
-            task.unwound = 1
+        if self.ending is not None:  # by this choice, or while this thread waited
+            task.unwound = 1  # type: ignore[unreachable]
             raise Abort
 
     def unwinding(self, task: Task) -> None:
@@ -283,12 +243,12 @@ class Scheduler:
         chosen.pending = None
         op.barrier, self.quiescent = self.quiescent, False
         self.trace.append(op)
-        if self._time_moved:
-            self._carry_time(chosen, op)
+        if self.clock.moved:
+            self.clock.carry(chosen, op)
         return chosen
 
     def _earliest_deadlines(self) -> list[Task]:
-        waits = [(t.now + t.pending.timeout, t) for t in self.tasks if t.pending and t.pending.timeout is not None]
+        waits = [(t.pending.deadline, t) for t in self.tasks if t.pending and t.pending.timeout is not None]
         earliest = min((deadline for deadline, _ in waits), default=0.0)
         return [task for deadline, task in waits if deadline == earliest]
 
@@ -296,36 +256,6 @@ class Scheduler:
         self.stuck = [task.pending for task in self.tasks if task.pending is not None]
         if self.stuck:
             self.ending = "deadlock"
-
-    # Virtual time -----------------------------------------------------------------------------------------------
-
-    def pass_time(self, task: Task, seconds: float) -> None:
-        """`task` has waited so long. Other threads learn of it when they operate on something it touched since."""
-        if seconds > 0:
-            self._time_moved = True
-            task.now += seconds
-
-    def timed_out(self, task: Task, seconds: float) -> None:
-        """A timed wait of `task` ended without success."""
-        if task.timeouts_left > 0:
-            task.timeouts_left -= 1
-        self.pass_time(task, seconds)
-
-    def clock(self) -> float:
-        """Virtual monotonic time of the calling thread, in seconds."""
-        task = self.me()
-        return EPOCH + (task.now if task is not None else max((t.now for t in self.tasks), default=0.0))
-
-    def _carry_time(self, task: Task, op: Op) -> None:
-        # Each thread has its own clock and clocks meet along happens-before edges, as Lamport's do. So the reading of
-        # a clock is no operation on anything shared, yet no thread ever sees a time stamp from its future.
-        obj = op.obj
-        if op.kind not in _BROUGHT and obj.time > task.now:
-            task.now = obj.time
-        if op.kind not in _QUIET and task.now > obj.time:
-            obj.time = task.now
-        if op.barrier:
-            task.now = max(task.now, *(other.now for other in self.tasks))
 
     # The run ----------------------------------------------------------------------------------------------------
 
@@ -339,11 +269,27 @@ class Scheduler:
         seen = -1
         while not self._finished.acquire(timeout=self.patience):
             if len(self.trace) == seen:
-                self.ending = "uncontrolled"
                 raise UncontrolledBlocking(self._where())
             seen = len(self.trace)
         if self.error is not None:
             raise self.error
+
+    def abandon(self) -> None:
+        """After an exception in the set-up, or in `run`: end all threads that can be ended."""
+        if self.ending is None or self._lost is None:
+            self.ending = self.ending or "error"
+            self._lost = self._running
+            self._unwind_next()
+            self._finished.acquire(timeout=self.patience)
+
+    def ended_within(self, seconds: float) -> bool:
+        """After `UncontrolledBlocking`: did all threads end after all, once what blocked them let go?"""
+        deadline = _real_clock() + seconds
+        while not all(task.done for task in self.tasks):
+            if _real_clock() > deadline:
+                return False
+            _real_sleep(0.001)
+        return True
 
     def _where(self) -> str:
         task = self._running

@@ -1,23 +1,25 @@
 """A strict SMTP server in memory: a state machine for each connection, and an exact record of who caused what.
 
-Strict means: whatever RFC 5321 calls out of sequence is answered 5yz and noted as a violation, because a correct client
-never gets there. Each byte that comes in and each reply that goes out carries the thread that caused it, so that the oracle
-can tell a foreign command inside a transaction and a reply read by the wrong thread. The server answers at once: that an
-answer is late is one of the schedules, not a delay.
+Strict means: whatever RFC 5321 calls out of sequence is answered 5yz and noted as a violation, because a correct
+client never gets there. Each byte that comes in and each reply that goes out carries the thread that caused it, so
+that the oracle can tell a foreign command inside a transaction and a reply read by the wrong thread. The server
+answers at once: that an answer is late is one of the schedules, not a delay.
 
-The socket to it is in modelsocket.py. No TLS, no authentication.
+The server is in modelserver.py, the socket to it in modelsocket.py. No TLS, no authentication.
 """
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from .ops import CLOSE, CONNECT, SHUTDOWN, Op, Shared
-from .scheduler import Task, active
+from .ops import Shared
+from .task import Task
+
+if TYPE_CHECKING:
+    from .modelserver import ModelServer
 
 #: In a mapping of faults by connection: every connection.
 EVERY: Final = -1
@@ -70,8 +72,8 @@ class Envelope:
 class Connection(Shared):
     """One connection: command state machine, replies under way, transcript."""
 
-    __slots__ = ("_command_count", "_data", "_envelope", "_partial", "_partial_owner", "_state", "_stored", "closed", "eof",
-                 "lockset", "number", "owner", "replies", "server", "transcript", "violations")  # fmt: skip
+    __slots__ = ("_command_count", "_data", "_envelope", "_partial", "_partial_owner", "_state", "_stored", "closed",
+                 "eof", "lockset", "number", "owner", "replies", "server", "transcript", "violations")  # fmt: skip
 
     def __init__(self, server: ModelServer, name: str, number: int) -> None:
         super().__init__(name)
@@ -85,10 +87,16 @@ class Connection(Shared):
         self.owner: Task | None = None
         self.lockset: set[Shared] | None = None
         self._state = "idle"
-        self._partial, self._partial_owner = b"", None
+        self._partial = b""
+        self._partial_owner: Task | None = None
         self._envelope: Envelope | None = None
         self._data: list[bytes] = []
         self._command_count = self._stored = 0
+
+    @property
+    def idle(self) -> bool:
+        """Open on both sides, and no transaction under way."""
+        return self._state == "idle" and not (self.closed or self.eof)
 
     def violate(self, text: str) -> None:
         if text not in self.violations:
@@ -96,7 +104,7 @@ class Connection(Shared):
 
     def reply(self, text: str, who: Task | None, cause: int) -> None:
         now = who.now if who is not None else 0.0
-        self.transcript.append((_name(who), "<", text))
+        self.transcript.append((name_of(who), "<", text))
         self.replies.append(Reply(text.encode() + b"\r\n", who, cause, now))
 
     def hang_up(self) -> None:
@@ -120,7 +128,7 @@ class Connection(Shared):
 
     def _line(self, line: bytes, who: Task | None, cause: int) -> None:
         text = line.decode("utf-8", "replace")
-        self.transcript.append((_name(who), ">", text))
+        self.transcript.append((name_of(who), ">", text))
         if self.owner is not None and who is not self.owner:
             self.violate("foreign command inside a transaction")
         if self._state == "data":
@@ -128,7 +136,7 @@ class Connection(Shared):
             return
         self._command_count += 1
         if self._command_count == self.server.fault(self.server.faults.drop, self.number):
-            self.transcript.append((_name(who), "<", "(hangs up)"))
+            self.transcript.append((name_of(who), "<", "(hangs up)"))
             self.hang_up()
             return
         verb, _, argument = text.partition(" ")
@@ -225,86 +233,5 @@ _COMMANDS: Final[dict[str, Callable[[Connection, str, Task | None], str]]] = {
 _PARAMETERS: Final = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8"}
 
 
-class ModelServer(Shared):
-    """The server: where its connections are made, and what was delivered.
-
-    `extensions` are the EHLO lines. `bound` is the number of connections allowed at once (None: no bound): more is a
-    violation. `lockset=True` notes a violation for a connection that was ever used by two threads without one and the
-    same lock held in common (Savage et al., *Eraser*, 1997). With `read_timeouts=True` a read may time out as its socket says; without
-    it, a read that nothing will ever answer is a deadlock.
-    """
-
-    __slots__ = ("bound", "connections", "delivered", "extensions", "faults", "lockset", "most_open", "ordered", "patch",
-                 "read_timeouts")  # fmt: skip
-
-    def __init__(
-        self,
-        *extensions: str,
-        faults: Faults | None = None,
-        bound: int | None = None,
-        lockset: bool = False,
-        read_timeouts: bool = False,
-        ordered: bool = False,
-    ) -> None:
-        super().__init__("server")
-        self.extensions = {line.split(" ")[0].upper(): line for line in extensions}
-        self.faults = faults or Faults()
-        self.bound, self.lockset, self.read_timeouts = bound, lockset, read_timeouts
-        # Does the order of connects and closes of different connections matter? If not, they commute.
-        self.ordered = ordered or bound is not None or self.faults.by_number
-        self.connections: list[Connection] = []
-        self.delivered: list[Envelope] = []
-        self.most_open = 0
-
-    def fault(self, by_connection: Mapping[int, int], number: int) -> int | None:
-        return by_connection.get(number, by_connection.get(EVERY))
-
-    def create_connection(self, address: Any, timeout: Any = None, source_address: Any = None, **_: Any) -> Any:
-        """In the place of `socket.create_connection`."""
-        from .modelsocket import ModelSocket
-
-        scheduler = active()
-        assert scheduler is not None, "the model server lives within a run"
-        me = scheduler.me()
-        connection = Connection(self, scheduler.fresh_name("conn"), 0)
-        if me is not None:
-            scheduler.step(me, Op(CONNECT, self if self.ordered else connection))
-        connection.number = len(self.connections)
-        self.connections.append(connection)
-        if connection.number in self.faults.refuse_connects:
-            connection.closed = connection.eof = True
-            connection.transcript.append((_name(me), "<", "(refuses the connection)"))
-            raise ConnectionRefusedError(111, "connection refused by the model server")
-        self.most_open = max(self.most_open, sum(not c.closed for c in self.connections))
-        if connection.number in self.faults.greet_421:
-            connection.reply("421 4.3.2 not now", me, len(scheduler.trace) - 1)
-            connection.hang_up()
-        else:
-            connection.reply("220 model ready", me, len(scheduler.trace) - 1)
-        return ModelSocket(connection, timeout if isinstance(timeout, (int, float)) else None)
-
-    def hang_up_idle(self) -> None:
-        """Hang up on every connection that has no transaction open; called by a thread of the scenario."""
-        scheduler = active()
-        me = scheduler.me() if scheduler is not None else None
-        assert self.ordered, "a server that is asked to hang up must be made with ordered=True"
-        if scheduler is not None and me is not None:
-            scheduler.step(me, Op(CLOSE, self))
-        for connection in list(self.connections):
-            if scheduler is not None and me is not None:
-                scheduler.step(me, Op(SHUTDOWN, connection))
-            if connection.owner is None and connection._state == "idle" and not connection.closed:
-                connection.transcript.append(("server", "<", "(hangs up)"))
-                connection.hang_up()
-
-    def __enter__(self) -> ModelServer:
-        self.patch = socket.create_connection
-        socket.create_connection = self.create_connection
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        socket.create_connection = self.patch
-
-
-def _name(who: Task | None) -> str:
+def name_of(who: Task | None) -> str:
     return who.name if who is not None else "set-up"

@@ -1,9 +1,9 @@
 """Choosers: who moves next, for one run or for a whole search.
 
-A `Strategy` is asked before each run (`begin`), at each choice (`pick`), and after each run (`finished`), which says whether
-another run is wanted. Here: plain depth-first search (all schedules, or all with a bounded number of preemptions),
-random walk, PCT, replay of a written schedule, and a schedule given as its preemptions (what Hypothesis draws). The reduced
-search has its own module, dpor.py.
+A `Strategy` is asked before each run (`begin`), at each choice (`pick`), and after each run (`finished`), which says
+whether another run is wanted. Here: plain depth-first search (all schedules, or all with a bounded number of
+preemptions), random walk, PCT, replay of a written schedule, and a schedule given as its preemptions (what Hypothesis
+draws). The reduced search has its own module, dpor.py.
 
 A *preemption* is a choice against a thread that could have gone on.
 """
@@ -14,7 +14,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from .scheduler import NonDeterminism, Scheduler, Task
+from .scheduler import Scheduler
+from .task import NonDeterminism, Task
 
 
 class Strategy(Protocol):
@@ -62,8 +63,8 @@ class DepthFirst:
 
     def __init__(self, preemptions: int | None = None) -> None:
         self.preemptions = preemptions
-        # The choices of the last run: [index taken, number of options], only where there was more than one.
-        self._path: list[list[int]] = []
+        # The choices of the last run, only where there was more than one option.
+        self._path: list[_Choice] = []
         self._depth = 0
         self._used = 0
 
@@ -86,23 +87,33 @@ class DepthFirst:
             options = [current, *(task for task in enabled if task is not current)]
         if len(options) == 1:
             return options[0]
+        signature = [(task.tid, task.pending.kind) for task in options if task.pending is not None]
         if self._depth == len(self._path):
-            self._path.append([0, len(options)])
-        index, count = self._path[self._depth]
-        if count != len(options):
-            raise NonDeterminism(f"{len(options)} threads can move at step {len(scheduler.trace)}, last time {count}")
+            self._path.append(_Choice(signature))
+        choice = self._path[self._depth]
+        if choice.options != signature:
+            raise NonDeterminism(f"step {len(scheduler.trace)}: {signature} can move, last time {choice.options}")
         self._depth += 1
-        self._used += going_on and index > 0
-        return options[index]
+        self._used += going_on and choice.taken > 0
+        return options[choice.taken]
 
     def finished(self, scheduler: Scheduler) -> bool:
         path = self._path
-        while path and path[-1][0] + 1 == path[-1][1]:
+        if self._depth < len(path):
+            raise NonDeterminism(f"after {self._depth} choices the run was over, last time there were {len(path)}")
+        while path and path[-1].taken + 1 == len(path[-1].options):
             path.pop()
         if not path:
             return False
-        path[-1][0] += 1
+        path[-1].taken += 1
         return True
+
+
+class _Choice:
+    __slots__ = ("options", "taken")
+
+    def __init__(self, options: list[tuple[int, str]]) -> None:
+        self.options, self.taken = options, 0
 
 
 class _Single:
@@ -133,7 +144,7 @@ class Replay(_Single):
             for task in enabled:
                 if task.tid == self.choices[at]:
                     return task
-            raise NonDeterminism(f"step {at}: thread {self.choices[at]} cannot move; the schedule is of another program")
+            raise NonDeterminism(f"step {at}: thread {self.choices[at]} cannot move: a schedule of another program")
         return current if current is not None and current in enabled else enabled[0]
 
 
