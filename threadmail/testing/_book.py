@@ -69,6 +69,15 @@ class Book:
             self.errors.append(error)
             self.changed.notify_all()
 
+    def raise_errors(self) -> None:
+        """Raise the first error noted and forget all; several failed scripts become one AssertionError."""
+        with self.changed:
+            errors, self.errors = self.errors, []
+        if len(errors) > 1 and all(type(error) is AssertionError for error in errors):
+            raise AssertionError("\n".join(str(error) for error in errors))
+        if errors:
+            raise errors[0]
+
     def clear(self) -> None:
         with self.changed:
             self._messages.clear()

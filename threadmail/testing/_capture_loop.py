@@ -14,7 +14,8 @@ import threading
 from typing import Any, Literal
 
 from ._book import Book
-from ._capture_session import LMTPSession, Manners, Session
+from ._capture_hooks import Manners
+from ._capture_session import LMTPSession, Session
 
 HANDSHAKE_TIMEOUT = 10.0
 HANG_UP_TIMEOUT = 5.0
@@ -28,7 +29,8 @@ class CaptureLoop:
         self._manners = manners
         self._book = book
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._loop = asyncio.new_event_loop()
+        # Not the platform's default: on Windows that has no add_reader.
+        self._loop = asyncio.SelectorEventLoop()
         self._loop.set_exception_handler(self._on_loose_error)
         self._stopping = asyncio.Event()
         self._sessions: set[Session] = set()
@@ -36,7 +38,12 @@ class CaptureLoop:
 
     def start(self) -> None:
         self._listener.setblocking(False)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._listener.close()
+            self._loop.close()
+            raise
 
     def stop(self, timeout: float) -> None:
         """End loop and thread; a second call does nothing. RuntimeError if they have not ended after `timeout` s."""
@@ -69,27 +76,36 @@ class CaptureLoop:
             self._loop.close()
 
     async def _serve(self) -> None:
-        acceptor = self._loop.create_task(self._accept())
+        self._loop.add_reader(self._listener, self._accept)
         await self._stopping.wait()
-        acceptor.cancel()
+        self._loop.remove_reader(self._listener)
         for task in self._greetings:
             task.cancel()
-        await asyncio.gather(acceptor, *self._greetings, return_exceptions=True)
+        await asyncio.gather(*self._greetings, return_exceptions=True)
         await self._drop("fin", HANG_UP_TIMEOUT)
         leftovers = asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
         for leftover in leftovers:
             leftover.cancel()
         await asyncio.gather(*leftovers, return_exceptions=True)
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(self._listener)
-            except ConnectionError:
-                continue  # The peer was gone before it was accepted.
-            task = self._loop.create_task(self._greet(connection))
-            self._greetings.add(task)
-            task.add_done_callback(self._greetings.discard)
+    def _accept(self) -> None:
+        # A plain callback: a cancelled `await sock_accept()` may have accepted a socket that nobody gets to see.
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # The peer was gone before it was accepted.
+        connection.setblocking(False)
+        # asyncio does so only where the socket names its protocol; without it EHLO's lines take 40 ms.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def settle(task: asyncio.Task[None]) -> None:
+            self._greetings.discard(task)
+            if task.cancelled():
+                connection.close()  # Perhaps before the task had begun.
+
+        task = self._loop.create_task(self._greet(connection))
+        self._greetings.add(task)
+        task.add_done_callback(settle)
 
     async def _greet(self, connection: socket.socket) -> None:
         def factory() -> Session:

@@ -2,11 +2,11 @@
 
 Owns the dialogue on one connection. What differs from aiosmtpd, and why:
 
-* the line length limit is lifted and command limits are per session (aiosmtpd shares one growing dict by class);
+* commands of any length are read, too, by limits of the session (aiosmtpd keeps one growing dict for the class);
 * commands that came before the client's FIN are carried out, as real servers do (aiosmtpd forgets them);
 * MAIL and RCPT parameters are kept as sent, and those of DSN understood; BDAT is; EHLO offers what was asked for;
-* LMTP answers once for each recipient;
-* no warning and no log record about plain-text logins: on loopback they are what the test wants.
+* content is taken as it is, with lines of any length, and LMTP answers it once for each recipient;
+* AUTH knows the mechanisms of `_sasl`, and nobody is warned of plain-text logins: on loopback the test wants them.
 """
 
 from __future__ import annotations
@@ -14,60 +14,21 @@ from __future__ import annotations
 import asyncio
 import collections
 import socket
-import ssl
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from typing import Any, Literal
 
 from aiosmtpd import smtp as aiosmtpd
 
+from . import _sasl
 from ._book import Book
-from ._endpoint import TLSMode
-from .messages import CapturedMessage
+from ._capture_hooks import Envelope, Hooks, Login, Manners
+from ._endpoint import HOSTNAME
 
-HOSTNAME = "mail.example.test"
 UNLIMITED = 2**31 - 1
 NO_TIMEOUT = 86_400.0
 
 DSN_MAIL = frozenset({"RET", "ENVID"})
 DSN_RCPT = frozenset({"NOTIFY", "ORCPT"})
-
-
-@dataclass(frozen=True)
-class Manners:
-    """How a CaptureServer behaves: its arguments, in one piece."""
-
-    tls: TLSMode
-    ssl_context: ssl.SSLContext | None
-    auth: dict[str, str] | None = field(repr=False)
-    require_auth: bool
-    size_limit: int | None
-    extensions: tuple[str, ...]
-    on_message: Callable[[CapturedMessage], str | None] | None
-    on_recipient: Callable[[str], str | None] | None
-    lmtp: bool
-    max_connections: int | None
-
-    def offers(self, extension: str) -> bool:
-        return extension in (word.upper() for word in self.extensions)
-
-
-class Envelope(aiosmtpd.Envelope):
-    """aiosmtpd's, and the parameters as they were sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mail_words: tuple[str, ...] = ()
-        self.rcpt_words: list[tuple[str, ...]] = []
-        self.chunks = bytearray()
-
-
-class Login(aiosmtpd.Session):
-    """aiosmtpd's session without the property that logs a warning at each login."""
-
-    login_data: Any = None
 
 
 class Reader:
@@ -120,8 +81,6 @@ class Session(aiosmtpd.SMTP):
             ident="threadmail.testing",
             tls_context=manners.ssl_context if manners.tls == "starttls" else None,
             timeout=NO_TIMEOUT,
-            auth_require_tls=manners.tls == "starttls",
-            authenticator=_authenticator(manners.auth or {}),
             loop=loop,
         )
         # Set here because the constructor warns when AUTH is required without TLS.
@@ -195,11 +154,46 @@ class Session(aiosmtpd.SMTP):
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
-    async def smtp_AUTH(self, arg: str) -> None:
-        if self._manners.auth is None:
-            await self.push("502 5.5.1 AUTH not available")
+    async def smtp_AUTH(self, arg: str | None) -> None:
+        """Log in by one of the offered mechanisms (RFC 4954); aiosmtpd's knows two, and keeps their order."""
+        refusal = self._no_auth(arg)
+        if refusal is not None:
+            await self.push(refusal)
             return
-        await super().smtp_AUTH(arg)
+        mechanism, *initial = (arg or "").split()
+        exchange = _sasl.begin(mechanism, self._manners.auth or {})
+        try:
+            challenge = next(exchange)
+            if initial:
+                challenge = exchange.send(_sasl.decode(initial[0]))
+            while True:
+                await self.push(f"334 {_sasl.encode(challenge)}")
+                answer = (await self._reader.readuntil()).decode("ascii", "replace").strip()
+                if answer == "*":
+                    await self.push("501 5.7.0 cancelled")
+                    return
+                challenge = exchange.send(_sasl.decode(answer))
+        except ValueError:
+            await self.push("501 5.5.2 cannot decode the answer")
+        except StopIteration as end:
+            assert isinstance(self.session, Login)
+            self.session.user = end.value
+            self.session.authenticated = end.value is not None
+            await self.push("235 2.7.0 welcome" if end.value is not None else "535 5.7.8 wrong user or password")
+
+    def _no_auth(self, arg: str | None) -> str | None:
+        assert self.session is not None
+        if self._manners.auth is None:
+            return "502 5.5.1 AUTH not available"
+        if not self.session.extended_smtp or self.session.authenticated:
+            return "503 5.5.1 AUTH not now"
+        if self._manners.tls == "starttls" and not self.encrypted:
+            return "538 5.7.11 encryption required"
+        if not 1 <= len((arg or "").split()) <= 2:
+            return "501 5.5.4 Syntax: AUTH mechanism [initial-response]"
+        if (arg or "").split()[0].upper() not in self._manners.mechanisms:
+            return "504 5.5.4 unknown mechanism"
+        return None
 
     async def smtp_MAIL(self, arg: str | None) -> None:
         rest, words = self._split(arg, DSN_MAIL)
@@ -244,15 +238,43 @@ class Session(aiosmtpd.SMTP):
             await self.push("503 5.5.1 need RCPT command")
             return
         envelope.chunks += chunk
-        if self._manners.size_limit is not None and len(envelope.chunks) > self._manners.size_limit:
-            self.envelope = self._create_envelope()
-            await self.push("552 5.3.4 too much mail data")
-            return
-        if words[1:] != ["LAST"]:
+        if self._too_big(len(envelope.chunks)):
+            await self._finish(None)
+        elif words[1:] == ["LAST"]:
+            await self._finish(bytes(envelope.chunks))
+        else:
             await self.push(f"250 2.0.0 {len(chunk)} octets received")
+
+    async def smtp_DATA(self, arg: str | None) -> None:
+        """The content as it is, whatever the length of its lines; a size counts without transparency dots."""
+        if await self.check_helo_needed() or await self.check_auth_needed("DATA"):
             return
-        envelope.content = bytes(envelope.chunks)
-        status = await self._call_handler_hook("DATA")
+        if arg or self.envelope is None or not self.envelope.rcpt_tos:
+            await self.push("501 5.5.4 Syntax: DATA" if arg else "503 5.5.1 need RCPT command")
+            return
+        await self.push("354 end with <CR><LF>.<CR><LF>")
+        lines, size = [], 0
+        while (line := await self._reader.readuntil(b"\r\n")) != b".\r\n":
+            lines.append(line[1:] if line.startswith(b".") else line)
+            size += len(lines[-1])
+            if self._too_big(size):
+                lines.clear()
+        await self._finish(None if self._too_big(size) else b"".join(lines))
+
+    def _too_big(self, size: int) -> bool:
+        return self._manners.size_limit is not None and size > self._manners.size_limit
+
+    async def _finish(self, content: bytes | None) -> None:
+        """Answer a content that has come whole; None stands for one that was too big."""
+        envelope = self.envelope
+        assert envelope is not None
+        if content is None:
+            # RFC 2033 section 4.2: a reply for each recipient, also when all are the same.
+            replies = len(envelope.rcpt_tos) if self._manners.lmtp else 1
+            status = "\r\n".join(["552 5.3.4 too much mail data"] * replies)
+        else:
+            envelope.content = content
+            status = await self._call_handler_hook("DATA")
         self.envelope = self._create_envelope()
         await self.push(status)
 
@@ -269,103 +291,3 @@ class LMTPSession(Session):
 
     async def smtp_HELO(self, hostname: str) -> None:
         await self.push("500 5.5.1 this is LMTP: send LHLO")
-
-
-class Hooks:
-    """aiosmtpd's handler: it decides and records, the session talks."""
-
-    def __init__(self, manners: Manners, book: Book) -> None:
-        self._manners = manners
-        self._book = book
-
-    async def handle_EHLO(
-        self, server: Session, session: Any, envelope: Any, hostname: str, responses: Sequence[str]
-    ) -> list[str]:
-        session.host_name = hostname
-        offers = list(self._manners.extensions)
-        if self._manners.size_limit is not None:
-            offers.append(f"SIZE {self._manners.size_limit}")
-        if self._manners.tls == "starttls" and not server.encrypted:
-            offers.append("STARTTLS")
-        if self._manners.auth is not None and (server.encrypted or self._manners.tls == "none"):
-            offers.append("AUTH PLAIN LOGIN")
-        lines = [HOSTNAME, *offers]
-        return [f"250-{line}" for line in lines[:-1]] + [f"250 {lines[-1]}"]
-
-    async def handle_RCPT(
-        self, server: Session, session: Any, envelope: Envelope, address: str, options: list[str]
-    ) -> str:
-        refusal = self._manners.on_recipient(address) if self._manners.on_recipient is not None else None
-        if refusal is not None:
-            return refusal
-        envelope.rcpt_tos.append(address)
-        return "250 2.1.5 OK"
-
-    async def handle_DATA(self, server: Session, session: Any, envelope: Envelope) -> str:
-        assert isinstance(envelope.content, bytes)
-        assert server.number is not None
-        sender = envelope.mail_from or ""
-        message = CapturedMessage(
-            sender="" if sender == "<>" else sender,
-            recipients=tuple(envelope.rcpt_tos),
-            content=envelope.content,
-            helo=session.host_name,
-            mail_options=envelope.mail_words,
-            rcpt_options=tuple(envelope.rcpt_words),
-            username=session.auth_data.login.decode("utf-8", "replace") if session.authenticated else None,
-            tls=server.encrypted,
-            connection=server.number,
-            received_at=datetime.now(timezone.utc),
-        )
-        return self._deliver_each(message) if self._manners.lmtp else self._deliver(message)
-
-    def _deliver(self, message: CapturedMessage) -> str:
-        refusal = self._ask(message)
-        if refusal is None:
-            self._book.store(message)
-        return refusal or "250 2.0.0 OK"
-
-    def _deliver_each(self, message: CapturedMessage) -> str:
-        replies, taken = [], []
-        for index, recipient in enumerate(message.recipients):
-            alone = replace(message, recipients=(recipient,), rcpt_options=(message.rcpt_options[index],))
-            refusal = self._ask(alone)
-            replies.append(refusal or "250 2.0.0 OK")
-            if refusal is None:
-                taken.append(index)
-        if taken:
-            self._book.store(
-                replace(
-                    message,
-                    recipients=tuple(message.recipients[index] for index in taken),
-                    rcpt_options=tuple(message.rcpt_options[index] for index in taken),
-                )
-            )
-        return "\r\n".join(replies)
-
-    def _ask(self, message: CapturedMessage) -> str | None:
-        if self._manners.on_message is None:
-            return None
-        try:
-            return self._manners.on_message(message)
-        except Exception as error:  # noqa: BLE001 - raised again by CaptureServer.close
-            self._book.blame(error)
-            return "451 4.3.0 on_message raised an exception"
-
-    async def handle_QUIT(self, server: Session, session: Any, envelope: Any) -> str:
-        self._book.count_quit()
-        return "221 2.0.0 Bye"
-
-    async def handle_exception(self, error: Exception) -> str:
-        if not isinstance(error, (OSError, aiosmtpd.TLSSetupException)):
-            self._book.blame(error)
-        return "451 4.3.0 internal error"
-
-
-def _authenticator(users: dict[str, str]) -> aiosmtpd.AuthenticatorType:
-    def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> aiosmtpd.AuthResult:
-        login, password = data.login.decode("utf-8", "replace"), data.password.decode("utf-8", "replace")
-        known = login in users and users[login] == password
-        return aiosmtpd.AuthResult(success=known, handled=False, auth_data=data)
-
-    return check

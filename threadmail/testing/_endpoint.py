@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 TLSMode = Literal["none", "starttls", "tls"]
 
-_SCHEMES = {
-    ("none", False): "smtp",
-    ("starttls", False): "smtp+starttls",
-    ("tls", False): "smtps",
-    ("none", True): "lmtp",
-    ("starttls", True): "lmtp+starttls",
-    ("tls", True): "lmtps",
-}
+HOSTNAME = "mail.example.test"
+"""The name the test servers go by; none of them asks a resolver for one."""
+
+_SCHEMES = {"none": "smtp", "starttls": "smtp+starttls", "tls": "smtps"}
 
 
 class Endpoint:
@@ -46,6 +42,8 @@ class Endpoint:
             raise ValueError(f'tls must be "none", "starttls" or "tls", not {tls!r}')
         if tls == "none" and (ssl_context is not None or ca is not None):
             raise ValueError('a server with tls="none" has no use for ssl_context or ca')
+        if lmtp and tls == "tls":
+            raise ValueError("LMTP knows no implicit TLS: use starttls")
         self._tls: TLSMode = tls
         self._lmtp = lmtp
         self._auth = dict(auth) if auth is not None else None
@@ -80,7 +78,8 @@ class Endpoint:
     def url(self) -> str:
         """The server's URL, e.g. ``smtp+starttls://127.0.0.1:40123``.
 
-        Where exactly one user is configured it holds that user's name and password, percent-encoded.
+        Where exactly one user is configured it holds that user's name and password, percent-encoded. (For LMTP it
+        cannot tell whether STARTTLS is wanted; `config` does.)
         """
         credentials = ""
         if self._auth is not None and len(self._auth) == 1:
@@ -90,7 +89,8 @@ class Endpoint:
 
     def _plain_url(self, credentials: str = "") -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{_SCHEMES[self._tls, self._lmtp]}://{credentials}{host}:{self.port}"
+        scheme = "lmtp" if self._lmtp else _SCHEMES[self._tls]
+        return f"{scheme}://{credentials}{host}:{self.port}"
 
     @property
     def ca(self) -> TestCA | None:
@@ -105,11 +105,12 @@ class Endpoint:
     @property
     def config(self) -> ServerConfig:
         """`url` as a `threadmail.ServerConfig`, with `client_context` put in where there is one."""
-        from threadmail.config import ServerConfig
+        from threadmail.config import Security, ServerConfig
 
         config = ServerConfig.from_url(self.url)
-        context = self.client_context
-        return config if context is None else dataclasses.replace(config, ssl_context=context)
+        if self._tls == "starttls":
+            config = dataclasses.replace(config, security=Security.STARTTLS)
+        return dataclasses.replace(config, ssl_context=self.client_context)
 
     def __repr__(self) -> str:
         where = "not started" if self._port is None else self._plain_url()

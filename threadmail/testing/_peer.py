@@ -57,6 +57,7 @@ class Peer:
         self.timeout = timeout
         self.dialogue = Dialogue(lmtp=lmtp)
         self.has_sent = False
+        self.lines: list[str] = []
         self.offers_starttls = starttls
         self.tls = False
         self._connection = connection
@@ -84,6 +85,7 @@ class Peer:
         if self.dialogue.secret_due or text.upper().startswith("AUTH "):
             self._secret_lines.add(text)
         self.dialogue.secret_due = False
+        self.lines.append(text)
         self.dialogue.command(text)
         return text
 
@@ -166,14 +168,14 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         """Send `data` as it is; each final reply line in it answers the oldest open command."""
-        self._record("sent", data)
         self.has_sent = True
+        if self._gone:
+            return
+        self._record("sent", data)
         *lines, self._sent_tail = (self._sent_tail + data).split(b"\n")
         for line in lines:
             if match := FINAL_REPLY.match(line + b"\n"):
                 self.dialogue.replied(match[1].decode())
-        if self._gone:
-            return
         try:
             self._connection.sendall(data)
         except OSError:

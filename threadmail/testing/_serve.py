@@ -5,16 +5,14 @@ Owns the default answers; the state they depend on is the connection's `Dialogue
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from . import _sasl
 from ._dialogue import CONTENT, parse_path, verb_of
+from ._endpoint import HOSTNAME
 from ._peer import HungUp, Peer, ScriptFailure
-
-HOSTNAME = "mail.example.test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +21,10 @@ class Serve:
 
     extensions: what EHLO offers, e.g. ``("PIPELINING", "SIZE 1000", "CHUNKING")``; STARTTLS and AUTH come by
         themselves where the server and `auth` provide for them.
-    auth: passwords by user; AUTH PLAIN and LOGIN are offered and checked.
+    auth: passwords (or tokens) by user; AUTH is offered and checked, by the `mechanisms` named: PLAIN, LOGIN, CRAM-MD5,
+        XOAUTH2, OAUTHBEARER.
     require_auth: answer MAIL with 530 before a login.
-    replies: other answers than usual, by command; ``"."`` is the reply to a content:
+    replies: other answers than usual, by command; ``"CONNECT"`` is the greeting, ``"."`` the reply to a content:
         ``Serve(replies={"RCPT": "550 5.1.1 no such user"})``.
     until: stop when this command has been read and before it is answered; ``"."``: when a content has been read and
         stored. The steps that follow may answer it; a later `Serve` does, if none of them has. More than the first
@@ -35,6 +34,7 @@ class Serve:
 
     extensions: tuple[str, ...] = ("PIPELINING", "8BITMIME", "SMTPUTF8")
     auth: Mapping[str, str] | None = field(default=None, repr=False)
+    mechanisms: tuple[str, ...] = _sasl.DEFAULT_MECHANISMS
     require_auth: bool = False
     replies: Mapping[str, str] = field(default_factory=dict)
     until: str | None = None
@@ -111,7 +111,7 @@ class Serve:
         if peer.offers_starttls and not peer.tls:
             offers.append("STARTTLS")
         elif self.auth is not None:
-            offers.append("AUTH PLAIN LOGIN")
+            offers.append("AUTH " + " ".join(self.mechanisms))
         return "\n".join([*(f"250-{offer}" for offer in offers[:-1]), f"250 {offers[-1]}"])
 
     def _in_transaction(self, peer: Peer, verb: str, command: str) -> str:
@@ -138,36 +138,23 @@ class Serve:
         return bool(limits and sizes and 0 < limits[0] < sizes[0])
 
     def _authenticate(self, peer: Peer, command: str) -> None:
-        _, mechanism, *initial = (*command.split(), "")[:3] if command.split()[1:] else ("", "", "")
-        mechanism = mechanism.upper()
+        _, mechanism, *initial = [*command.split(), ""][:3]
         if self.auth is None:
             peer.reply("502 5.5.1 AUTH not available")
             return
-        if mechanism not in ("PLAIN", "LOGIN"):
+        if mechanism.upper() not in _sasl.check(self.mechanisms):
             peer.reply("504 5.5.4 unknown mechanism")
             return
+        exchange = _sasl.begin(mechanism, self.auth)
         try:
-            answer = _decode(initial[0]) if initial and initial[0] else self._challenge(peer, "VXNlcm5hbWU6", mechanism)
-            if mechanism == "PLAIN":
-                _, user, password = answer.split("\0")
-            else:
-                user, password = answer, self._challenge(peer, "UGFzc3dvcmQ6", mechanism)
+            challenge = next(exchange)
+            if initial and initial[0]:
+                challenge = exchange.send(_sasl.decode(initial[0]))
+            while True:
+                peer.reply(f"334 {_sasl.encode(challenge)}")
+                challenge = exchange.send(_sasl.decode(peer.read_command(None)))
         except ValueError:
             peer.reply("501 5.5.2 cannot decode the answer")
-            return
-        if self.auth.get(user) == password:
-            peer.dialogue.username = user
-            peer.reply("235 2.7.0 welcome")
-        else:
-            peer.reply("535 5.7.8 wrong user or password")
-
-    def _challenge(self, peer: Peer, challenge: str, mechanism: str) -> str:
-        peer.reply("334 " + (challenge if mechanism == "LOGIN" else ""))
-        return _decode(peer.read_command(None))
-
-
-def _decode(blob: str) -> str:
-    try:
-        return base64.b64decode(blob, validate=True).decode() if blob != "=" else ""
-    except binascii.Error as error:
-        raise ValueError("not base64") from error
+        except StopIteration as end:
+            peer.dialogue.username = end.value
+            peer.reply("235 2.7.0 welcome" if end.value is not None else "535 5.7.8 wrong user or password")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ._book import Book
 from ._endpoint import Endpoint, TLSMode
+from ._sasl import DEFAULT_MECHANISMS, check
 from .certificates import TestCA
 from .messages import CapturedMessage, MessageList
 
@@ -36,7 +37,8 @@ class CaptureServer(Endpoint):
     tls: ``"none"``, ``"starttls"`` (offered, and needed for AUTH) or ``"tls"`` (from the first byte).
     ssl_context: the server's context for TLS; without it `ca` issues a certificate.
     ca: the authority to use; without it and `ssl_context` the server makes one of its own (needs trustme).
-    auth: passwords by user; AUTH PLAIN and LOGIN are offered when given.
+    auth: passwords (or tokens) by user; AUTH is offered when given.
+    mechanisms: what AUTH offers, of PLAIN, LOGIN, CRAM-MD5, XOAUTH2 and OAUTHBEARER.
     require_auth: refuse MAIL with 530 before a login (RFC 4954 section 6).
     size_limit: the octets a message may have (RFC 1870, offered as SIZE); None: any number, SIZE not offered.
     host: the address to listen on.
@@ -62,6 +64,7 @@ class CaptureServer(Endpoint):
         ssl_context: ssl.SSLContext | None = None,
         ca: TestCA | None = None,
         auth: Mapping[str, str] | None = None,
+        mechanisms: Collection[str] = DEFAULT_MECHANISMS,
         require_auth: bool = False,
         size_limit: int | None = 33_554_432,
         host: str = "127.0.0.1",
@@ -75,6 +78,7 @@ class CaptureServer(Endpoint):
         if require_auth and not auth:
             raise ValueError("require_auth needs auth: nobody could ever log in")
         super().__init__(tls=tls, ssl_context=ssl_context, ca=ca, auth=auth, host=host, lmtp=lmtp)
+        self._mechanisms = check(tuple(mechanisms))
         self._require_auth = require_auth
         self._size_limit = size_limit
         self._extensions = tuple(extensions)
@@ -89,8 +93,8 @@ class CaptureServer(Endpoint):
 
     def start(self) -> None:
         """Listen and serve; entering the ``with`` block does this. Raises RuntimeError when called twice."""
+        from ._capture_hooks import Manners
         from ._capture_loop import CaptureLoop
-        from ._capture_session import Manners
 
         if self._loop is not None or self._closed:
             raise RuntimeError("a CaptureServer starts once: make a new one")
@@ -98,6 +102,7 @@ class CaptureServer(Endpoint):
             tls=self._tls,
             ssl_context=self._ssl_context,
             auth=self._auth,
+            mechanisms=self._mechanisms,
             require_auth=self._require_auth,
             size_limit=self._size_limit,
             extensions=self._extensions,
@@ -113,9 +118,7 @@ class CaptureServer(Endpoint):
     def close(self) -> None:
         """Close every connection and end the server's thread; idempotent. Raises what a callback raised."""
         self._stop()
-        errors, self._book.errors = self._book.errors, []
-        if errors:
-            raise errors[0]
+        self._book.raise_errors()
 
     def _stop(self) -> None:
         self._closed = True
@@ -151,7 +154,11 @@ class CaptureServer(Endpoint):
         return self._book.wait_for_messages(count, timeout)
 
     def wait_for_connections(self, count: int, timeout: float = 10.0) -> None:
-        """Wait until exactly `count` connections are open; TimeoutError after `timeout` seconds."""
+        """Wait until exactly `count` connections are open; TimeoutError after `timeout` seconds.
+
+        A connection counts from the moment the server has accepted it (and, with implicit TLS, shaken hands), surely
+        before its greeting reaches the client.
+        """
         self._book.wait_for_connections(count, timeout)
 
     @property

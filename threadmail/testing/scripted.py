@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ._book import Book
 from ._endpoint import Endpoint, TLSMode
-from ._peer import HungUp, Peer, ScriptFailure
+from ._peer import HungUp, Peer
 from .certificates import TestCA
 from .messages import CapturedMessage, MessageList, TranscriptEntry
 from .steps import Expect, ReadData, Reply, Script, Serve, Step
@@ -109,8 +109,9 @@ class ScriptedServer(Endpoint):
         deadline = time.monotonic() + JOIN_DEADLINE
         self._wake[1].close()  # Makes the other end readable for every thread that waits.
         self._acceptor.join(JOIN_DEADLINE)
+        grace = time.monotonic() + GRACE
         for thread in self._threads:
-            thread.join(min(GRACE, max(0.0, deadline - time.monotonic())))
+            thread.join(max(0.0, grace - time.monotonic()))
         for thread, peer in self._threads.items():
             if thread.is_alive():
                 peer.cut()
@@ -122,12 +123,7 @@ class ScriptedServer(Endpoint):
 
     def check(self) -> None:
         """Raise what went wrong so far: AssertionError for scripts that clients did not follow. Then forget it."""
-        with self._book.changed:
-            errors, self._book.errors = self._book.errors, []
-        if len(errors) > 1 and all(isinstance(error, AssertionError) for error in errors):
-            raise AssertionError("\n".join(str(error) for error in errors))
-        if errors:
-            raise errors[0]
+        self._book.raise_errors()
 
     def __enter__(self) -> Self:
         self.start()
@@ -159,13 +155,9 @@ class ScriptedServer(Endpoint):
 
     @property
     def received(self) -> list[list[str]]:
-        """For each connection the lines that came outside contents and handshakes, without their line ends."""
+        """For each connection the lines read as commands (answers to AUTH among them), without their line ends."""
         with self._book.changed:
-            lines: list[list[str]] = [[] for _ in range(self._book.opened)]
-            for entry in self._transcript:
-                if entry.direction == "received" and entry.data.count(b"\n") == 1 and entry.data.endswith(b"\n"):
-                    lines[entry.connection].append(entry.data.decode("utf-8", "surrogateescape").rstrip("\r\n"))
-            return lines
+            return [list(peer.lines) for peer in self._threads.values()]
 
     @property
     def connections(self) -> int:
@@ -248,7 +240,8 @@ class ScriptedServer(Endpoint):
         )
         name = f"threadmail-scripted-{self.port}-{number}"
         thread = threading.Thread(target=self._play, args=(peer,), name=name, daemon=True)
-        self._threads[thread] = peer
+        with self._book.changed:
+            self._threads[thread] = peer
         thread.start()
 
     def _play(self, peer: Peer) -> None:
@@ -260,7 +253,7 @@ class ScriptedServer(Endpoint):
             for index, step in enumerate(script):
                 place = f"connection {peer.number}, step {index} ({step!r})"
                 step.play(peer)
-        except ScriptFailure as failure:
+        except AssertionError as failure:
             self._book.blame(AssertionError(f"{place}: {failure}"))
         except HungUp:
             pass
