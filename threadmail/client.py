@@ -40,7 +40,7 @@ from .errors import (
 )
 from .receipt import Receipt, Reply
 from .retry import LOGIN_PAUSE
-from .transaction import Terms
+from .transaction import Terms, Transaction
 
 #: What can be sent.
 Message: TypeAlias = "Envelope | AnyMessage | bytes"
@@ -135,15 +135,15 @@ class Client(Guarded):
         *,
         deadline: float | Deadline | None = None,
         all_or_nothing: bool = False,
-        before_mail: Callable[[], None] | None = None,
+        before_mail: Callable[[Transaction], None] | None = None,
         before_final: Callable[[Envelope], None] | None = None,
     ) -> Receipt:
         """As `send`, for an envelope, with more say.
 
         Args:
             all_or_nothing: send to every recipient or to none.
-            before_mail: called when a connection is ready and nothing of the message has been written; if it raises,
-                nothing is. Called again if the connection proves stale and is replaced.
+            before_mail: called with the transaction when a connection is ready and nothing of the message has been
+                written; if it raises, nothing is. Called again if the connection proves stale and is replaced.
             before_final: called before the last bytes of the content leave; if it raises, the message is surely not
                 sent.
         """
