@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MESSAGES = DATA / "messages"
@@ -39,14 +41,20 @@ class Sample:
     recipients: tuple[str, ...]
 
     @property
-    def path(self) -> Path:
-        """Where it is stored."""
-        return MESSAGES / self.name
-
-    @property
     def wire(self) -> bytes:
         """What a server must receive between DATA and the final dot, its dot-stuffing taken off."""
         return wire_form(self.data)
+
+
+class Arrived(Protocol):
+    """A message as some server took it in."""
+
+    @property
+    def sender(self) -> str: ...
+    @property
+    def recipients(self) -> tuple[str, ...]: ...
+    @property
+    def content(self) -> bytes: ...
 
 
 def samples() -> list[Sample]:
@@ -55,12 +63,10 @@ def samples() -> list[Sample]:
     names = sorted(path.name for path in MESSAGES.glob("*.eml"))
     if names != sorted(envelopes):
         raise ValueError(f"envelopes.json and messages/ differ: {sorted(set(names) ^ set(envelopes))}")
-    return [sample(name, envelopes[name]) for name in names]
-
-
-def sample(name: str, envelope: dict[str, str | list[str]]) -> Sample:
-    """One stored message and its envelope."""
-    return Sample(name, (MESSAGES / name).read_bytes(), str(envelope["sender"]), tuple(envelope["recipients"]))
+    return [
+        Sample(name, (MESSAGES / name).read_bytes(), envelopes[name]["sender"], tuple(envelopes[name]["recipients"]))
+        for name in names
+    ]
 
 
 def bad_files() -> list[Path]:
@@ -102,8 +108,41 @@ def lines_of(data: bytes) -> list[bytes]:
     return lines
 
 
-def large_sample(size: int = 300_000) -> tuple[bytes, str, str]:
-    """A message with an attachment of `size` random bytes, the same on every run; its sender and its recipient."""
+def differences(expected: Iterable[Sample], arrived: Iterable[Arrived]) -> list[str]:
+    """What is wrong with a delivery: each sample must have arrived once, with its envelope, byte for byte.
+
+    The order of messages and of recipients does not count. An empty list says that nothing is wrong.
+    """
+    left = list(arrived)
+    wrong, missing = [], []
+    for sample in expected:
+        found = next((message for message in left if message.content == sample.wire), None)
+        if found is None:
+            missing.append(sample)
+            continue
+        left.remove(found)
+        if (found.sender, sorted(found.recipients)) != (sample.sender, sorted(sample.recipients)):
+            wrong.append(f"{sample.name}: envelope {found.sender!r} to {found.recipients!r}")
+    for sample in missing:
+        # The message meant is most likely the one that begins most like it.
+        closest = max(left, key=lambda message: _common(message.content, sample.wire), default=None)
+        if closest is None:
+            wrong.append(f"{sample.name}: did not arrive")
+            continue
+        left.remove(closest)
+        at = _common(closest.content, sample.wire)
+        context = slice(max(0, at - 20), at + 40)
+        wrong.append(f"{sample.name}: at byte {at} {closest.content[context]!r} instead of {sample.wire[context]!r}")
+    return wrong + [f"nobody sent {message.content[:200]!r}" for message in left]
+
+
+def _common(one: bytes, other: bytes) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def large_sample(size: int = 300_000) -> Sample:
+    """A message with an attachment of `size` random bytes, the same on every run, that is stored nowhere."""
     sender, recipient = "sender@example.com", "rcpt@example.org"
     attachment = base64.encodebytes(random.Random(size).randbytes(size)).decode("ascii")
     text = (
@@ -114,4 +153,4 @@ def large_sample(size: int = 300_000) -> tuple[bytes, str, str]:
         "--=-large\nContent-Type: application/octet-stream; name=random.bin\n"
         f"Content-Transfer-Encoding: base64\n\n{attachment}\n--=-large--\n"
     )
-    return text.encode("ascii"), sender, recipient
+    return Sample("large.eml", text.encode("ascii"), sender, (recipient,))

@@ -34,6 +34,9 @@ from types import TracebackType
 
 import trustme
 
+# Where packages put the daemons: Debian and its kin, and the rest.
+_INSTALLED = (Path("/usr/lib/postfix/sbin"), Path("/usr/libexec/postfix"))
+
 _TEMPLATES = Path(__file__).resolve().parents[1] / "data" / "postfix"
 
 # Postfix insists on a user and a group of its own, each with an id that is neither root's nor nobody's nor the
@@ -82,9 +85,9 @@ def find_postfix() -> Installation:
     The cache folder is ``THREADMAIL_POSTFIX_CACHE``, by default one in the user's cache. A first download is
     bounded by minutes, not seconds. Raises PostfixUnavailable.
     """
-    for daemons in ("/usr/lib/postfix/sbin", "/usr/libexec/postfix"):
-        if Path(daemons, "master").exists() and (postconf := shutil.which("postconf", path="/usr/sbin:/usr/bin")):
-            return Installation(Path(postconf).parent, Path(daemons))
+    for daemons in _INSTALLED:
+        if (daemons / "master").exists() and (postconf := shutil.which("postconf", path="/usr/sbin:/usr/bin")):
+            return Installation(Path(postconf).parent, daemons)
 
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(os.environ.get("THREADMAIL_POSTFIX_CACHE") or Path(base, "threadmail", "postfix")).resolve()
@@ -182,6 +185,16 @@ class Postfix:
         """Forget what has been delivered."""
         with self._sink.arrival:
             self._sink.delivered.clear()
+
+    def wait_until_logged(self, pattern: str, timeout: float = 10) -> str:
+        """Wait for a line of the log to match; return the match. Raises TimeoutError, with the log."""
+        try:
+            _until(lambda: re.search(pattern, self.log()) is not None, timeout, f"{pattern!r} in the log")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
+        found = re.search(pattern, self.log())
+        assert found is not None
+        return found[0]
 
     def log(self) -> str:
         """What Postfix wrote to its log."""
