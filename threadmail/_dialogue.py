@@ -63,6 +63,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         self._state = State.IDLE
         self._resume = State.IDLE
         self._deadline: Deadline = NEVER
+        self._abort_requested = False  # written without the lock by abort(), cleared by connect()
         self._own_timeouts = timeouts
         self._host = ""
         # Not the constructors of SMTP_SSL and LMTP, whose arguments differ between versions; and without the host:
@@ -176,9 +177,15 @@ class Dialogue(Guarded, smtplib.SMTP):
 
         That call ends with `Aborted`, its outcome NOT_SENT or IN_DOUBT by the phase it was in.
         """
+        self._abort_requested = True
         wire = self._wire
         if wire is not None:
             wire.abort()
+
+    def is_quiet(self) -> bool:
+        """Whether there is a connection on which nothing lies unread and nobody has hung up: one look, no waiting."""
+        with self._step():
+            return self.sock is not None and self._connected().quiet()
 
     # ------------------------------------------------------------ commands and replies
 

@@ -54,7 +54,7 @@ class Guarded:
         # inherited may be held by a thread that does not exist there. dict.setdefault is atomic, so threads of the
         # child that come first at the same time agree on one.
         self._locks: dict[int, Any] = {self._pid: threading.RLock() if sync_root is None else sync_root}
-        _forked.add(self)
+        after_fork(self)
 
     @property
     def sync_root(self) -> Any:
@@ -62,9 +62,10 @@ class Guarded:
         pid = os.getpid()
         lock = self._locks.get(pid)
         # Asked on each use: some servers fork without running Python's hooks (uWSGI without its fork-hook flag).
-        return lock if lock is not None else self._enter_child(pid)
+        return lock if lock is not None else self.enter_child(pid)
 
-    def _enter_child(self, pid: int) -> Any:
+    def enter_child(self, pid: int) -> Any:
+        """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
         lock = self._locks.setdefault(pid, threading.RLock())
         with lock:
             if self._pid != pid:
@@ -83,13 +84,24 @@ class Guarded:
         )
 
 
-_forked: weakref.WeakSet[Guarded] = weakref.WeakSet()
+class ForkAware(Protocol):
+    """What must know that it lives in a forked child now."""
+
+    def enter_child(self, pid: int) -> Any: ...
 
 
-def _after_fork_in_child() -> None:
-    for guarded in list(_forked):
-        guarded._enter_child(os.getpid())
+_fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+
+
+def after_fork(fork_aware: ForkAware) -> None:
+    """Let `enter_child` be called in every forked child, for as long as the object lives."""
+    _fork_aware.add(fork_aware)
+
+
+def _in_child() -> None:
+    for fork_aware in list(_fork_aware):
+        fork_aware.enter_child(os.getpid())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_in_child)

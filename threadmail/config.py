@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import ipaddress
 import os
 import re
@@ -189,11 +190,10 @@ class ServerConfig:
         if self.ssl_context is not None:
             return self.ssl_context
         try:
-            context = ssl.create_default_context(cafile=self.cafile)
+            changed = os.stat(self.cafile).st_mtime_ns if self.cafile else 0
+            return _verifying_context(self.cafile, changed)
         except OSError as exc:
             raise InvalidConfig(f"cafile {self.cafile!r} cannot be read: {exc.strerror or exc}") from exc
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
 
     @classmethod
     def of(cls, server: str | ServerConfig) -> ServerConfig:
@@ -254,6 +254,13 @@ class ServerConfig:
                 f"the environment variable {variable} is not set: expected a URL such as smtp://localhost"
             )
         return cls.from_url(url)
+
+
+@functools.lru_cache(maxsize=8)  # loading the system's roots takes 10 ms and more, and contexts can be shared
+def _verifying_context(cafile: str | None, changed: int) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=cafile)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def is_loopback(host: str) -> bool:

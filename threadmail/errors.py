@@ -38,6 +38,10 @@ class Phase(enum.Enum):
     DONE = "done"
 
 
+#: The phases before a session is ready: a failure in one of them says something about the server, not about a message.
+CONNECTING = (Phase.CONNECT, Phase.TLS, Phase.AUTH)
+
+
 class Outcome(enum.Enum):
     """What became of a message, as far as anybody on this side can know.
 

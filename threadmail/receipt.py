@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from .envelope import Envelope
-from .errors import DeliveryFailed, MailError, Outcome, Phase, detach, printable
+from .errors import DeliveryFailed, MailError, Outcome, Phase, printable
 
 _ENHANCED = re.compile(rb"([245])\.\d{1,3}\.\d{1,3}(?=[ \n]|$)")
 
@@ -101,7 +101,7 @@ class Receipt:
             sender=envelope.sender if envelope else "",
             recipients=envelope.recipients if envelope else (),
             message_id=envelope.message_id if envelope else None,
-            error=detach(error),
+            error=error,
             attempts=attempts,
         )
         error.receipt = receipt

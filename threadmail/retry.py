@@ -11,8 +11,11 @@ import enum
 import random
 from dataclasses import dataclass
 
-from .errors import InvalidConfig, MailError, Outcome
+from .errors import InvalidConfig, LoginRefused, MailError, Outcome
 from .receipt import Receipt
+
+#: Seconds for which a refused login is not tried again with the same password: servers lock accounts for less.
+LOGIN_PAUSE = 300.0
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,6 @@ class DialGate:
         self._probing = True
         return Dial.NOW
 
-    @property
-    def probing(self) -> bool:
-        return self._probing
-
     def succeeded(self) -> None:
         self._healthy, self._probing = True, False
         self.failures, self.opens_at, self.error = 0, 0.0, None
@@ -112,9 +111,16 @@ class DialGate:
         self._healthy, self._probing = False, False
         self.failures += 1
         self.error = error
+        if isinstance(error, LoginRefused) and not error.transient:
+            self.opens_at = now + LOGIN_PAUSE
+            return
         # Never at once: a quarter of the pause is fixed, so that a lucky draw does not hammer.
         longest = min(self._policy.longest, self._policy.base * 2.0 ** min(self.failures - 1, 30))
         self.opens_at = now + longest / 4 + self._rng.uniform(0, longest * 3 / 4)
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until a probe may start; None when one is under way or may start now."""
+        return None if self._healthy or self._probing or now >= self.opens_at else self.opens_at - now
 
     def gave_up(self) -> None:
         """The dial ended without an answer about the server, such as a deadline of the caller or an interrupt."""

@@ -13,7 +13,8 @@ import smtplib
 import socket
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import _login, _message, transaction
@@ -106,6 +107,7 @@ class _Client(Dialogue):
         """
         with self._step(deadline):
             self._drop()
+            self._abort_requested = False
             self.helo_resp = self.ehlo_resp = None
             self.esmtp_features = {}
             self.does_esmtp = False
@@ -120,12 +122,17 @@ class _Client(Dialogue):
             self._host = host
             sys.audit("smtplib.connect", self, host, port)
             self.sock = self._get_socket(host, port, self._limits().connect)
+            wire = self._connected()  # from here on abort() reaches it
+            if self._abort_requested:
+                wire.abort()
             try:
                 answer = self.getreply()
             except ReplyTimedOut as error:
                 raise ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting") from error
             except BadReply as error:
-                raise ConnectFailed(f"{host}:{port} is no SMTP server: {error}", transient=False) from error
+                stranger = BadReply(f"{host}:{port} is no SMTP server: {error}", phase=Phase.CONNECT)
+                stranger.transient = False
+                raise stranger from error
             except MailError as error:
                 error.phase = Phase.CONNECT
                 raise
@@ -278,29 +285,39 @@ class _Client(Dialogue):
             if envelope.smtputf8 and not self.esmtp_features.keys() | asked >= {"smtputf8"}:
                 # smtplib's own error here, for which callers may wait; it comes before the first byte.
                 "".join([envelope.sender, *envelope.recipients]).encode("ascii")
+            terms = Terms(self.esmtp_features, mail_options=mail_options, rcpt_options=rcpt_options)
             try:
-                receipt = self.transact(envelope, mail_options=mail_options, rcpt_options=rcpt_options)
+                receipt = self.transact(envelope, terms)
             except RecipientsRefused as error:
                 error.recipients = _as_given(error.recipients, given)
                 error.args = (error.recipients,)
                 raise
         return _as_given({r: reply.pair for r, reply in receipt.refused.items()}, given)
 
-    def transact(self, envelope: Envelope, *, deadline: float | Deadline | None = None, **terms: Any) -> Receipt:
+    def transact(
+        self,
+        envelope: Envelope,
+        terms: Terms | None = None,
+        *,
+        deadline: float | Deadline | None = None,
+        before_mail: Callable[[], None] | None = None,
+        before_final: Callable[[Envelope], None] | None = None,
+    ) -> Receipt:
         """Send an envelope and return its receipt.
 
         Args:
-            terms: fields of `transaction.Terms`, and the hooks of `transaction.send`.
+            terms: on which terms; None uses every extension the server offers.
+            deadline: seconds that waiting for the client and all of the transaction may take.
+            before_mail, before_final: as in `transaction.send`.
         Raises:
             MailError: with a receipt.
         """
-        hooks = {name: terms.pop(name) for name in ("before_mail", "before_final") if name in terms}
         with self._step(deadline):
             self._require_no_transaction()
             self.ehlo_or_helo_if_needed()
-            terms.setdefault("extensions", self.esmtp_features)
+            terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
             with self._driving() as wire:
-                return transaction.send(wire, envelope, Terms(lmtp=self.ehlo_msg == "lhlo", **terms), **hooks)
+                return transaction.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
 
     def send_message(
         self,
