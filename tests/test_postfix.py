@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+import threadmail
 from tests.support import corpus
 from tests.support import postfix as support
 from tests.support.postfix import Postfix, PostfixUnavailable
 from tests.test_corpus import outbox, send
-from threadmail import Client, Outcome, ServerConfig, ThreadedSender
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def test_command_line_delivers_byte_for_byte(tmp_path: Path, withheld: str) -> N
 
 def test_threads_share_one_client(postfix: Postfix) -> None:
     failures: list[BaseException] = []
-    with Client(postfix.url) as client:
+    with threadmail.Client(postfix.url) as client:
         ready = threading.Barrier(8, timeout=10)
 
         def work(first: int) -> None:
@@ -175,10 +175,10 @@ def test_threads_share_one_client(postfix: Postfix) -> None:
 def test_threaded_sender_over_tls(postfix: Postfix) -> None:
     """Each receipt names the queue id under which Postfix took that very message in."""
     secure = postfix.url.replace("smtp://", "smtp+starttls://")
-    config = ServerConfig.from_url(secure, ssl_context=postfix.tls_context())
-    with ThreadedSender(config, workers=4) as sender:
+    config = threadmail.ServerConfig.from_url(secure, ssl_context=postfix.tls_context())
+    with threadmail.ThreadedSender(config, workers=4) as sender:
         report = sender.send_all(numbered(number) for number in range(100))
-    assert [receipt.outcome for receipt in report] == [Outcome.SENT] * 100
+    assert [receipt.outcome for receipt in report] == [threadmail.Outcome.SENT] * 100
     assert numbers_of(postfix, 100) == list(range(100))
     queue_ids = {}
     for message in postfix.messages():
@@ -190,10 +190,10 @@ def test_threaded_sender_over_tls(postfix: Postfix) -> None:
 
 
 def test_idle_disconnect_is_invisible(tmp_path: Path) -> None:
-    with started(tmp_path / "postfix", {"smtpd_timeout": "1s"}) as postfix, Client(postfix.url) as client:
-        assert client.send(numbered(0)).outcome is Outcome.SENT
+    with started(tmp_path / "postfix", {"smtpd_timeout": "1s"}) as postfix, threadmail.Client(postfix.url) as client:
+        assert client.send(numbered(0)).outcome is threadmail.Outcome.SENT
         postfix.wait_until_logged("timeout after .* from")
-        assert client.send(numbered(1)).outcome is Outcome.SENT
+        assert client.send(numbered(1)).outcome is threadmail.Outcome.SENT
         assert numbers_of(postfix, 2) == [0, 1]
 
 
@@ -203,10 +203,10 @@ def test_refused_recipient_leaves_the_others(tmp_path: Path) -> None:
     message["Cc"] = "gone@example.org"
     with (
         started(tmp_path / "postfix", {"smtpd_recipient_restrictions": rule}) as postfix,
-        Client(postfix.url) as client,
+        threadmail.Client(postfix.url) as client,
     ):
         receipt = client.send(message)
-        assert receipt.outcome is Outcome.PARTIAL
+        assert receipt.outcome is threadmail.Outcome.PARTIAL
         assert [(address, reply.code) for address, reply in receipt.refused.items()] == [("gone@example.org", 550)]
-        assert client.send(numbered(8)).outcome is Outcome.SENT
+        assert client.send(numbered(8)).outcome is threadmail.Outcome.SENT
         assert numbers_of(postfix, 2) == [7, 8]
