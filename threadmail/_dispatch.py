@@ -19,18 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
+from ._pace import Pace
 from .client import Client
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut, detach
-from .receipt import Receipt, Reply
+from .receipt import Receipt
 from .retry import Dial, DialGate, RetryPolicy
 from .throttle import Throttle
 from .transaction import Transaction
 
 log = logging.getLogger("threadmail.sender")
-
-#: After this many messages in a row without trouble, one more lane is tried, up to the number asked for.
-REGROW_AFTER = 50
 
 #: No lane sleeps longer than this without a look around, in seconds.
 LONGEST_WAIT = 60.0
@@ -92,9 +90,7 @@ class Dispatcher:
         self._lanes = 0
         self._idle_lanes = 0
         self._connected = 0  # lanes that have a connection
-        self._lane_limit = workers
-        self._good_in_a_row = 0
-        self._pause = 0.0  # how long the server was last given to recover
+        self._pace = Pace(workers, throttle)
         self._gate = DialGate(policy, rng)
         self._executor: ThreadPoolExecutor | None = None
         self.outcomes: Counter[Outcome] = Counter()
@@ -176,7 +172,7 @@ class Dispatcher:
                 self._work.notify()
             else:
                 self._work.notify_all()
-        if self._lanes < self._lane_limit and self._idle_lanes < len(self._queue) and self._working:
+        if self._lanes < self._pace.lane_limit and self._idle_lanes < len(self._queue) and self._working:
             self._lanes += 1
             return True
         return False
@@ -240,7 +236,7 @@ class Dispatcher:
     def _next(self, connected: bool) -> Job | _Do:
         """Wait for something to do. Under the lock."""
         idle_until = Deadline.after(self.config.idle_timeout)
-        while self._working and self._lanes <= self._lane_limit:
+        while self._working and self._lanes <= self._pace.lane_limit:
             pause = self._queue.pause(now())
             if pause != 0.0:
                 if idle_until.passed and (pause is None or self._idle_lanes):
@@ -328,7 +324,7 @@ class Dispatcher:
         """Settle the job, or have it tried again."""
         merged = receipt if job.receipt is None else job.receipt.followed_by(receipt)
         with self._lock:
-            self._learn(receipt)
+            self._pace.learn(receipt, self._lanes)
             pause = None
             if not job.called_off and job.first_attempt is not None:
                 pause = self._policy.next_attempt(merged, now() - job.first_attempt, self._rng)
@@ -359,33 +355,6 @@ class Dispatcher:
 
     # ------------------------------------------------------------ what the server tells about itself
 
-    def _learn(self, receipt: Receipt) -> None:
-        """Slow down, use fewer connections, or dare more of both. Under the lock."""
-        replies = [r for r in (receipt.reply, *receipt.refused.values()) if r is not None]
-        code = getattr(receipt.error, "smtp_code", None)
-        if code is not None:
-            replies.append(Reply(code, getattr(receipt.error, "smtp_error", b"")))
-        trouble = False
-        if any(r.code == 454 or (r.enhanced or "").startswith("4.7.") for r in replies):
-            trouble = True
-            self._pause = min(60.0, max(1.0, 2 * self._pause))
-            self._throttle.pause(self._pause)
-        if any(r.code in (421, 432) or r.enhanced == "4.3.2" for r in replies):
-            trouble = True
-            self._shrink()
-        if trouble or receipt.outcome is not Outcome.SENT:
-            self._good_in_a_row = 0
-            return
-        self._pause = 0.0
-        self._good_in_a_row += 1
-        if self._good_in_a_row >= REGROW_AFTER and self._lane_limit < self.workers:
-            self._good_in_a_row = 0
-            self._lane_limit += 1
-
-    def _shrink(self) -> None:
-        self._good_in_a_row = 0
-        self._lane_limit = max(1, min(self._lanes, self._lane_limit) - 1)
-
     def _dial(self, client: Client) -> None:
         with self._lock:
             self._dialling.add(client)
@@ -412,7 +381,7 @@ class Dispatcher:
                 self._gate.gave_up()  # somebody's patience ended, not the server
             elif error.transient and self._connected:
                 self._gate.gave_up()  # a server that has enough connections is not dead
-                self._shrink()
+                self._pace.fewer(self._lanes)
             else:
                 self._gate.failed(error, now())
                 give_up = not error.transient or self._gate.failures >= self._policy.attempts

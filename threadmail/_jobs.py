@@ -10,7 +10,7 @@ import enum
 import heapq
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ._deadline import Deadline
 from .client import Client
@@ -18,9 +18,6 @@ from .envelope import Envelope
 from .errors import TimedOut
 from .receipt import Receipt
 from .transaction import Transaction
-
-if TYPE_CHECKING:
-    from ._dispatch import Dispatcher
 
 
 class JobState(enum.Enum):
@@ -31,6 +28,13 @@ class JobState(enum.Enum):
     ON_WIRE = "on the wire"
     WITHDRAWN = "withdrawn"  # cancelled before it was on the wire
     DONE = "done"
+
+
+class Keeper(Protocol):
+    """Who has the jobs, and the lock."""
+
+    def withdraw(self, job: Job) -> bool: ...
+    def abort(self, job: Job) -> bool: ...
 
 
 class Job:
@@ -59,10 +63,10 @@ class Job:
         "transaction",
     )
 
-    def __init__(self, envelope: Envelope, end: Deadline, dispatcher: Dispatcher) -> None:
+    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper) -> None:
         self.envelope = envelope
         self.end = end
-        self.future = SendFuture(self, dispatcher)
+        self.future = SendFuture(self, keeper)
         self.state = JobState.QUEUED
         self.receipt: Receipt | None = None
         self.due = 0.0
@@ -78,16 +82,16 @@ class SendFuture(Future[Receipt]):
     `cancel()` works until the message is on the wire, also between two attempts as long as nobody has it.
     """
 
-    def __init__(self, job: Job, dispatcher: Dispatcher) -> None:
+    def __init__(self, job: Job, keeper: Keeper) -> None:
         super().__init__()
         self._job = job
-        self._dispatcher = dispatcher
+        self._keeper = keeper
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""
         if self.cancelled():
             return True
-        if not self._dispatcher.withdraw(self._job):
+        if not self._keeper.withdraw(self._job):
             return False
         super().cancel()
         # Nobody will run it any more, so those who wait are told now.
@@ -96,7 +100,7 @@ class SendFuture(Future[Receipt]):
 
     def abort(self) -> bool:
         """Drop the connection the message is on, or end its retries. Returns False if it was settled."""
-        return self._dispatcher.abort(self._job)
+        return self._keeper.abort(self._job)
 
     @property
     def envelope(self) -> Envelope:
