@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Stall,
         StartTLS,
         Step,
+        Steps,
     )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Stall",
     "StartTLS",
     "Step",
+    "Steps",
     "TestCA",
     "TranscriptEntry",
     "ehlo",

@@ -92,7 +92,7 @@ class Peer:
     def read_content(self, timeout: float | None) -> bytes:
         """The content up to the lone dot, dots un-stuffed; stored as a message, its reply is due."""
         raw, lines = bytearray(), []
-        while (line := self._take_line(timeout)) != b".\r\n":
+        while (line := self._take_line(timeout, b"\r\n")) != b".\r\n":
             raw += line
             lines.append(line[1:] if line.startswith(b".") else line)
         self._record("received", bytes(raw) + b".\r\n")
@@ -123,13 +123,14 @@ class Peer:
                 self._buffer.clear()
             self._fill(None)
 
-    def _take_line(self, timeout: float | None) -> bytes:
+    def _take_line(self, timeout: float | None, ending: bytes = b"\n") -> bytes:
         searched = 0
-        while (end := self._buffer.find(b"\n", searched)) < 0:
-            searched = len(self._buffer)
+        while (end := self._buffer.find(ending, searched)) < 0:
+            searched = max(0, len(self._buffer) - 1)
             self._fill(timeout)
-        line = bytes(self._buffer[: end + 1])
-        del self._buffer[: end + 1]
+        end += len(ending)
+        line = bytes(self._buffer[:end])
+        del self._buffer[:end]
         return line
 
     def _fill(self, timeout: float | None) -> None:
@@ -176,6 +177,9 @@ class Peer:
         for line in lines:
             if match := FINAL_REPLY.match(line + b"\n"):
                 self.dialogue.replied(match[1].decode())
+        if self.dialogue.ended:
+            # Before the client can know: who dials again after the 221 must not seem to hold two connections.
+            self._book.release(self.number)
         try:
             self._connection.sendall(data)
         except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from . import _sasl
 from ._dialogue import CONTENT, parse_path, verb_of
@@ -15,8 +16,15 @@ from ._endpoint import HOSTNAME
 from ._peer import HungUp, Peer, ScriptFailure
 
 
+class Step(Protocol):
+    """Anything with this method can stand in a script."""
+
+    def play(self, peer: Peer) -> None:
+        """Do the step on one connection; raise AssertionError where the client is at fault."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Serve:
+class Serve(Step):
     """Behave: greet (if nothing was sent yet), answer, store messages; until the client has quit or hung up.
 
     extensions: what EHLO offers, e.g. ``("PIPELINING", "SIZE 1000", "CHUNKING")``; STARTTLS and AUTH come by

@@ -168,7 +168,7 @@ class CaptureServer(Endpoint):
 
     @property
     def connections_open(self) -> int:
-        """How many connections are open now."""
+        """How many connections are open now; one that has said QUIT no longer counts."""
         return self._book.open_count
 
     @property

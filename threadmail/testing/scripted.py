@@ -21,7 +21,7 @@ from ._endpoint import Endpoint, TLSMode
 from ._peer import HungUp, Peer
 from .certificates import TestCA
 from .messages import CapturedMessage, MessageList, TranscriptEntry
-from .steps import Expect, ReadData, Reply, Script, Serve, Step
+from .steps import Expect, ReadData, Reply, Script, Serve, Step, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,7 +166,7 @@ class ScriptedServer(Endpoint):
 
     @property
     def connections_open(self) -> int:
-        """How many connections are being played now."""
+        """How many connections are being played now; one whose QUIT was granted no longer counts."""
         return self._book.open_count
 
     @property
@@ -268,42 +268,40 @@ class ScriptedServer(Endpoint):
 
 def _flat(script: Script) -> Iterator[Step]:
     for part in script:
-        if hasattr(part, "play"):
-            yield part
-        else:
+        if isinstance(part, Steps):
             yield from _flat(part)
+        else:
+            yield part
 
 
 # -- scripts in a word ------------------------------------------------------------------------------------------------
 
 
-def greeting(text: str = "220 mail.example.test ESMTP") -> list[Step]:
+def greeting(text: str = "220 mail.example.test ESMTP") -> Steps:
     """The server's first words."""
-    return [Reply(text)]
+    return Steps([Reply(text)])
 
 
-def ehlo(*extensions: str) -> list[Step]:
+def ehlo(*extensions: str) -> Steps:
     """An EHLO answered with these extensions: ``ehlo("PIPELINING", "SIZE 1000")``."""
     lines = ["mail.example.test", *extensions]
-    return [
-        Expect("EHLO"),
-        Reply("\n".join([*(f"250-{line}" for line in lines[:-1]), f"250 {lines[-1]}"])),
-    ]
+    reply = "\n".join([*(f"250-{line}" for line in lines[:-1]), f"250 {lines[-1]}"])
+    return Steps([Expect("EHLO"), Reply(reply)])
 
 
-def transaction(recipients: int = 1, final: str = "250 2.0.0 OK") -> list[Step]:
+def transaction(recipients: int = 1, final: str = "250 2.0.0 OK") -> Steps:
     """A message taken in lock-step: MAIL, `recipients` times RCPT, DATA and content, answered with `final`."""
     steps: list[Step] = [Expect("MAIL"), Reply("250 2.1.0 OK")]
     for _ in range(recipients):
         steps += [Expect("RCPT"), Reply("250 2.1.5 OK")]
-    return [*steps, Expect("DATA"), Reply("354 go ahead"), ReadData(), Reply(final)]
+    return Steps([*steps, Expect("DATA"), Reply("354 go ahead"), ReadData(), Reply(final)])
 
 
-def refuse(command: str, reply: str) -> list[Step]:
+def refuse(command: str, reply: str) -> Steps:
     """One command, answered with `reply`: ``refuse("RCPT", "550 5.1.1 no such user")``."""
-    return [Expect(command), Reply(reply)]
+    return Steps([Expect(command), Reply(reply)])
 
 
-def goodbye() -> list[Step]:
+def goodbye() -> Steps:
     """QUIT and its reply."""
-    return [Expect("QUIT"), Reply("221 2.0.0 Bye")]
+    return Steps([Expect("QUIT"), Reply("221 2.0.0 Bye")])
