@@ -8,13 +8,16 @@ import smtplib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import EmailMessage
 from typing import Any, Literal
 
 import pytest
 
+from threadmail.client import Client
 from threadmail.testing import (
     Drip,
     Drop,
@@ -111,8 +114,8 @@ def test_a_script_of_one_line_steps_serves_a_whole_session() -> None:
     assert mail.mail_options == ("size=21",)
     assert mail.content == b"Subject: hi\r\n\r\n.dot\r\n"
     assert mail.message["Subject"] == "hi"
-    assert server.received == [
-        ["ehlo laptop", "mail FROM:<a@x.test> size=21", "rcpt TO:<b@x.test>", "rcpt TO:<c@x.test>", "data", "QUIT"]
+    assert [[line.lower() for line in lines] for lines in server.received] == [
+        ["ehlo laptop", "mail from:<a@x.test> size=21", "rcpt to:<b@x.test>", "rcpt to:<c@x.test>", "data", "quit"]
     ]
 
 
@@ -201,15 +204,8 @@ def test_stall_reads_on_in_silence_until_the_peer_hangs_up() -> None:
 
 
 def test_read_bytes_takes_a_chunk_that_looks_like_commands() -> None:
-    script = [
-        Serve(until="BDAT", count=1),
-        Reply("250 ok"),
-        Expect("NOOP"),
-        Expect("BDAT"),
-        ReadBytes(6),
-        Reply("250 ok"),
-    ]
-    with ScriptedServer([*script[:2], Expect("BDAT"), ReadBytes(6), Reply("250 ok")]) as server, dial(server) as wire:
+    script = [Serve(until="BDAT"), Reply("250 ok"), Expect("BDAT"), ReadBytes(6), Reply("250 ok")]
+    with ScriptedServer(script) as server, dial(server) as wire:
         wire.sendall(b"EHLO x\r\n" + ENVELOPE + b"BDAT 6\r\nQUIT\r\nBDAT 6 LAST\r\nNOOP\r\n")
         read_to_the_end(wire)
         [mail] = server.messages
@@ -308,13 +304,8 @@ def test_what_was_sent_before_the_end_is_still_played() -> None:
 
 
 def test_open_serving_stalling_and_pausing_scripts_end_with_the_server_in_silence() -> None:
-    script = (
-        [Serve()],
-        [Stall()],
-        [Reply("220 x"), Pause(threading.Event(), timeout=60)],
-        [Reply("220 x"), Drip(b"x" * 99, 1)],
-    )
-    server = ScriptedServer(*script)
+    held = Pause(threading.Event(), timeout=60)
+    server = ScriptedServer([Serve()], [Stall()], [held], [Drip(b"x" * 99, interval=1)])
     with server, dial(server) as a, dial(server) as b, dial(server) as c, dial(server) as d:
         server.wait_for_connections(4)
         server.close()
@@ -583,6 +574,35 @@ def test_a_client_that_declines_the_certificate_has_hung_up(ca: TestCA) -> None:
 # -- life -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_script_for_which_nobody_came_is_reported() -> None:
+    server = ScriptedServer([Serve()], [Serve(until="MAIL"), Drop()], [Serve()])
+    server.start()
+    with pytest.raises(AssertionError, match="script 1 was never played: 0 connections came"):
+        server.close()
+    server.close()
+
+
+def test_a_client_that_came_just_before_the_end_is_still_played() -> None:
+    for _ in range(20):
+        server = ScriptedServer([Expect("QUIT")])
+        server.start()
+        with dial(server) as wire:
+            wire.sendall(b"QUIT\r\n")
+            server.close()
+        assert server.received == [["QUIT"]]
+
+
+def test_a_client_in_the_middle_of_its_handshake_does_not_hold_up_the_end(ca: TestCA) -> None:
+    server = ScriptedServer(tls="tls", ca=ca)
+    server.start()
+    with dial(server) as mute:
+        server.wait_for_connections(1)
+        begun = time.monotonic()
+        server.close()
+        assert time.monotonic() - begun < 1.5
+        assert mute.recv(1) == b""
+
+
 def test_waits_say_what_is_missing() -> None:
     with ScriptedServer([Serve()], [Serve()]) as server, client_of(server) as client:
         with pytest.raises(TimeoutError, match="0 of 1 messages"):
@@ -602,6 +622,16 @@ def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
         wire.recv(1)
         server.close()
         assert server.connections_open == 0
+
+
+def test_config_is_all_a_client_needs() -> None:
+    message = EmailMessage()
+    message["From"], message["To"] = "ann@example.test", "bob@example.test"
+    with ScriptedServer([Serve(auth={"ann": "secret"}, require_auth=True)], tls="starttls") as server:
+        with Client(server.config) as client:
+            client.send(message)
+        [mail] = server.messages
+    assert (mail.username, mail.tls, mail.recipients) == ("ann", True, ("bob@example.test",))
 
 
 def test_a_server_starts_once() -> None:

@@ -80,12 +80,13 @@ class Peer:
     def read_command(self, timeout: float | None) -> str:
         """The next line without its line end, noted as a command. `timeout` None: as long as it takes."""
         line = self._take_line(timeout)
-        self._record("received", line)
         text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        with self._book.changed:
+            self._record("received", line)
+            self.lines.append(text)
         if self.dialogue.secret_due or text.upper().startswith("AUTH "):
             self._secret_lines.add(text)
         self.dialogue.secret_due = False
-        self.lines.append(text)
         self.dialogue.command(text)
         return text
 
@@ -138,11 +139,7 @@ class Peer:
             raise HungUp("the connection is closed")
         secured = self._connection if isinstance(self._connection, ssl.SSLSocket) else None
         if secured is None or not secured.pending():
-            ready = {key.data for key, _ in self._selector.select(timeout)}
-            if "peer" not in ready:
-                if "wake" in ready:
-                    raise HungUp("the server was closed")
-                raise Silence
+            self._wait_readable(timeout)
         try:
             data = self._connection.recv(65536)
         except TimeoutError:
@@ -154,6 +151,13 @@ class Peer:
             self._gone = True
             raise HungUp("end of connection")
         self._buffer += data
+
+    def _wait_readable(self, timeout: float | None) -> None:
+        ready = {key.data for key, _ in self._selector.select(timeout)}
+        if "peer" not in ready:
+            if "wake" in ready:
+                raise HungUp("the server was closed")
+            raise Silence
 
     def _store(self, content: bytes) -> None:
         self._book.store(self.dialogue.message(content, connection=self.number, tls=self.tls))
@@ -210,11 +214,21 @@ class Peer:
         """Shake hands as a TLS server. A client that declines is gone, as one that hung up."""
         if self._tls_context is None:
             raise RuntimeError('StartTLS needs a server with tls="starttls" or "tls"')
+        if self._gone:
+            return
         self._buffer.clear()
+        self._connection.settimeout(0)
         try:
-            self._connection = self._tls_context.wrap_socket(self._connection, server_side=True)
-            self.tls = True
-        except OSError:
+            secured = self._tls_context.wrap_socket(self._connection, server_side=True, do_handshake_on_connect=False)
+            self._connection = secured
+            while not self.tls:
+                try:
+                    secured.do_handshake()
+                    self.tls = True
+                except ssl.SSLWantReadError:
+                    self._wait_readable(self.timeout)
+            secured.settimeout(self.timeout)
+        except (OSError, Silence):
             self._gone = True
 
     def drop(self) -> None:

@@ -1,7 +1,7 @@
 """Fixtures for pytest: a mail server for one test, and what it caught.
 
-pytest loads this module into every run of every project that has threadmail installed. So it imports nothing beyond
-pytest, changes nothing, and starts a server only for a test that asks for one.
+pytest loads this module into every run of every project that has threadmail installed. So it needs nothing but pytest
+and the package it lives in, changes nothing, and starts a server only for a test that asks for one.
 
     def test_welcome(threadmail_server, threadmail_outbox):
         register("ada@example.test", smtp_url=threadmail_server.url)

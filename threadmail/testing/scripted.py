@@ -48,8 +48,8 @@ class ScriptedServer(Endpoint):
 
     When a script has been played the connection is closed. When the client does what the script does not expect, the
     script ends there, the connection is closed, and `check()` or the end of the ``with`` block raises AssertionError
-    naming connection, step, what was expected and what came; credentials are masked. An exception already under way
-    is left alone.
+    naming connection, step, what was expected and what came; credentials are masked. A script for which no connection
+    came is reported there as well, unless it is a plain `Serve()`. An exception already under way is left alone.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class ScriptedServer(Endpoint):
         self._book = Book()
         self._transcript: list[TranscriptEntry] = []
         self._played = 0
+        self._reported = False
         self._closing = threading.Event()
         self._threads: dict[threading.Thread, Peer] = {}
         self._acceptor: threading.Thread | None = None
@@ -100,7 +101,18 @@ class ScriptedServer(Endpoint):
         What the clients had sent before is still played; a script that waits for more ends.
         """
         self._stop()
+        self._report_unplayed()
         self.check()
+
+    def _report_unplayed(self) -> None:
+        if self._reported or self._acceptor is None:
+            return
+        self._reported = True
+        came = self._book.opened
+        for number, script in enumerate(self._scripts):
+            idle = all(isinstance(step, Serve) and step.until is None for step in script)
+            if number >= came and not idle:
+                self._book.blame(AssertionError(f"script {number} was never played: {came} connections came"))
 
     def _stop(self) -> None:
         self._closing.set()
@@ -205,11 +217,13 @@ class ScriptedServer(Endpoint):
             listener.setblocking(False)
             selector.register(listener, selectors.EVENT_READ)
             selector.register(self._wake[0], selectors.EVENT_READ)
-            while not self._closing.is_set():
+            while True:
                 selector.select()
                 try:
                     connection, _ = listener.accept()
                 except (BlockingIOError, ConnectionError):
+                    if self._closing.is_set():
+                        return  # And nobody is waiting at the door.
                     continue
                 self._admit(connection, self._wake[0])
 
