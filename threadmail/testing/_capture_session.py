@@ -108,16 +108,8 @@ class Session(aiosmtpd.SMTP):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.gone.done():
-            return  # aiosmtpd calls this itself when a STARTTLS handshake fails.
-        if error is None and self.encrypted and self._handler_coroutine is not None:
-            # As in eof_received; under TLS the end of the data is the end of the connection.
-            assert self._timeout_handle is not None
-            self._timeout_handle.cancel()
-            if self._original_transport is not None:
-                self._original_transport.close()
-            asyncio.StreamReaderProtocol.connection_lost(self, None)
-        else:
-            super().connection_lost(error)
+            return  # aiosmtpd calls this itself when a STARTTLS handshake fails; asyncio may, too.
+        super().connection_lost(error)
         self._sessions.discard(self)
         self.gone.set_result(None)
         if self.number is not None:
