@@ -36,10 +36,10 @@ from threadmail.testing import (
     Stall,
     StartTLS,
     TestCA,
+    answer,
     ehlo,
     goodbye,
     greeting,
-    refuse,
     transaction,
 )
 
@@ -259,6 +259,7 @@ def test_patterns_match_prefixes_in_any_case_or_expressions_as_they_are() -> Non
         (ReadData(), b"x\r\n.\r", "expected a content ended by a lone dot, got: end of connection"),
         (ReadBytes(4), b"abc", "expected 4 bytes, got: end of connection"),
         (Serve(until="MAIL", count=2), ENVELOPE, "expected 'MAIL' number 2, got: end of connection"),
+        (Serve(until="MAIL", auth={"a": "b"}), b"AUTH LOGIN\r\n", "expected 'MAIL' number 1, got: end of connection"),
         (Serve(until="MAIL"), b"QUIT\r\n", "expected 'MAIL' number 1, got: the connection is closed"),
     ],
 )
@@ -451,7 +452,7 @@ def test_scripted_replies_decide_what_the_envelope_is() -> None:
     script = [
         Serve(until="RCPT"),
         Reply("550 no"),
-        refuse("RCPT", "250 ok"),
+        answer("RCPT", "250 ok"),
         Expect("DATA"),
         Drip(b"354 go\r\n", interval=0),
         Serve(),

@@ -43,8 +43,10 @@ def threadmail_server() -> Iterator[CaptureServer]:
 def threadmail_outbox(threadmail_server: CaptureServer) -> MessageList:
     """The messages `threadmail_server` has caught: a live, read-only list of `threadmail.testing.CapturedMessage`.
 
-    def test_nothing_is_sent_twice(threadmail_server, threadmail_outbox):
+        def test_nothing_is_sent_twice(threadmail_server, threadmail_outbox):
             send_reminders(smtp_url=threadmail_server.url)
             assert [mail.recipients for mail in threadmail_outbox] == [("ada@example.test",)]
+
+    Mail sent in the background may still be under way: `threadmail_server.wait_for(1)` waits for it.
     """
     return threadmail_server.outbox

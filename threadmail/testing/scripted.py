@@ -21,7 +21,7 @@ from ._endpoint import Endpoint, TLSMode
 from ._peer import HungUp, Peer
 from .certificates import TestCA
 from .messages import CapturedMessage, MessageList, TranscriptEntry
-from .steps import Expect, ReadData, Reply, Script, Serve, Step, Steps
+from .steps import Script, Serve, Step, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,19 +37,20 @@ class ScriptedServer(Endpoint):
         with ScriptedServer(script, [Serve()]) as server:
             ...
 
-    scripts: one for each connection; without any, every connection is served normally (`Serve`).
-    last: what connections get when the scripts are used up: ``"refuse"`` (421 and closed) or ``"repeat"`` (the last
-        script again).
-    tls: ``"none"``, ``"starttls"`` (for `StartTLS` and `Serve`), ``"tls"`` (the handshake comes before the script).
-    ssl_context, ca: as for `CaptureServer`; ``ssl_context=TestCA().expired_server_context()`` and its kin go here.
-    host: the address to listen on.
-    lmtp: `Serve` speaks LMTP, and a content is owed a reply for each recipient.
-    timeout: seconds that `Expect`, `ReadData` and `ReadBytes` wait, that a write may take, and a handshake.
-
     When a script has been played the connection is closed. When the client does what the script does not expect, the
     script ends there, the connection is closed, and `check()` or the end of the ``with`` block raises AssertionError
     naming connection, step, what was expected and what came; credentials are masked. A script for which no connection
-    came is reported there as well, unless it is a plain `Serve()`. An exception already under way is left alone.
+    came is reported at the end as well, unless it is a plain `Serve()`. An exception already under way is left alone.
+
+    Args:
+        scripts: one for each connection; without any, every connection is served normally (`Serve`).
+        last: what connections get when the scripts are used up: ``"refuse"`` (421 and closed) or ``"repeat"`` (the
+            last script again).
+        tls: ``"none"``, ``"starttls"`` (for `StartTLS` and `Serve`), ``"tls"`` (the handshake precedes the script).
+        ssl_context, ca: as for `CaptureServer`; ``ssl_context=TestCA().expired_server_context()`` and its kin go here.
+        host: the address to listen on.
+        lmtp: `Serve` speaks LMTP, and a content is owed a reply for each recipient.
+        timeout: seconds that `Expect`, `ReadData` and `ReadBytes` wait, that a write may take, and a handshake.
     """
 
     def __init__(
@@ -286,36 +287,3 @@ def _flat(script: Script) -> Iterator[Step]:
             yield from _flat(part)
         else:
             yield part
-
-
-# -- scripts in a word ------------------------------------------------------------------------------------------------
-
-
-def greeting(text: str = "220 mail.example.test ESMTP") -> Steps:
-    """The server's first words."""
-    return Steps([Reply(text)])
-
-
-def ehlo(*extensions: str) -> Steps:
-    """An EHLO answered with these extensions: ``ehlo("PIPELINING", "SIZE 1000")``."""
-    lines = ["mail.example.test", *extensions]
-    reply = "\n".join([*(f"250-{line}" for line in lines[:-1]), f"250 {lines[-1]}"])
-    return Steps([Expect("EHLO"), Reply(reply)])
-
-
-def transaction(recipients: int = 1, final: str = "250 2.0.0 OK") -> Steps:
-    """A message taken in lock-step: MAIL, `recipients` times RCPT, DATA and content, answered with `final`."""
-    steps: list[Step] = [Expect("MAIL"), Reply("250 2.1.0 OK")]
-    for _ in range(recipients):
-        steps += [Expect("RCPT"), Reply("250 2.1.5 OK")]
-    return Steps([*steps, Expect("DATA"), Reply("354 go ahead"), ReadData(), Reply(final)])
-
-
-def refuse(command: str, reply: str) -> Steps:
-    """One command, answered with `reply`: ``refuse("RCPT", "550 5.1.1 no such user")``."""
-    return Steps([Expect(command), Reply(reply)])
-
-
-def goodbye() -> Steps:
-    """QUIT and its reply."""
-    return Steps([Expect("QUIT"), Reply("221 2.0.0 Bye")])

@@ -5,6 +5,7 @@ A script is a sequence of steps.
 
     [greeting(), ehlo(), Expect("MAIL"), Reply("250 ok"), Expect("RCPT"), Drop()]
     [Serve(until="MAIL", count=2), Reply("451 4.3.0 later"), Serve()]
+    [greeting(), ehlo("AUTH PLAIN"), Expect("AUTH PLAIN"), Reply("535 5.7.8 no"), Serve()]
 
 `peer.dialogue` follows every command read and every reply sent, whichever step did it. So `Serve` knows, when it takes
 over, what was said before: a command that no reply has answered yet is answered first.
@@ -35,7 +36,9 @@ class Steps(tuple[Step, ...], Step):
 class Expect(Step):
     """Read one line. It must begin with `pattern` (in any case), or match it where it is a compiled expression.
 
-    timeout: seconds to wait; None: the server's.
+    Args:
+        pattern: the beginning of the line, or an expression that `re.Pattern.match` tries on it.
+        timeout: seconds to wait; None: the server's.
     """
 
     pattern: str | re.Pattern[str]
