@@ -60,7 +60,7 @@ def mailbox(text: str, what: str = "address") -> str:
         raise InvalidAddress(f"{what} {_shown(text)} is no mailbox{_why(bare)}")
     local, domain = match["local"], match["domain"]
     if domain is None:
-        if local.startswith('"'):
+        if local.startswith(('"', "=?")):  # a phrase, or an encoded word that may hide an address
             raise InvalidAddress(f"{what} {_shown(text)} is no mailbox: it has no domain")
         found = local
     else:
@@ -105,6 +105,8 @@ def address_list(text: str, what: str) -> list[str]:
             item.clear()
             in_group = in_group and char == ","
         elif char == ":" and not in_group:
+            if "@" in item:
+                raise InvalidAddress(f"{what}: {_shown(text)} has a colon behind an address")
             item.clear()  # what came before was the name of a group
             in_group = True
         else:
@@ -112,6 +114,8 @@ def address_list(text: str, what: str) -> list[str]:
             closing = {'"': '"', "<": ">", "[": "]"}.get(char, "")
     if closing:
         raise InvalidAddress(f"{what}: {_shown(text)} ends inside {'a comment' if closing == ')' else closing!r}")
+    if in_group:
+        raise InvalidAddress(f"{what}: {_shown(text)} ends inside a group: its semicolon is missing")
     items.append("".join(item))
     return [mailbox(i, what) for i in items if i.strip()]
 

@@ -138,6 +138,12 @@ class Reentered(MailError, RuntimeError):
     """
 
 
+class QueueFull(MailError, RuntimeError):
+    """The queue has no place, and a callback of the sender asked for one: it would wait for itself."""
+
+    transient = True
+
+
 # ---------------------------------------------------------------- time
 
 

@@ -103,6 +103,11 @@ class DialGate:
         self._probing = True
         return Dial.NOW
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the server answered when it was last dialled."""
+        return self._healthy
+
     def succeeded(self) -> None:
         self._healthy, self._probing = True, False
         self.failures, self.opens_at, self.error = 0, 0.0, None

@@ -40,7 +40,7 @@ from .errors import (
     StartTLSRefused,
 )
 from .receipt import Receipt
-from .transaction import Terms
+from .transaction import Terms, Transaction
 
 if TYPE_CHECKING:
     from _typeshed import SizedBuffer
@@ -300,7 +300,7 @@ class _Client(Dialogue):
         terms: Terms | None = None,
         *,
         deadline: float | Deadline | None = None,
-        before_mail: Callable[[], None] | None = None,
+        before_mail: Callable[[Transaction], None] | None = None,
         before_final: Callable[[Envelope], None] | None = None,
     ) -> Receipt:
         """Send an envelope and return its receipt.

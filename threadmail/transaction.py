@@ -202,13 +202,14 @@ def send(
     envelope: Envelope,
     terms: Terms,
     *,
-    before_mail: Callable[[], None] | None = None,
+    before_mail: Callable[[Transaction], None] | None = None,
     before_final: Callable[[Envelope], None] | None = None,
 ) -> Receipt:
     """Send one message in lock-step: each command waits for its reply.
 
     Args:
-        before_mail: called when nothing has been written yet; if it raises, nothing is.
+        before_mail: called with the transaction when nothing has been written yet; if it raises, nothing is. Whoever
+            keeps the transaction can ask it what is known (`receipt`), whatever ends the call.
         before_final: called before the last bytes of the content leave; if it raises, the message is surely not sent.
     Returns:
         The receipt of a message that at least one recipient was accepted for.
@@ -221,7 +222,7 @@ def send(
     except MailError as error:
         raise transaction.blame(error) from None
     if before_mail is not None:
-        before_mail()
+        before_mail(transaction)
     try:
         for command in commands:
             transaction.phase = command.phase

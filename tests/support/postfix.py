@@ -34,6 +34,12 @@ from types import TracebackType
 
 import trustme
 
+# Where packages put the daemons: Debian and its kin, and the rest.
+_INSTALLED = (Path("/usr/lib/postfix/sbin"), Path("/usr/libexec/postfix"))
+
+# Why Postfix could not be had for a cache folder: offline, the next to ask would wait as long for the same answer.
+_refused: dict[Path, str] = {}
+
 _TEMPLATES = Path(__file__).resolve().parents[1] / "data" / "postfix"
 
 # Postfix insists on a user and a group of its own, each with an id that is neither root's nor nobody's nor the
@@ -82,20 +88,26 @@ def find_postfix() -> Installation:
     The cache folder is ``THREADMAIL_POSTFIX_CACHE``, by default one in the user's cache. A first download is
     bounded by minutes, not seconds. Raises PostfixUnavailable.
     """
-    for daemons in ("/usr/lib/postfix/sbin", "/usr/libexec/postfix"):
-        if Path(daemons, "master").exists() and (postconf := shutil.which("postconf", path="/usr/sbin:/usr/bin")):
-            return Installation(Path(postconf).parent, Path(daemons))
+    for daemons in _INSTALLED:
+        if (daemons / "master").exists() and (postconf := shutil.which("postconf", path="/usr/sbin:/usr/bin")):
+            return Installation(Path(postconf).parent, daemons)
 
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(os.environ.get("THREADMAIL_POSTFIX_CACHE") or Path(base, "threadmail", "postfix")).resolve()
+    if cache in _refused:
+        raise PostfixUnavailable(_refused[cache])
     cache.mkdir(parents=True, exist_ok=True)
     root = cache / "root"
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
             with tempfile.TemporaryDirectory(dir=cache, prefix="unpack-") as scratch:
-                # Renamed when whole, so that an unpacking cut short is never taken for Postfix.
-                _unpack(Path(scratch)).rename(root)
+                try:
+                    # Renamed when whole, so that an unpacking cut short is never taken for Postfix.
+                    _unpack(Path(scratch)).rename(root)
+                except PostfixUnavailable as error:
+                    _refused[cache] = str(error)
+                    raise
     libraries = (root / "usr/lib/postfix", *root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu"))
     return Installation(root / "usr/sbin", root / "usr/lib/postfix/sbin", libraries)
 
@@ -111,7 +123,7 @@ def _unpack(scratch: Path) -> Path:
     done = _run(download, 120)
     if done.returncode:
         # A fresh machine has no package lists, an old one may have lists of packages that are gone.
-        _run(["apt-get", "update"], 120)
+        _run(["apt-get", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20", "update"], 120)
         done = _run(download, 120)
     packages = sorted(archives.glob("*.deb"))
     if done.returncode or not packages:
@@ -182,6 +194,16 @@ class Postfix:
         """Forget what has been delivered."""
         with self._sink.arrival:
             self._sink.delivered.clear()
+
+    def wait_until_logged(self, pattern: str, timeout: float = 10) -> str:
+        """Wait for a line of the log to match; return the match. Raises TimeoutError, with the log."""
+        try:
+            _until(lambda: re.search(pattern, self.log()) is not None, timeout, f"{pattern!r} in the log")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
+        found = re.search(pattern, self.log())
+        assert found is not None
+        return found[0]
 
     def log(self) -> str:
         """What Postfix wrote to its log."""
