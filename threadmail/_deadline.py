@@ -1,0 +1,55 @@
+"""Time, in one place.
+
+Owns the one clock hook (`now`) and `Deadline`, the absolute point that every wait of a call is measured against: it is
+computed once, so a call made of many waits ends when it was told to, however each of them goes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import inf
+
+from .errors import TimedOut
+
+
+def now() -> float:
+    """Seconds on the monotonic clock. Everything in the package reads the time here."""
+    return time.monotonic()
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A point in time by which a call is over; `Deadline()` never comes."""
+
+    at: float = inf
+
+    @classmethod
+    def after(cls, seconds: float | Deadline | None) -> Deadline:
+        """The deadline `seconds` from now; None means never, and a Deadline is itself."""
+        if seconds is None:
+            return NEVER
+        if isinstance(seconds, Deadline):
+            return seconds
+        return cls(now() + seconds)
+
+    def within(self, seconds: float | Deadline | None) -> Deadline:
+        """The earlier of this deadline and the one `seconds` from now."""
+        other = Deadline.after(seconds)
+        return other if other.at < self.at else self
+
+    def remaining(self) -> float | None:
+        """Seconds left, at least 0; None where there is no end. What `acquire`, `wait` and `settimeout` take."""
+        return None if self.at == inf else max(0.0, self.at - now())
+
+    @property
+    def passed(self) -> bool:
+        return self.at != inf and self.at <= now()
+
+    def check(self, doing: str) -> None:
+        """Raise TimedOut if the deadline has passed."""
+        if self.passed:
+            raise TimedOut(f"the deadline passed while {doing}")
+
+
+NEVER = Deadline()

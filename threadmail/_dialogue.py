@@ -1,0 +1,306 @@
+"""smtplib's client as a guarded dialogue.
+
+Owns `sync_root`'s use: who may write the next command, what an exchange is, and what becomes of one that ends early.
+Guarantees: every public method holds the lock from its first byte to its last reply; a call of the same thread, which
+an RLock lets pass, gets between no two commands of an exchange; a dialogue in doubt is closed, never reused. Leaves
+connecting, logging in and sending mail to `smtp`.
+"""
+
+from __future__ import annotations
+
+import enum
+import smtplib
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from . import _message, transaction
+from ._address import mailbox, sender_mailbox
+from ._deadline import NEVER, Deadline
+from ._guard import Guarded, holding
+from ._wire import Wire
+from .config import Timeouts
+from .errors import DataRefused, HeloRefused, InvalidEnvelope, MailError, NotConnected, Outcome, Phase, Reentered
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Answer: TypeAlias = tuple[int, bytes]
+
+UNSET: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # smtplib's "no timeout given"
+
+
+class State(enum.Enum):
+    """Where the dialogue stands, as far as the next command is concerned. Changed under `sync_root` only."""
+
+    IDLE = "idle"  # any command may come
+    OPEN = "a transaction begun with mail()"  # the caller drives; only sendmail is out of place
+    AWAITING = "a command whose reply has not been read"
+    DRIVING = "an exchange that is not to be interrupted"
+
+
+class Dialogue(Guarded, smtplib.SMTP):
+    """What the guarded clients have in common once they are connected.
+
+    Args:
+        timeout: as smtplib's: seconds for everything; not given, `Timeouts()` or the socket module's default holds.
+        timeouts: how long to wait at each step, instead of `timeout`.
+        sync_root: the lock to use, for owners that guard more than the dialogue with it.
+    """
+
+    def __init__(
+        self,
+        local_hostname: str,
+        timeout: float | None,
+        source_address: Any,
+        timeouts: Timeouts | None,
+        sync_root: Any,
+    ) -> None:
+        Guarded.__init__(self, sync_root)
+        self._wire: Wire | None = None
+        self._state = State.IDLE
+        self._resume = State.IDLE
+        self._deadline: Deadline = NEVER
+        self._abort_requested = False  # written without the lock by abort(), cleared by connect()
+        self._own_timeouts = timeouts
+        self._host = ""
+        # Not the constructors of SMTP_SSL and LMTP, whose arguments differ between versions; and without the host:
+        # theirs raise errors of their own.
+        smtplib.SMTP.__init__(self, "", 0, local_hostname, timeout, source_address)  # type: ignore[arg-type]
+        if timeout is not UNSET:
+            self._limits()
+
+    # ------------------------------------------------------------ the guard
+
+    @contextmanager
+    def within(self, deadline: float | Deadline | None = None) -> Iterator[None]:
+        """Hold `sync_root`, and let everything inside be over in time.
+
+        Args:
+            deadline: seconds that waiting for the lock and all calls inside may take together; None bounds nothing.
+        Raises:
+            TimedOut: the lock was not to be had in time.
+            Reentered: this thread is inside an exchange on this client.
+        """
+        with self._step(deadline):
+            yield
+
+    @contextmanager
+    def _step(self, deadline: float | Deadline | None = None, *, reading: bool = False) -> Iterator[None]:
+        end = Deadline.after(deadline)
+        with holding(self.sync_root, end):
+            if self._state is State.DRIVING or (self._state is State.AWAITING and not reading):
+                # The lock is ours, so this is the same thread. Nothing was written; the exchange goes on unharmed.
+                raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
+            outer = self._deadline
+            self._set_deadline(outer.within(end))
+            try:
+                yield
+            except BaseException:
+                if self._state is State.AWAITING:
+                    self._drop()  # whoever reads next would read the reply to this command
+                raise
+            finally:
+                self._set_deadline(outer)
+                if self._wire is not None and not self._wire.is_open:
+                    self._drop()
+
+    @contextmanager
+    def _driving(self) -> Iterator[Wire]:
+        """An exchange of several commands that nothing may interrupt; for methods that hold the lock."""
+        wire = self._connected()
+        self._state = State.DRIVING
+        try:
+            yield wire
+        finally:
+            self._state = State.IDLE
+
+    def _require_no_transaction(self) -> None:
+        if self._state is not State.IDLE:
+            raise Reentered(f"{self._state.value} is under way on this client")
+
+    def _set_deadline(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        if self._wire is not None:
+            self._wire.deadline = deadline
+
+    def _connected(self) -> Wire:
+        if self.sock is None:
+            raise NotConnected("there is no connection: call connect() first")
+        if self._wire is None or self._wire.sock is not self.sock:  # somebody put a socket of his own there
+            self._wire = self._new_wire(self.sock)
+        return self._wire
+
+    def _new_wire(self, sock: socket.socket) -> Wire:
+        wire = Wire(sock, self._limits(), f"{self._host}#{id(sock) & 0xFFFF:04x}", self._trace)
+        wire.deadline = self._deadline
+        return wire
+
+    def _limits(self) -> Timeouts:
+        if self._own_timeouts is not None:
+            return self._own_timeouts
+        if self.timeout is not UNSET:
+            return Timeouts.all(self.timeout)
+        default = socket.getdefaulttimeout()
+        return Timeouts() if default is None else Timeouts.all(default)
+
+    def _trace(self, direction: str, said: str) -> None:
+        if self.debuglevel > 0:
+            self._debug("send:" if direction == ">" else "reply:", repr(said))
+
+    def _debug(self, *said: object) -> None:
+        smtplib.SMTP._print_debug(self, *said)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Close without a farewell. To end a call that another thread is making, `abort()`."""
+        with holding(self.sync_root, NEVER):
+            self._drop()
+
+    def _drop(self) -> None:
+        wire, self._wire = self._wire, None
+        sock, self.sock = self.sock, None
+        self.file = None
+        self._state = self._resume = State.IDLE
+        if wire is not None:
+            wire.close()
+        if sock is not None:
+            sock.close()
+
+    def _after_fork(self) -> None:
+        self._drop()
+        self._deadline = NEVER
+
+    def abort(self) -> None:
+        """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
+
+        That call ends with `Aborted`, its outcome NOT_SENT or IN_DOUBT by the phase it was in.
+        """
+        self._abort_requested = True
+        wire = self._wire
+        if wire is not None:
+            wire.abort()
+
+    def is_quiet(self) -> bool:
+        """Whether there is a connection on which nothing lies unread and nobody has hung up: one look, no waiting."""
+        with self._step():
+            return self.sock is not None and self._connected().quiet()
+
+    # ------------------------------------------------------------ commands and replies
+
+    def send(self, s: Any) -> None:
+        """Write bytes as they are; text in the encoding of commands."""
+        data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
+        with self._step():
+            sys.audit("smtplib.send", self, data)
+            self._connected().write(data)
+
+    def putcmd(self, cmd: str, args: str = "") -> None:
+        """Write a command; its reply must be read before another one is written."""
+        line = f"{cmd} {args}" if args else cmd
+        if "\r" in line or "\n" in line or "\0" in line:
+            shown = line.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
+            raise InvalidEnvelope(f"command and arguments contain prohibited newline characters: {shown}")
+        with self._step():
+            wire = self._connected()
+            data = f"{line}\r\n".encode(self.command_encoding)
+            sys.audit("smtplib.send", self, data)
+            wire.require_quiet()
+            self._resume, self._state = self._state, State.AWAITING
+            wire.write(data)
+
+    def getreply(self) -> Answer:
+        """Read a whole reply: (code, text). Anything else closes the connection and raises."""
+        with self._step(reading=True):
+            reply = self._connected().read_reply()
+            self._state = self._resume
+            if reply.code in (221, 421):
+                self._drop()  # the server is closing (RFC 5321 §3.8); smtplib lets the next command find out
+            return reply.pair
+
+    def docmd(self, cmd: str, args: str = "") -> Answer:
+        with self._step():
+            self.putcmd(cmd, args)
+            return self.getreply()
+
+    def ehlo(self, name: str = "") -> Answer:
+        with self._step():
+            self._state = State.IDLE
+            return super().ehlo(name)
+
+    def helo(self, name: str = "") -> Answer:
+        with self._step():
+            self._state = State.IDLE
+            return super().helo(name)
+
+    def ehlo_or_helo_if_needed(self) -> None:
+        """EHLO, or HELO where that is refused, unless the server has been greeted already."""
+        with self._step():
+            if self.helo_resp is None and self.ehlo_resp is None and self.ehlo()[0] // 100 != 2:
+                answer = self.helo()
+                if answer[0] // 100 != 2:
+                    raise HeloRefused(*answer)
+
+    def has_extn(self, opt: str) -> bool:
+        with self._step():
+            return super().has_extn(opt)
+
+    def help(self, args: str = "") -> bytes:
+        with self._step():
+            return super().help(args)
+
+    def noop(self, *, deadline: float | Deadline | None = None) -> Answer:
+        with self._step(deadline):
+            return super().noop()
+
+    def verify(self, address: str) -> Answer:
+        with self._step():
+            return super().verify(address)
+
+    vrfy = verify
+
+    def expn(self, address: str) -> Answer:
+        with self._step():
+            return super().expn(address)
+
+    def rset(self) -> Answer:
+        with self._step():
+            answer = super().rset()
+            self._state = State.IDLE
+            return answer
+
+    def mail(self, sender: str, options: Sequence[str] = ()) -> Answer:
+        """Begin a transaction by hand. Hold `sync_root` from here to `data()` or `rset()`."""
+        with self._step():
+            answer = super().mail(sender_mailbox(sender), options)
+            if answer[0] == 250:
+                self._state = State.OPEN
+            return answer
+
+    def rcpt(self, recip: str, options: Sequence[str] = ()) -> Answer:
+        with self._step():
+            return super().rcpt(mailbox(recip, "recipient"), options)
+
+    def data(self, msg: ReadableBuffer | str, *, deadline: float | Deadline | None = None) -> Answer:
+        """Send the content of a transaction begun with `mail()`; line ends become CRLF, bytes too.
+
+        Raises:
+            DataRefused: the server did not answer 354. Any other answer is returned as (code, text).
+        """
+        content = _message.normalise_line_ends(_message.as_bytes(msg), strict=False)
+        with self._step(deadline), self._driving() as wire:
+            self.command_encoding = "ascii"  # SMTPUTF8 was for this message; smtplib leaves it on
+            phase = Phase.DATA
+            try:
+                reply = wire.command("data")
+                if reply.code != 354:
+                    raise DataRefused(*reply.pair)
+                phase = Phase.CONTENT
+                wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
+                phase = Phase.FINAL
+                return wire.read_reply(wire.timeouts.final).pair
+            except MailError as error:
+                error.phase = phase
+                error.outcome = Outcome.IN_DOUBT if phase is Phase.FINAL else Outcome.NOT_SENT
+                raise

@@ -1,0 +1,107 @@
+"""What guards something that one thread at a time may use.
+
+Owns `Guarded`: the `sync_root` of a client, and what becomes of it after a fork; and `holding`, the one place where a
+lock is taken with a deadline. Guarantees: in a forked child the lock is a new one, free, and the object was told to
+drop what belongs to the parent before any thread of the child gets hold of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Protocol
+
+from ._deadline import Deadline
+from .errors import TimedOut
+
+
+class Lock(Protocol):
+    """What `threading.RLock` and `threading.Lock` have in common."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+
+
+class holding:
+    """`with` a lock that must be had before a deadline.
+
+    Raises:
+        TimedOut: it was not; the body does not run.
+    """
+
+    __slots__ = ("_end", "_lock")
+
+    def __init__(self, lock: Any, end: Deadline) -> None:
+        self._lock: Lock = lock
+        self._end = end
+
+    def __enter__(self) -> None:
+        left = self._end.remaining()
+        if not (self._lock.acquire() if left is None else self._lock.acquire(timeout=left)):
+            raise TimedOut("another thread kept this client busy until the deadline passed")
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+class Guarded:
+    """Base of what is guarded by a `sync_root` and must not be used by two processes."""
+
+    def __init__(self, sync_root: Any = None) -> None:
+        self._pid = os.getpid()
+        # One lock for each process this object lives in. A child finds none of its own and makes one: the lock it
+        # inherited may be held by a thread that does not exist there. dict.setdefault is atomic, so threads of the
+        # child that come first at the same time agree on one.
+        self._locks: dict[int, Any] = {self._pid: threading.RLock() if sync_root is None else sync_root}
+        after_fork(self)
+
+    @property
+    def sync_root(self) -> Any:
+        """The lock that makes several calls one step: `with client.sync_root:`. Reentrant; guards the dialogue."""
+        pid = os.getpid()
+        lock = self._locks.get(pid)
+        # Asked on each use: some servers fork without running Python's hooks (uWSGI without its fork-hook flag).
+        return lock if lock is not None else self.enter_child(pid)
+
+    def enter_child(self, pid: int) -> Any:
+        """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
+        lock = self._locks.setdefault(pid, threading.RLock())
+        with lock:
+            if self._pid != pid:
+                self._pid = pid
+                self._after_fork()
+        return lock
+
+    def _after_fork(self) -> None:
+        """Drop what belongs to the parent: close sockets without a word on them, forget what was under way."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} holds a live connection and cannot be pickled: "
+            "send a ServerConfig, and make one there"
+        )
+
+
+class ForkAware(Protocol):
+    """What must know that it lives in a forked child now."""
+
+    def enter_child(self, pid: int) -> Any: ...
+
+
+_fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+
+
+def after_fork(fork_aware: ForkAware) -> None:
+    """Let `enter_child` be called in every forked child, for as long as the object lives."""
+    _fork_aware.add(fork_aware)
+
+
+def _in_child() -> None:
+    for fork_aware in list(_fork_aware):
+        fork_aware.enter_child(os.getpid())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,206 @@
+"""What a ThreadedSender has to do.
+
+Owns one message's way through the sender (`Job`, its life cycle, its future) and the queue with its due times: this is
+where a retry waits. Has no lock: the dispatcher's guards it all.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import deque
+from concurrent.futures import Future
+from typing import Protocol
+
+from ._deadline import Deadline
+from .client import Client
+from .envelope import Envelope
+from .errors import MailError, TimedOut
+from .receipt import Receipt
+from .transaction import Transaction
+
+
+class JobState(enum.Enum):
+    """The life of a job; changed under the dispatcher's lock only."""
+
+    QUEUED = "queued"  # waiting for a lane, or for its next attempt
+    TAKEN = "taken"  # a lane has it, and nothing has been written
+    ON_WIRE = "on the wire"
+    WITHDRAWN = "withdrawn"  # cancelled before it was on the wire
+    DONE = "done"
+
+
+class Keeper(Protocol):
+    """Who has the jobs, and the lock."""
+
+    def withdraw(self, job: Job) -> bool: ...
+    def abort(self, job: Job) -> bool: ...
+
+
+class Job:
+    """One message on its way.
+
+    Attributes:
+        envelope: what is still to be sent, and to whom.
+        receipt: what all attempts so far have come to; None before the first.
+        due: when the next attempt may start, on the monotonic clock.
+        first_attempt: when the first one started.
+        end: when the message must be settled.
+        client: whose connection it is on; transaction: how far it got there.
+        called_off: `abort` or `close` ended it; nobody retries.
+    """
+
+    __slots__ = (
+        "called_off",
+        "client",
+        "due",
+        "end",
+        "envelope",
+        "first_attempt",
+        "future",
+        "receipt",
+        "state",
+        "transaction",
+    )
+
+    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper) -> None:
+        self.envelope = envelope
+        self.end = end
+        self.future = SendFuture(self, keeper)
+        self.state = JobState.QUEUED
+        self.receipt: Receipt | None = None
+        self.due = 0.0
+        self.first_attempt: float | None = None
+        self.client: Client | None = None
+        self.transaction: Transaction | None = None
+        self.called_off = False
+
+
+class SendFuture(Future[Receipt]):
+    """The future of one message: its result is the receipt, its exception the MailError of a message not sent.
+
+    `cancel()` works until the message is on the wire, also between two attempts as long as nobody has it.
+    """
+
+    def __init__(self, job: Job, keeper: Keeper) -> None:
+        super().__init__()
+        self._keeper = keeper
+        # Let go of when the message is settled: job and future know each other, and would stay in memory, content and
+        # all, until the garbage collector comes by.
+        self._job: Job | None = job
+        self._receipt: Receipt | None = None
+
+    def cancel(self) -> bool:
+        """Take the message back. Returns False if that is too late."""
+        job = self._job
+        if job is None or not self._keeper.withdraw(job):
+            return self.cancelled()
+        self._receipt = Receipt.not_sent(job.envelope, TimedOut("the message was taken back before it was on the wire"))
+        self._job = None
+        super().cancel()
+        # Nobody will run it any more, so those who wait are told now.
+        self.set_running_or_notify_cancel()
+        return True
+
+    def abort(self) -> bool:
+        """Drop the connection the message is on, or end its retries. Returns False if it was settled."""
+        job = self._job
+        return job is not None and self._keeper.abort(job)
+
+    def running(self) -> bool:
+        """Whether the message is on the wire."""
+        job = self._job
+        return job is not None and job.state is JobState.ON_WIRE
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The receipt, whatever the outcome; None while the message is under way."""
+        return self._receipt
+
+    def settle(self, receipt: Receipt) -> None:
+        """Set the result, or the error of a message that surely or possibly nobody has."""
+        self._receipt = receipt
+        self._job = None
+        self.set_running_or_notify_cancel()
+        try:
+            receipt.raise_for_failure()
+        except MailError as error:
+            error.__traceback__ = None
+            self.set_exception(error)
+        else:
+            self.set_result(receipt)
+
+
+class JobQueue:
+    """First in, first out, but for jobs that are not due yet."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Job] = deque()
+        self._later: list[tuple[float, int, Job]] = []
+        self._counter = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Jobs waiting, withdrawn ones not counted."""
+        return self._size
+
+    @property
+    def waiting_for_retry(self) -> int:
+        return sum(job.state is JobState.QUEUED for _, _, job in self._later)
+
+    def put(self, job: Job) -> None:
+        """Add a job, behind all others."""
+        job.state = JobState.QUEUED
+        self._size += 1
+        if job.due:
+            self._counter += 1  # so that jobs due at once are compared by it, not by themselves
+            heapq.heappush(self._later, (job.due, self._counter, job))
+        else:
+            self._ready.append(job)
+
+    def put_first(self, job: Job) -> None:
+        """Give a job back that was taken for nothing."""
+        job.state = JobState.QUEUED
+        self._size += 1
+        self._ready.appendleft(job)
+
+    def take(self, now: float) -> Job | None:
+        """The next job that is due, or None."""
+        while self._later and self._later[0][0] <= now:
+            _, _, job = heapq.heappop(self._later)
+            if job.state is JobState.QUEUED:
+                return self._taken(job)
+        while self._ready:
+            job = self._ready.popleft()
+            if job.state is JobState.QUEUED:
+                return self._taken(job)
+        return None
+
+    def _taken(self, job: Job) -> Job:
+        job.state = JobState.TAKEN
+        job.due = 0.0
+        self._size -= 1
+        return job
+
+    def withdraw(self, job: Job) -> None:
+        """Take a queued job out. It stays where it lies, is not counted, and never comes up again."""
+        job.state = JobState.WITHDRAWN
+        self._size -= 1
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until a job is due: 0.0 if one is, None if there is none at all."""
+        while self._ready and self._ready[0].state is not JobState.QUEUED:
+            self._ready.popleft()
+        while self._later and self._later[0][2].state is not JobState.QUEUED:
+            heapq.heappop(self._later)
+        if self._ready:
+            return 0.0
+        return max(0.0, self._later[0][0] - now) if self._later else None
+
+    def clear(self) -> list[Job]:
+        """Take everything out, in order."""
+        jobs = [*self._ready, *(job for _, _, job in sorted(self._later, key=lambda entry: entry[:2]))]
+        self._ready.clear()
+        self._later.clear()
+        self._size = 0
+        return [job for job in jobs if job.state is JobState.QUEUED]

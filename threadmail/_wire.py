@@ -1,0 +1,263 @@
+"""The connection as a dialogue sees it: whole commands out, whole replies in, or closed.
+
+Owns the bytes between a connected socket and SMTP: strict, bounded reading of replies (RFC 5321 §4.2), writing in
+blocks, time limits that hold however slowly the peer drips, and the protocol log. Guarantees: whatever ends an
+exchange early, from a malformed reply to KeyboardInterrupt, closes the connection, so that no later command can
+meet an earlier one's reply. Leaves to others what the replies mean, and locking: its caller holds `sync_root`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Callable
+
+from ._deadline import NEVER, Deadline
+from .config import Timeouts
+from .errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedOut, TLSFailed, printable
+from .receipt import Reply
+
+protocol_log = logging.getLogger("threadmail.protocol")
+
+# RFC 5321 §4.5.3.1.5 allows 512 octets a line; servers exceed it, smtplib takes 8,192. Without bounds an endless reply
+# grew a client by a gigabyte in a second.
+MAX_LINE = 8192
+MAX_LINES = 256
+BLOCK = 65536
+
+_REPLY_LINE = re.compile(rb"([1-5][0-9]{2})(?:([ -])([^\r\n]*))?")
+
+
+class Wire:
+    """One connected socket.
+
+    Args:
+        sock: the socket; the wire closes it.
+        timeouts: how long to wait for the peer at each step.
+        name: how the protocol log calls this connection.
+        trace: called with the direction (">" or "<") and what is said, secrets masked; smtplib's debug output.
+
+    Attributes:
+        deadline: when the call under way must be over; set by whoever holds `sync_root`.
+    """
+
+    def __init__(
+        self, sock: socket.socket, timeouts: Timeouts, name: str = "", trace: Callable[[str, str], None] | None = None
+    ) -> None:
+        self.sock = sock
+        self.timeouts = timeouts
+        self.name = name
+        self.trace = trace
+        self.deadline: Deadline = NEVER
+        self.is_open = True
+        self.aborted = False
+        self._unread = bytearray()
+        self._resting_timeout = sock.gettimeout()
+
+    # ------------------------------------------------------------ writing
+
+    def write(self, data: bytes | memoryview, shown: str | None = None, *, timeout: float | None = None) -> None:
+        """Hand `data` to the kernel, all of it.
+
+        When this raises ConnectionLost, the last byte was surely not handed over: a failing `send` takes nothing.
+
+        Args:
+            shown: what the protocol log says instead of `data`, where that is secret or long.
+            timeout: seconds for each block; None takes the time-out for commands.
+        """
+        self._log(">", shown if shown is not None else data)
+        block_timeout = self.timeouts.command if timeout is None else timeout
+        view = memoryview(data)
+        try:
+            while view:
+                self._limit(self.deadline.within(block_timeout), "the server takes no more bytes")
+                sent = self.sock.send(view[:BLOCK])
+                view = view[sent:]
+            self.sock.settimeout(self._resting_timeout)
+        except OSError as exc:
+            raise self._lost(exc, "the connection broke while writing") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    def command(self, line: str, shown: str | None = None) -> Reply:
+        """Write one command and read its reply; nothing may lie unread before."""
+        self.require_quiet()
+        self.write(f"{line}\r\n".encode(), shown)
+        return self.read_reply()
+
+    # ------------------------------------------------------------ reading
+
+    def read_reply(self, timeout: float | None = None) -> Reply:
+        """Read one whole reply.
+
+        Args:
+            timeout: seconds for the whole reply; None takes the time-out for commands.
+        Raises:
+            ReplyTimedOut, ConnectionLost, BadReply: and the connection is closed.
+        """
+        limit = self.deadline.within(self.timeouts.command if timeout is None else timeout)
+        lines: list[bytes] = []
+        code = b""
+        try:
+            while True:
+                match = _REPLY_LINE.fullmatch(self._read_line(limit))
+                if match is None or code not in (b"", match[1]):
+                    raise BadReply(f"this is no SMTP reply: {printable(bytes(self._shown_line))}")
+                code = match[1]
+                lines.append((match[3] or b"").strip(b" \t"))
+                if match[2] != b"-":
+                    break
+                if len(lines) >= MAX_LINES:
+                    raise BadReply(f"the reply has more than {MAX_LINES} lines")
+            self.sock.settimeout(self._resting_timeout)
+        except OSError as exc:
+            raise self._lost(exc, "the connection broke while waiting for a reply") from exc
+        except BaseException:
+            self.close()
+            raise
+        reply = Reply(int(code), b"\n".join(lines))
+        self._log("<", f"{reply.code} {reply.text}")
+        return reply
+
+    def _read_line(self, limit: Deadline) -> bytes:
+        searched = 0
+        while (end := self._unread.find(b"\n", searched)) < 0:
+            searched = len(self._unread)
+            if searched > MAX_LINE:
+                raise BadReply(f"a reply line is longer than {MAX_LINE} octets")
+            self._limit(limit, "no whole reply came")
+            data = self.sock.recv(MAX_LINE)
+            if not data:
+                cut = " in the middle of a reply" if self._unread else ""
+                raise ConnectionLost(f"the server closed the connection{cut}")
+            self._unread += data
+        line = bytes(self._unread[: end + 1])
+        del self._unread[: end + 1]
+        self._shown_line = line[:80]
+        if len(line) > MAX_LINE:
+            raise BadReply(f"a reply line is longer than {MAX_LINE} octets")
+        # A bare LF does not end a line (RFC 5321 §2.3.8); taking it for one lets two sides disagree on what was said.
+        return line[:-2] if line.endswith(b"\r\n") else line
+
+    def quiet(self) -> bool:
+        """Whether nothing lies unread and the peer has not hung up: one look, no waiting.
+
+        Bytes that no command asked for are a server out of turn (a 421 before it closes, RFC 5321 §3.8), or an attack.
+        """
+        if self._unread:
+            return False
+        try:
+            self.sock.settimeout(0)
+            try:
+                data = self.sock.recv(MAX_LINE)
+            finally:
+                self.sock.settimeout(self._resting_timeout)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return True  # a TLS record that is no data, such as a session ticket, has been taken off by the look
+        except OSError:
+            return False
+        self._unread += data
+        return False
+
+    def require_quiet(self) -> None:
+        """Close the connection and raise unless it is quiet. To be called before a command is written."""
+        if not self.quiet():
+            said = f": {printable(bytes(self._unread[:80]))}" if self._unread else ""
+            self.close()
+            if self.aborted:
+                raise Aborted("the connection was dropped by abort()")
+            if said:
+                raise BadReply(f"the server spoke out of turn{said}")
+            raise ConnectionLost("the server closed the connection")
+
+    # ------------------------------------------------------------ TLS and the end
+
+    def start_tls(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
+        """Wrap the connection in TLS. Unread bytes from before the handshake are refused: they were injected."""
+        self.require_quiet()
+        self.sock = wrap_tls(self.sock, context, hostname, self.deadline.within(self.timeouts.connect))
+        return self.sock
+
+    def abort(self) -> None:
+        """Drop the connection under whoever uses it: from any thread, without a lock, at once."""
+        self.aborted = True
+        try:
+            # Not self.sock.shutdown: that of an SSLSocket first forgets its TLS state, and a thread between two
+            # writes would go on in plaintext.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed already, or the peer was faster
+
+    def close(self) -> None:
+        """Close without a farewell. May be called twice."""
+        self.is_open = False
+        self._unread.clear()
+        self.sock.close()
+
+    # ------------------------------------------------------------ helpers
+
+    def _limit(self, limit: Deadline, what: str) -> None:
+        if not self.is_open:
+            raise NotConnected("there is no connection")
+        left = limit.remaining()
+        if left == 0.0:
+            raise ReplyTimedOut(f"{what} in time")
+        self.sock.settimeout(left)
+
+    def _lost(self, exc: OSError, what: str) -> ConnectionLost | BadReply:
+        """Close, and say what happened. Errors of our own are OSErrors as well."""
+        self.close()
+        if self.aborted:
+            return Aborted("the connection was dropped by abort()")
+        if isinstance(exc, (ConnectionLost, BadReply)):
+            return exc
+        if isinstance(exc, TimeoutError):
+            return ReplyTimedOut(f"{what}: the server did not respond in time")
+        return ConnectionLost(f"{what}: {exc.strerror or exc}")
+
+    def _log(self, direction: str, said: str | bytes | memoryview) -> None:
+        if self.trace is None and not protocol_log.isEnabledFor(logging.DEBUG):
+            return
+        text = said if isinstance(said, str) else printable(bytes(said)).rstrip()
+        try:
+            if self.trace is not None:
+                self.trace(direction, text)
+            protocol_log.debug("%s %s %s", self.name, direction, text)
+        except Exception:  # noqa: BLE001 - a broken log handler must not come between a command and its reply
+            pass
+
+
+def wrap_tls(sock: socket.socket, context: ssl.SSLContext, hostname: str, limit: Deadline) -> ssl.SSLSocket:
+    """Do the TLS handshake within `limit`; on any failure `sock` is closed.
+
+    Raises:
+        TLSFailed: permanent where the certificate is at fault, with the cause in words.
+    """
+    resting = sock.gettimeout()
+    try:
+        sock.settimeout(limit.remaining() or 0.001)
+        wrapped = context.wrap_socket(sock, server_hostname=hostname)
+        wrapped.settimeout(resting)
+    except ssl.SSLCertVerificationError as exc:
+        sock.close()
+        raise TLSFailed(f"the certificate of {hostname} is not valid: {exc.verify_message}", transient=False) from exc
+    except (OSError, ValueError) as exc:
+        sock.close()
+        raise TLSFailed(f"the TLS handshake with {hostname} failed: {_tls_cause(exc)}") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return wrapped
+
+
+def _tls_cause(exc: Exception) -> str:
+    if isinstance(exc, TimeoutError):
+        return "the server did not respond in time"
+    if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+        return "the server does not speak TLS on this port (is it one for STARTTLS?)"
+    if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)):
+        return "the server closed the connection"
+    return str(getattr(exc, "strerror", None) or exc)

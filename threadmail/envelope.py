@@ -1,0 +1,167 @@
+"""The envelope: a message as it goes to the wire, made once and never changed.
+
+Owns sender, recipients and content of one message, checked, and what they need of the server. Guarantees: frozen, so
+threads may share it; addresses are mailboxes (RFC 5321 §4.1.2); every line of the content ends in CRLF; no Bcc is
+left in it. Whoever makes an envelope pays for flattening and checking, on the thread that makes it; whoever sends it
+only writes bytes. Leaves the final line end and dot-stuffing to the transaction, which is where they are decided.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import Any, TypeAlias
+
+from . import _message
+from ._address import mailbox, sender_mailbox
+from ._message import AnyMessage
+from .errors import InvalidEnvelope
+
+Recipients: TypeAlias = str | Iterable[str]
+
+
+@dataclass(frozen=True, init=False)
+class Envelope:
+    """A message ready for the wire.
+
+    Args:
+        sender: the reverse-path: a mailbox, `Name <mailbox>`, or `""` for the null sender of bounces (RFC 5321 §4.5.5).
+        recipients: one address, or an iterable of them; repetitions are dropped, the order is kept.
+        content: the message with header and body. Line ends become CRLF; text must be ASCII.
+        strict: refuse a bare CR or LF instead of turning it into CRLF.
+    Raises:
+        InvalidEnvelope, InvalidAddress (both ValueError): naming what is wrong and where.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes = field(repr=False)
+    message_id: str | None = None
+    smtputf8: bool = field(default=False, repr=False)
+    eight_bit: bool = field(default=False, repr=False)
+
+    def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
+        wire = _message.without_bcc(_message.normalise_line_ends(_message.as_bytes(content), strict=strict))
+        self._set("sender", sender_mailbox(sender))
+        self._set("recipients", _mailboxes(recipients))
+        self._set("content", wire)
+        self._set("message_id", _message.message_id(_message.header_fields(wire)))
+        self._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in self.recipients)))
+        self._set("eight_bit", not wire.isascii())
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_message(
+        cls,
+        message: AnyMessage,
+        sender: str | None = None,
+        recipients: Recipients | None = None,
+        *,
+        strict: bool = False,
+    ) -> Envelope:
+        """The envelope of an `EmailMessage` or an older `Message`.
+
+        Sender and recipients come from the header where they are not given, by the rules of `smtplib.send_message`:
+        Sender before From; To, Cc and Bcc; the Resent- fields in a message that has Resent-Date. Date and Message-ID
+        are added where they are missing. The message object is not changed.
+
+        Raises:
+            InvalidEnvelope, InvalidAddress: as the class; also no sender, no recipients, header injection.
+        """
+        if not isinstance(message, Message):
+            raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(message).__name__}")
+        fields = _message.message_fields(message)
+        sender, recipients = _complete(fields, sender, recipients)
+        bare = sender_mailbox(sender)
+        to = _mailboxes(recipients)
+        utf8 = not (bare.isascii() and all(r.isascii() for r in to))
+        content = _message.missing_fields(fields, bare) + _message.flatten(message, utf8=utf8)
+        return cls(bare, to, content, strict=strict)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, sender: str | None = None, recipients: Recipients | None = None, *, strict: bool = False
+    ) -> Envelope:
+        """The envelope of a message that is bytes already, such as an `.eml` file: sent as it is, never written anew.
+
+        Signatures over the content stay valid, for only line ends change (not with `strict`), and Bcc fields and a
+        leading mbox line (`From ` and a space) are taken out. Nothing is added.
+
+        Args:
+            sender, recipients: as in `from_message`; None reads them from the header.
+        Raises:
+            InvalidEnvelope: also when `data` does not begin with a header.
+        """
+        content = _message.normalise_line_ends(_message.as_bytes(data), strict=strict)
+        if content.startswith(b"From "):
+            content = content.partition(b"\r\n")[2]
+        _message.require_message(content)
+        sender, recipients = _complete(_message.header_fields(content), sender, recipients)
+        return cls(sender, recipients, content)
+
+    @classmethod
+    def of(cls, message: Envelope | AnyMessage | bytes) -> Envelope:
+        """The envelope of whatever may be sent: an envelope is itself, a message object or bytes are read."""
+        if isinstance(message, Envelope):
+            return message
+        if isinstance(message, (bytes, bytearray, memoryview)):
+            return cls.from_bytes(bytes(message))
+        return cls.from_message(message)
+
+    def for_recipients(self, recipients: Recipients) -> Envelope:
+        """The same message for other recipients, such as those a retry is for; the content is shared, not copied."""
+        to = _mailboxes(recipients)
+        changed = object.__new__(Envelope)
+        changed.__dict__.update(self.__dict__, recipients=to)
+        changed._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in to)))
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sender, recipients and content (base64) as data that JSON can hold. `from_dict` reads it back."""
+        return {
+            "sender": self.sender,
+            "recipients": list(self.recipients),
+            "content": base64.b64encode(self.content).decode("ascii"),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Envelope:
+        """The envelope that `to_dict` wrote, checked anew.
+
+        Raises:
+            InvalidEnvelope: the data is not what `to_dict` writes.
+        """
+        try:
+            sender, recipients, content = data["sender"], data["recipients"], data["content"]
+            return cls(sender, recipients, base64.b64decode(content, validate=True))
+        except (KeyError, TypeError) as exc:
+            raise InvalidEnvelope(f"no envelope: {type(exc).__name__}: {exc}") from exc
+        except ValueError as exc:
+            if isinstance(exc, InvalidEnvelope):
+                raise
+            raise InvalidEnvelope(f"no envelope: content is not base64: {exc}") from exc
+
+
+def _mailboxes(recipients: Recipients) -> tuple[str, ...]:
+    given = [recipients] if isinstance(recipients, str) else list(recipients)
+    if not given:
+        raise InvalidEnvelope("the message has no recipients")
+    if len(given) == 1:
+        return (mailbox(given[0], "recipient"),)
+    return tuple(dict.fromkeys(mailbox(r, f"recipient {i}") for i, r in enumerate(given, 1)))
+
+
+def _complete(fields: _message.Fields, sender: str | None, recipients: Recipients | None) -> tuple[str, Recipients]:
+    if sender is None or recipients is None:
+        by_header = _message.sender_and_recipients(fields)
+        sender = by_header[0] if sender is None else sender
+        recipients = by_header[1] if recipients is None else recipients
+    if sender is None:
+        raise InvalidEnvelope("the message has no sender: neither Sender nor From names one")
+    if not recipients:
+        raise InvalidEnvelope("the message has no recipients: To, Cc and Bcc name none")
+    return sender, recipients

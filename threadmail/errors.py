@@ -1,0 +1,328 @@
+"""What can go wrong, in the field's own words.
+
+Owns the vocabulary of failure: where a transaction stood (`Phase`), what became of the message (`Outcome`)
+and every exception threadmail raises. Each one answers the two questions a caller has after a failure: *may I
+try again* (`transient`) and *what does the recipient have* (`outcome`); `receipt` has the details where a
+message was under way.
+
+Guarantees: each error is a `smtplib.SMTPException`, and is smtplib's own class wherever smtplib has one, so the
+`except` clauses of code written for smtplib keep working. Time-outs are also `TimeoutError`, lost connections
+`ConnectionError`, bad arguments `ValueError`, use after close `RuntimeError`. Each pickles. None holds a secret.
+"""
+
+from __future__ import annotations
+
+import enum
+import smtplib
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .receipt import Receipt, Report
+
+
+class Phase(enum.Enum):
+    """Where a transaction stood. Members are ordered as a session passes through them."""
+
+    CONNECT = "connect"
+    TLS = "tls"
+    AUTH = "auth"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    CONTENT = "content"
+    FINAL = "final"  # the end of data was handed over, its reply is awaited: the only place of doubt
+    DONE = "done"
+
+
+#: The phases before a session is ready: a failure in one of them says something about the server, not about a message.
+CONNECTING = (Phase.CONNECT, Phase.TLS, Phase.AUTH)
+
+
+class Outcome(enum.Enum):
+    """What became of a message, as far as anybody on this side can know.
+
+    The server takes responsibility with its reply to the end of data (RFC 5321 §4.2.5, §6.1). Lost before the end of
+    data was handed over: surely not sent. Lost after it, before the whole reply: in doubt.
+    """
+
+    SENT = "sent"  # every recipient accepted
+    PARTIAL = "partial"  # some accepted, the others refused
+    NOT_SENT = "not sent"  # surely nobody
+    IN_DOUBT = "in doubt"
+
+
+class MailError(smtplib.SMTPException):
+    """Base of every error of threadmail.
+
+    Attributes:
+        phase: where the transaction stood, or None where there was none.
+        transient: whether a later try of the same thing may succeed.
+        outcome: what became of the message; NOT_SENT unless said otherwise.
+        receipt: the receipt of the message under way, or None.
+    """
+
+    phase: Phase | None = None
+    transient: bool = False
+    outcome: Outcome = Outcome.NOT_SENT
+    receipt: Receipt | None = None
+
+    def __init__(self, message: str, *, phase: Phase | None = None, transient: bool | None = None) -> None:
+        # Not super(): smtplib's classes, which come later in the order of bases, take other arguments.
+        smtplib.SMTPException.__init__(self, message)
+        self.message = message
+        if phase is not None:
+            self.phase = phase
+        if transient is not None:
+            self.transient = transient
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError's own __reduce__ calls the class with `args`, which fits none of the signatures below.
+        # The state travels apart from the arguments, so that an error and its receipt may point at each other.
+        return _rebuild, (type(self), self.args), self.__dict__
+
+
+def _rebuild(cls: type[MailError], args: tuple[object, ...]) -> MailError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    return error
+
+
+def detach(error: MailError) -> MailError:
+    """Cut `error` off from the frames it passed through, so that keeping it keeps no content and no secret alive."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        exc = todo.pop()
+        if exc is None or id(exc) in seen:
+            continue
+        seen.add(id(exc))
+        exc.__traceback__ = None
+        todo += [exc.__cause__, exc.__context__]
+    return error
+
+
+# ---------------------------------------------------------------- arguments
+
+
+class InvalidEnvelope(MailError, ValueError):
+    """An address, a header or the content is not fit to be sent. Raised before a byte is written."""
+
+
+class InvalidAddress(InvalidEnvelope):
+    """A sender or recipient is no mailbox (RFC 5321 §4.1.2), or would smuggle something past one."""
+
+
+class InvalidConfig(MailError, ValueError):
+    """A server URL or a setting is wrong. The message never quotes a password."""
+
+
+class Closed(MailError, RuntimeError):
+    """The client, pool or sender was closed; nothing was written."""
+
+
+class Reentered(MailError, RuntimeError):
+    """This very thread is in the middle of a dialogue on this client.
+
+    An RLock lets its owner pass. Without this error a log handler that mails through the client whose command it logs
+    would write into the open transaction, and both messages would be lost. Nothing was written.
+    """
+
+
+class QueueFull(MailError, RuntimeError):
+    """The queue has no place, and a callback of the sender asked for one: it would wait for itself."""
+
+    transient = True
+
+
+# ---------------------------------------------------------------- time
+
+
+class TimedOut(MailError, TimeoutError):
+    """A deadline passed: waiting for a lock, a lease, a place in the queue, or for the peer."""
+
+    transient = True
+
+
+# ---------------------------------------------------------------- connecting
+
+
+class ConnectFailed(MailError, ConnectionError):
+    """No session could be opened: the cause stands in the message, and `errno` where the system gave one."""
+
+    phase = Phase.CONNECT
+    transient = True
+
+    def __init__(
+        self, message: str, *, errno: int | None = None, phase: Phase | None = None, transient: bool | None = None
+    ) -> None:
+        super().__init__(message, phase=phase, transient=transient)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args), {**self.__dict__, "errno": self.errno}
+
+
+class ConnectionRefused(ConnectFailed, ConnectionRefusedError):
+    """Nobody listens on that port."""
+
+
+class ConnectTimedOut(ConnectFailed, TimedOut):
+    """No connection, or no greeting, within the time allowed."""
+
+
+class HostNotFound(ConnectFailed, socket.gaierror):
+    """The name of the server cannot be resolved."""
+
+
+class TLSFailed(ConnectFailed, ssl.SSLError):
+    """The TLS handshake failed. Permanent where the certificate is at fault."""
+
+    phase = Phase.TLS
+
+
+# ---------------------------------------------------------------- the connection under way
+
+
+class ConnectionLost(MailError, smtplib.SMTPServerDisconnected, ConnectionError):
+    """The connection ended before the reply was whole. It is closed."""
+
+    transient = True
+
+
+class NotConnected(ConnectionLost):
+    """There is no connection: `connect()` was not called, or the last dialogue ended it. Nothing was written."""
+
+
+class Aborted(ConnectionLost):
+    """`abort()` or `close()` dropped the connection under the call. Nobody retries on its own what was called off."""
+
+    transient = False
+
+
+class ReplyTimedOut(ConnectionLost, TimedOut):
+    """The peer did not read or answer in time. The connection is closed: a late reply would answer another command."""
+
+
+# ---------------------------------------------------------------- replies
+
+
+class ReplyError(MailError, smtplib.SMTPResponseException):
+    """The server answered with a refusal. `smtp_code` and `smtp_error` (bytes) as in smtplib.
+
+    `transient` follows the first digit (RFC 5321 §4.2.1): 4yz may succeed later, 5yz will not.
+    """
+
+    def __init__(self, code: int, text: bytes | str, message: str | None = None, *, phase: Phase | None = None) -> None:
+        raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+        MailError.__init__(self, message or f"the server answered {code} {printable(raw)}", phase=phase)
+        self.args = (code, raw)
+        self.smtp_code = code
+        self.smtp_error = raw
+        self.transient = 400 <= code <= 499
+
+
+class BadReply(ReplyError, smtplib.SMTPServerDisconnected):
+    """What came is no SMTP reply, or nobody asked for it. The connection is closed, for its order is lost."""
+
+    def __init__(self, message: str, *, phase: Phase | None = None) -> None:
+        super().__init__(500, message, message, phase=phase)
+        self.transient = True
+
+
+class GreetingRefused(ReplyError, smtplib.SMTPConnectError):
+    """The server does not want this client, now (4yz) or at all (5yz)."""
+
+    phase = Phase.CONNECT
+
+
+class HeloRefused(ReplyError, smtplib.SMTPHeloError):
+    """EHLO and HELO were both refused."""
+
+    phase = Phase.CONNECT
+
+
+class StartTLSRefused(ReplyError):
+    """STARTTLS was answered with a refusal; the connection is closed, for plaintext was not asked for."""
+
+    phase = Phase.TLS
+
+
+class NotSupported(MailError, smtplib.SMTPNotSupportedError):
+    """The message or the settings need an extension that the server does not offer."""
+
+
+class LoginRefused(ReplyError, smtplib.SMTPAuthenticationError):
+    """The server refused the login. One refusal is one attempt: nothing else is tried with the same credentials."""
+
+    phase = Phase.AUTH
+
+
+class InsecureLogin(MailError):
+    """Credentials would cross the network in the clear. Nothing was written."""
+
+    phase = Phase.AUTH
+
+
+class SenderRefused(ReplyError, smtplib.SMTPSenderRefused):
+    """MAIL was refused. `sender` is the address."""
+
+    phase = Phase.MAIL
+
+    def __init__(self, code: int, text: bytes | str, sender: str, message: str | None = None) -> None:
+        super().__init__(code, text, message)
+        self.args = (code, self.smtp_error, sender)
+        self.sender = sender
+
+
+class MessageTooLarge(SenderRefused):
+    """The message is larger than the SIZE the server announced (RFC 1870). Nothing of it was written."""
+
+
+class DataRefused(ReplyError, smtplib.SMTPDataError):
+    """DATA, or the message itself, was refused."""
+
+    phase = Phase.DATA
+
+
+class RecipientsRefused(MailError, smtplib.SMTPRecipientsRefused):
+    """No recipient was accepted. `recipients` maps each refused address to smtplib's (code, text) pair."""
+
+    phase = Phase.RCPT
+
+    def __init__(self, recipients: Mapping[str, tuple[int, bytes]]) -> None:
+        first = "; ".join(f"{addr}: {code} {printable(text)}" for addr, (code, text) in list(recipients.items())[:3])
+        more = f" and {len(recipients) - 3} more" if len(recipients) > 3 else ""
+        MailError.__init__(self, f"no recipient was accepted: {first}{more}")
+        self.recipients = dict(recipients)
+        self.args = (self.recipients,)
+        self.transient = any(400 <= code <= 499 for code, _ in recipients.values())
+
+
+# ---------------------------------------------------------------- batches
+
+
+class DeliveryFailed(MailError):
+    """Not every message of a batch was sent. `report` has the receipts."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def printable(text: bytes | str) -> str:
+    """One line that is safe to print: server text may hold control characters that drive a terminal."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else " " if c in "\r\n\t" else c.encode("unicode_escape").decode() for c in text
+    )

@@ -1,0 +1,465 @@
+"""smtplib's clients, safe to share.
+
+Owns `SMTP`, `SMTP_SSL` and `LMTP`: subclasses of the standard library's that a code base gets by changing one import
+line. `with client.sync_root:` makes several calls one step. Guarantees, beyond those of `_dialogue`: TLS is verified,
+and had or the connection closed; credentials cross no network in the clear unasked; addresses and content are checked
+before the first byte of a message. Leaves connecting again, idle connections and retries to `Client`.
+"""
+
+from __future__ import annotations
+
+import functools
+import smtplib
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from . import _login, _message, transaction
+from ._deadline import Deadline
+from ._dialogue import UNSET, Answer, Dialogue
+from ._wire import wrap_tls
+from .config import Timeouts, is_loopback
+from .envelope import Envelope
+from .errors import (
+    BadReply,
+    ConnectFailed,
+    ConnectionRefused,
+    ConnectTimedOut,
+    GreetingRefused,
+    HostNotFound,
+    InsecureLogin,
+    InvalidEnvelope,
+    MailError,
+    NotSupported,
+    Phase,
+    RecipientsRefused,
+    ReplyTimedOut,
+    StartTLSRefused,
+)
+from .receipt import Receipt
+from .transaction import Terms, Transaction
+
+if TYPE_CHECKING:
+    from _typeshed import SizedBuffer
+
+_NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+@functools.lru_cache(maxsize=1)
+def default_local_hostname() -> str:
+    """This machine's name for EHLO, as smtplib finds it, but once for each process: it takes seconds on bad DNS."""
+    name = socket.getfqdn()
+    if "." in name:
+        return name
+    try:
+        return f"[{socket.gethostbyname(socket.gethostname())}]"
+    except OSError:
+        return "[127.0.0.1]"
+
+
+class _Client(Dialogue):
+    """What the three classes have in common."""
+
+    #: Send credentials without TLS to another machine.
+    allow_plaintext_login = False
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        local_hostname: str | None = None,
+        timeout: float | None = UNSET,
+        source_address: Any = None,
+        *,
+        timeouts: Timeouts | None = None,
+        sync_root: Any = None,
+    ) -> None:
+        super().__init__(local_hostname or default_local_hostname(), timeout, source_address, timeouts, sync_root)
+        self._host = host
+        if host:
+            answer = self.connect(host, port)
+            if answer[0] != 220:
+                self.close()
+                raise GreetingRefused(*answer)
+
+    # ------------------------------------------------------------ connecting
+
+    def connect(
+        self,
+        host: str = "localhost",
+        port: int = 0,
+        source_address: Any = None,
+        *,
+        deadline: float | Deadline | None = None,
+    ) -> Answer:
+        """Connect, and read the greeting; as smtplib's, with errors that say what is wrong.
+
+        Args:
+            host: name or address, "host:port", or for LMTP the path of a Unix socket.
+            deadline: seconds that all of it may take.
+        Returns:
+            The greeting as (code, text).
+        Raises:
+            ConnectFailed: or one of its subclasses, by cause.
+        """
+        with self._step(deadline):
+            self._drop()
+            self._abort_requested = False
+            self.helo_resp = self.ehlo_resp = None
+            self.esmtp_features = {}
+            self.does_esmtp = False
+            if source_address:
+                self.source_address = source_address
+            if not port and host.count(":") == 1:
+                host, _, given = host.partition(":")
+                if not given.isdecimal():
+                    raise ConnectFailed(f"nonnumeric port {given!r}", transient=False)
+                port = int(given)
+            port = port or self.default_port
+            self._host = host
+            sys.audit("smtplib.connect", self, host, port)
+            self.sock = self._get_socket(host, port, self._limits().connect)
+            wire = self._connected()  # from here on abort() reaches it
+            if self._abort_requested:
+                wire.abort()
+            try:
+                answer = self.getreply()
+            except ReplyTimedOut as error:
+                raise ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting") from error
+            except BadReply as error:
+                stranger = BadReply(f"{host}:{port} is no SMTP server: {error}", phase=Phase.CONNECT)
+                stranger.transient = False
+                raise stranger from error
+            except MailError as error:
+                error.phase = Phase.CONNECT
+                raise
+            if self.debuglevel > 0:
+                self._debug("connect:", repr(answer[1]))
+            return answer
+
+    def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        limit = self._deadline.within(timeout)
+        limit.check("connecting")
+        if self.debuglevel > 0:
+            self._debug("connect: to", (host, port), self.source_address)
+        try:
+            sock = self._dial(host, port, limit.remaining())
+        except OSError as exc:
+            raise _why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
+        sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
+        try:
+            sock.setsockopt(*_NO_DELAY)  # content and lone dot in two segments cost 44 ms with Nagle's algorithm
+        except OSError:
+            pass  # a Unix socket has no such option
+        return sock
+
+    def _dial(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        return socket.create_connection((host, port), timeout, self.source_address)
+
+    def starttls(  # type: ignore[override]  # smtplib's differs between versions
+        self,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        context: ssl.SSLContext | None = None,
+        *,
+        deadline: float | Deadline | None = None,
+    ) -> Answer:
+        """Go on in TLS, or not at all: where it cannot be had, the connection is closed.
+
+        Args:
+            keyfile, certfile: a client certificate, for servers that ask for one.
+            context: None verifies the server's certificate and name.
+            deadline: seconds that all of it may take.
+        Raises:
+            NotSupported, StartTLSRefused, TLSFailed: and there is no connection any more.
+        """
+        with self._step(deadline):
+            self.ehlo_or_helo_if_needed()
+            offered = "starttls" in self.esmtp_features
+            with self._driving() as wire:
+                if not offered:
+                    wire.close()
+                    raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
+                reply = wire.command("STARTTLS")
+                if reply.code != 220:
+                    wire.close()
+                    raise StartTLSRefused(*reply.pair)
+                self.sock = wire.start_tls(_tls_context(context, certfile, keyfile), self._host)
+            # What was said in the clear is not to be believed (RFC 3207 §4.2).
+            self.helo_resp = self.ehlo_resp = None
+            self.esmtp_features = {}
+            self.does_esmtp = False
+            return reply.pair
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether what is said now is protected by TLS."""
+        return isinstance(self.sock, ssl.SSLSocket)
+
+    # ------------------------------------------------------------ logging in
+
+    def login(
+        self,
+        user: str,
+        password: str,
+        *,
+        initial_response_ok: bool = True,
+        mechanism: str | None = None,
+        deadline: float | Deadline | None = None,
+    ) -> Answer:
+        """Log in, by one mechanism and once.
+
+        Args:
+            mechanism: the SASL mechanism; None takes the best one offered. With XOAUTH2 and OAUTHBEARER the password is
+                the token.
+            deadline: seconds that all of it may take.
+        Raises:
+            InsecureLogin: no TLS, and the server is another machine (see `allow_plaintext_login`).
+            NotSupported: the server offers no AUTH, or no mechanism known here.
+            LoginRefused: wrong credentials, or not now.
+        """
+        with self._step(deadline):
+            self.ehlo_or_helo_if_needed()
+            if "auth" not in self.esmtp_features:
+                hint = "" if self.is_encrypted else " (many offer it only after STARTTLS)"
+                raise NotSupported(f"the server offers no AUTH{hint}", phase=Phase.AUTH)
+            if not (self.is_encrypted or self.allow_plaintext_login or self._peer_is_local()):
+                raise InsecureLogin(f"no TLS: the credentials would cross the network to {self._host} in the clear")
+            name = _login.choose(self.esmtp_features["auth"], mechanism, tls=self.is_encrypted)
+            answerer = _login.mechanism(name, user, password)
+            secrets = [password, _login.encoded(password)]
+            del password  # no traceback of what follows shows it
+            with self._driving() as wire:
+                return _login.authenticate(wire, name, answerer, secrets, initial_ok=initial_response_ok).pair
+
+    def auth(self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True) -> Answer:
+        """Log in by a mechanism of one's own: `authobject(challenge)` gives the answer to each challenge."""
+        self._auth_challenge_count = 0
+
+        def answerer(challenge: bytes | None) -> str | None:
+            self._auth_challenge_count += 1  # smtplib's own mechanisms count on it
+            answer: str | None = authobject() if challenge is None else authobject(challenge)
+            return answer
+
+        with self._step(), self._driving() as wire:
+            return _login.authenticate(wire, mechanism.upper(), answerer, [], initial_ok=initial_response_ok).pair
+
+    def _peer_is_local(self) -> bool:
+        assert self.sock is not None
+        try:
+            peer = self.sock.getpeername()
+        except OSError:
+            return False
+        return not isinstance(peer, tuple) or is_loopback(str(peer[0]))  # the name of a Unix socket is no tuple
+
+    # ------------------------------------------------------------ mail
+
+    def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: str | Sequence[str],
+        msg: SizedBuffer | str,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+        *,
+        deadline: float | Deadline | None = None,
+    ) -> dict[str, Answer]:
+        """Send one message, as smtplib's `sendmail`: the refused recipients come back, each with (code, text).
+
+        Line ends become CRLF (bytes too), addresses are checked before the first byte, and every error carries
+        `outcome` and `receipt`.
+
+        Args:
+            deadline: seconds that waiting for the client and all of the transaction may take.
+        Raises:
+            MailError: nobody got the message, or (`outcome` IN_DOUBT) nobody knows.
+        """
+        given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
+        envelope = Envelope(from_addr, given, _message.as_bytes(msg))
+        with self._step(deadline):
+            self.ehlo_or_helo_if_needed()
+            asked = {option.lower() for option in mail_options}
+            if envelope.smtputf8 and not self.esmtp_features.keys() | asked >= {"smtputf8"}:
+                # smtplib's own error here, for which callers may wait; it comes before the first byte.
+                "".join([envelope.sender, *envelope.recipients]).encode("ascii")
+            terms = Terms(self.esmtp_features, mail_options=mail_options, rcpt_options=rcpt_options)
+            try:
+                receipt = self.transact(envelope, terms)
+            except RecipientsRefused as error:
+                error.recipients = _as_given(error.recipients, given)
+                error.args = (error.recipients,)
+                raise
+        return _as_given({r: reply.pair for r, reply in receipt.refused.items()}, given)
+
+    def transact(
+        self,
+        envelope: Envelope,
+        terms: Terms | None = None,
+        *,
+        deadline: float | Deadline | None = None,
+        before_mail: Callable[[Transaction], None] | None = None,
+        before_final: Callable[[Envelope], None] | None = None,
+    ) -> Receipt:
+        """Send an envelope and return its receipt.
+
+        Args:
+            terms: on which terms; None uses every extension the server offers.
+            deadline: seconds that waiting for the client and all of the transaction may take.
+            before_mail, before_final: as in `transaction.send`.
+        Raises:
+            MailError: with a receipt.
+        """
+        with self._step(deadline):
+            self._require_no_transaction()
+            self.ehlo_or_helo_if_needed()
+            terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
+            with self._driving() as wire:
+                return transaction.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
+
+    def send_message(
+        self,
+        msg: _message.AnyMessage,
+        from_addr: str | None = None,
+        to_addrs: str | Sequence[str] | None = None,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+        *,
+        deadline: float | Deadline | None = None,
+    ) -> dict[str, Answer]:
+        """Send a message object, as smtplib's `send_message`. It is written out before the client is locked.
+
+        Raises:
+            MailError: as `sendmail`; also no sender, or a header field that holds a line end.
+        """
+        end = Deadline.after(deadline)
+        by_header = (
+            _message.sender_and_recipients(_message.message_fields(msg)) if None in (from_addr, to_addrs) else None
+        )
+        if by_header is not None:
+            from_addr = by_header[0] if from_addr is None else from_addr
+            to_addrs = by_header[1] if to_addrs is None else to_addrs
+        if from_addr is None or to_addrs is None:
+            raise InvalidEnvelope("the message has no sender: neither Sender nor From names one")
+        international = not "".join([from_addr, *to_addrs]).isascii()
+        content = _message.flatten(msg, utf8=international)
+        with self._step(end):
+            self.ehlo_or_helo_if_needed()
+            if international:
+                if not self.has_extn("smtputf8"):
+                    raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
+                mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
+            return self.sendmail(from_addr, to_addrs, content, mail_options, rcpt_options)
+
+    # ------------------------------------------------------------ the end
+
+    def quit(self, *, deadline: float | Deadline | None = None) -> Answer:
+        """Say goodbye and close."""
+        with self._step(deadline), self.within(self._limits().quit):
+            try:
+                return super().quit()
+            finally:
+                self._drop()
+
+    def __exit__(self, *exc: Any) -> None:
+        with self._step(), self.within(self._limits().quit):
+            super().__exit__(*exc)
+
+
+class SMTP(_Client):
+    """`smtplib.SMTP` that threads can share."""
+
+
+class SMTP_SSL(_Client, smtplib.SMTP_SSL):
+    """`smtplib.SMTP_SSL` that threads can share: TLS from the first byte, verified by default.
+
+    Args:
+        context: None verifies the server's certificate and name.
+        keyfile, certfile: a client certificate.
+    """
+
+    default_port = smtplib.SMTP_SSL_PORT
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        local_hostname: str | None = None,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        timeout: float | None = UNSET,
+        source_address: Any = None,
+        context: ssl.SSLContext | None = None,
+        **settings: Any,
+    ) -> None:
+        self.context = _tls_context(context, certfile, keyfile)
+        _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
+
+    def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        sock = _Client._get_socket(self, host, port, timeout)
+        return wrap_tls(sock, self.context, self._host, self._deadline.within(timeout))
+
+
+class LMTP(_Client, smtplib.LMTP):
+    """`smtplib.LMTP` that threads can share. Each recipient's own final reply decides for it (RFC 2033 §4.2)."""
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = smtplib.LMTP_PORT,
+        local_hostname: str | None = None,
+        source_address: Any = None,
+        timeout: float | None = UNSET,
+        **settings: Any,
+    ) -> None:
+        _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
+
+    connect = _Client.connect
+
+    def _dial(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        if not host.startswith("/"):
+            return _Client._dial(self, host, port, timeout)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(host)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def _why_not_connected(exc: OSError, where: str) -> ConnectFailed:
+    if isinstance(exc, ConnectFailed):
+        return exc
+    if isinstance(exc, socket.gaierror):
+        unknown = exc.errno == socket.EAI_NONAME
+        return HostNotFound(
+            f"the host name of {where} cannot be resolved: {exc.strerror}", errno=exc.errno, transient=not unknown
+        )
+    if isinstance(exc, ConnectionRefusedError):
+        return ConnectionRefused(f"{where} refused the connection: nothing listens there", errno=exc.errno)
+    if isinstance(exc, TimeoutError):
+        return ConnectTimedOut(f"{where} did not answer in time", errno=exc.errno)
+    return ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}", errno=exc.errno)
+
+
+def _tls_context(context: ssl.SSLContext | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
+    if context is None:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if certfile is not None:
+            context.load_cert_chain(certfile, keyfile)
+    elif certfile is not None or keyfile is not None:
+        raise ValueError("context and keyfile or certfile are mutually exclusive")
+    return context
+
+
+def _as_given(replies: dict[str, Answer], given: Sequence[str]) -> dict[str, Answer]:
+    """`replies` under the addresses as the caller wrote them, which is where code written for smtplib looks."""
+    if not replies or all(r in given for r in replies):
+        return replies
+    written = {recipient: name for name in reversed(given) for recipient in Envelope("", name, b"x").recipients}
+    return {written[r]: answer for r, answer in replies.items()}

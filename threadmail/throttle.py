@@ -1,0 +1,77 @@
+"""How many messages a second.
+
+Owns `Throttle`, a token bucket that any number of threads, senders and pools may share. Guarantees: over any span of
+time no more than burst + rate x span tokens are given. Knows nothing of mail.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from ._deadline import Deadline, now
+from .errors import InvalidConfig, TimedOut
+
+
+class Throttle:
+    """At most `messages` in `per` seconds, after a burst.
+
+    Args:
+        messages: how many; None is no limit (then only `pause` has an effect).
+        per: in how many seconds.
+        burst: how many at once after a quiet time; 1 by default, which spaces messages evenly.
+    """
+
+    def __init__(self, messages: float | None = None, per: float = 1.0, burst: int = 1) -> None:
+        if messages is not None and not messages > 0:
+            raise InvalidConfig(f"messages must be more than 0, not {messages!r}")
+        if not per > 0 or burst < 1:
+            raise InvalidConfig("per must be more than 0 seconds, and burst at least 1")
+        self._rate = None if messages is None else messages / per
+        self._burst = float(burst)
+        self._changed = threading.Condition(
+            threading.Lock()
+        )  # guards the three fields below; a leaf: nothing is called under it
+        self._tokens = self._burst
+        self._counted_at = now()
+        self._paused_until = 0.0
+
+    def take(self) -> float:
+        """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
+        with self._changed:
+            time = now()
+            if time < self._paused_until:
+                return self._paused_until - time
+            if self._rate is None:
+                return 0.0
+            self._tokens = min(self._burst, self._tokens + (time - self._counted_at) * self._rate)
+            self._counted_at = time
+            if self._tokens >= 1.0:
+                self._tokens -= 1.0
+                return 0.0
+            return (1.0 - self._tokens) / self._rate
+
+    def give_back(self) -> None:
+        """Return a token that was taken for nothing."""
+        with self._changed:
+            self._tokens = min(self._burst, self._tokens + 1.0)
+
+    def pause(self, seconds: float) -> None:
+        """Give no token for `seconds` from now; a longer pause that is under way stays."""
+        with self._changed:
+            self._paused_until = max(self._paused_until, now() + seconds)
+
+    def acquire(self, deadline: float | Deadline | None = None) -> None:
+        """Wait for a token.
+
+        Args:
+            deadline: seconds this may take.
+        Raises:
+            TimedOut: there will be none before the deadline.
+        """
+        end = Deadline.after(deadline)
+        while pause := self.take():
+            left = end.remaining()
+            if left is not None and left < pause:
+                raise TimedOut(f"the throttle gives no token for another {pause:.1f} s")
+            with self._changed:
+                self._changed.wait(pause)
