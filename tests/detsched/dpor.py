@@ -18,6 +18,7 @@ taken the first).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .ops import Op, dependent, kinds_dependent, kinds_race
@@ -59,6 +60,9 @@ class DPOR:
         self._dependent, self._kinds_dependent, self._kinds_race = dependent, kinds_dependent, kinds_race
         self._pending_race = pending_race
         self._nodes: list[_Node] = []
+        #: What raced, and how often: (name of the object, kind, kind). In a program whose every access is guarded, nothing
+        #: races but the acquires of its locks; anything else in here is what a number of schedules is made of.
+        self.races: Counter[tuple[str, str, str]] = Counter()
 
     def begin(self) -> None:
         pass
@@ -81,7 +85,7 @@ class DPOR:
 
     def _again(self, node: _Node, enabled: Sequence[Task], pending: dict[int, Op], at: int) -> Task:
         if node.enabled != [task.tid for task in enabled] or any(
-            op.kind != pending[tid].kind for tid, op in node.pending.items()
+            (op.kind, op.obj.name) != (pending[tid].kind, pending[tid].obj.name) for tid, op in node.pending.items()
         ):
             raise NonDeterminism(
                 f"step {at}, same choices before: {list(node.pending.values())} last time, now {list(pending.values())}"
@@ -164,6 +168,7 @@ class DPOR:
                     if position <= clock[other]:
                         break
                     if self._kinds_race(kind, op.kind):
+                        self.races[op.obj.name, min(kind, op.kind), max(kind, op.kind)] += 1
                         self._try_before(op.tid, clock, position)
 
     def _try_before(self, tid: int, clock: list[int], position: int) -> None:

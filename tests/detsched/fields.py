@@ -9,8 +9,9 @@ slots; so that they are known before the first run and the same in every run.
 * A field that holds a mutable container (list, dict, set, deque, ...) is announced as WRITE even when it is only
   read: what is done to the container follows in the same step. Not seen: an alias kept across a switch point, and the
   single steps of a loop over the container.
-* A field that only `__init__` assigns is *constant*: no switch point, since reading it commutes with everything. That
-  is checked: another write raises `AssertionError`. More constant names can be given.
+* A field that only `__init__` assigns is *constant*: no switch point, since reading it commutes with everything.
+  Assignments are looked for in all of the packages that the classes come from, and the assumption is checked: another
+  write ends the search with `ConstantWritten`. More constant names can be given, and names that are variable after all.
 
 Left out: module globals, class attributes, fields of classes not named.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
 import types
 import weakref
 from collections import deque
@@ -34,6 +36,10 @@ _CONTAINERS: Final = (
 )  # fmt: skip
 _MISSING: Final = object()
 _CELLS: Final = "__detsched_cells__"
+
+
+class ConstantWritten(RuntimeError):
+    """A field that was taken for constant is not; name it in `variable`."""
 
 
 class _Cells(dict[str, Shared]):
@@ -80,8 +86,10 @@ def _identity(obj: Any) -> Any:
 class _Field:
     """Data descriptor in the place of one field of one class."""
 
-    def __init__(self, cls: type, name: str, inherited: Any, constant: bool) -> None:
+    def __init__(self, cls: type, name: str, inherited: Any, constant: bool, containers: bool) -> None:
         self.name = name
+        # Are the containers in it looked after? Not where it was given as constant.
+        self.containers = containers
         self.label = f"{cls.__name__}.{name}"
         self.inherited = inherited
         # A slot keeps its value itself; else it lives in the instance dictionary.
@@ -116,12 +124,12 @@ class _Field:
         if scheduler is not None and scheduler.ending is None:
             me = scheduler.me()
             if me is not None:
-                container = isinstance(self._peek(obj), _CONTAINERS)
+                container = self.containers and isinstance(self._peek(obj), _CONTAINERS)
                 if container or not self.constant:
                     op = Op(WRITE if container else READ, _cell(scheduler, obj, self.name, self.label))
                     scheduler.step(me, op)
                     # Another thread may have put a container there while this one waited for its turn.
-                    if op.kind is READ and isinstance(self._peek(obj), _CONTAINERS):
+                    if self.containers and op.kind is READ and isinstance(self._peek(obj), _CONTAINERS):
                         op.kind = WRITE
         return self._load(obj, cls)
 
@@ -131,7 +139,8 @@ class _Field:
             me = scheduler.me()
             if me is not None:
                 if self.constant:
-                    assert self._peek(obj) is _MISSING, f"write to the constant field {self.label}"
+                    if self._peek(obj) is not _MISSING:
+                        scheduler.fail(me, ConstantWritten(f"{self.label} was taken for constant, and is written again"))
                 else:
                     scheduler.step(me, Op(WRITE, _cell(scheduler, obj, self.name, self.label)))
 
@@ -153,18 +162,21 @@ class _Field:
 class watched:
     """Context manager: the instance fields of these classes are switch points.
 
-    `constant` names fields that are written once, when the object is made; `also` names fields that no method of the
-    classes assigns.
+    `constant` names fields that are written once, when the object is made, and whose containers, if they hold any,
+    nobody changes (that is taken on trust); `variable` fields that are written later, or that no method of the classes
+    assigns.
     """
 
-    def __init__(self, *classes: type, constant: Iterable[str] = (), also: Iterable[str] = ()) -> None:
+    def __init__(self, *classes: type, constant: Iterable[str] = (), variable: Iterable[str] = ()) -> None:
         self.classes = classes
-        self.constant, self.also = frozenset(constant), frozenset(also)
+        self.constant, self.variable = frozenset(constant), frozenset(variable)
         self._saved: list[tuple[type, str, Any]] = []
 
     def __enter__(self) -> watched:
         plan = [(cls, name, once) for cls in self.classes for name, once in sorted(self._fields(cls).items())]
-        planned = [(cls, _Field(cls, name, _lookup(cls, name), once)) for cls, name, once in plan]
+        planned = [
+            (cls, _Field(cls, name, _lookup(cls, name), once, name not in self.constant)) for cls, name, once in plan
+        ]
         for cls, field in planned:
             self._saved.append((cls, field.name, cls.__dict__.get(field.name, _MISSING)))
             setattr(cls, field.name, field)
@@ -180,8 +192,10 @@ class watched:
 
     def _fields(self, cls: type) -> dict[str, bool]:
         """Name of each field, and whether it is constant."""
-        fields = {name: once or name in self.constant for name, once in assigned_fields(cls).items()}
-        fields.update({name: name in self.constant for name in self.also})
+        later = stored_later({base.__module__.partition(".")[0] for c in self.classes for base in c.__mro__[:-1]})
+        fields = {name: once and name not in later for name, once in assigned_fields(cls).items()}
+        fields.update(dict.fromkeys(self.variable, False))
+        fields.update(dict.fromkeys(self.constant, True))
         return {name: once for name, once in fields.items() if _is_plain(_lookup(cls, name))}
 
     @property
@@ -202,6 +216,20 @@ def assigned_fields(cls: type) -> dict[str, bool]:
                     if not (name.startswith("__") and name.endswith("__")):
                         once[name] = once.get(name, True) and attribute == "__init__"
     return once
+
+
+def stored_later(packages: set[str]) -> set[str]:
+    """Names that any function of these packages but an `__init__` assigns to an attribute of whatever object."""
+    names: set[str] = set()
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] in packages:
+            own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module_name]
+            for value in own:
+                members = vars(value).items() if isinstance(value, type) else [("", value)]
+                for attribute, member in members:
+                    if attribute != "__init__":
+                        names |= {name for code in _codes(member) for name in _stores(code)}
+    return names
 
 
 def _slots(cls: type) -> list[str]:

@@ -84,9 +84,11 @@ class ModelServer(Shared):
                 connection.hang_up()
 
     def __enter__(self) -> ModelServer:
-        self._real = socket.create_connection
+        self._real = socket.create_connection, socket.socket
         socket.create_connection = self.create_connection  # type: ignore[assignment]
+        # Programs may call methods by way of the class: `socket.socket.shutdown(sock, how)`.
+        socket.socket = ModelSocket  # type: ignore[assignment, misc]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        socket.create_connection = self._real
+        socket.create_connection, socket.socket = self._real  # type: ignore[misc]

@@ -205,6 +205,12 @@ class Scheduler:
             task.unwound = 1  # type: ignore[unreachable]
             raise Abort
 
+    def fail(self, task: Task, error: Exception) -> None:
+        """End the run, and have `run` raise `error` in its caller: the set-up of the search is wrong."""
+        self.error, self.ending = error, "error"
+        task.unwound = 1
+        raise Abort
+
     def unwinding(self, task: Task) -> None:
         """Called for an operation of a run that was given up: raises `Abort`, or lets clean-up code pass."""
         task.unwound += 1
