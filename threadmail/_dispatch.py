@@ -345,7 +345,9 @@ class Dispatcher:
             job.receipt = receipt
             self.outcomes[receipt.outcome] += 1
         if receipt.outcome not in (Outcome.SENT, Outcome.PARTIAL):
-            log.warning("message %s: %s", receipt.message_id or "without Message-ID", receipt)
+            # What close() takes back it also returns; a line for each would bury the one that says how many.
+            level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
+            log.log(level, "message %s: %s", receipt.message_id or "without Message-ID", receipt)
         try:
             self._settled(job, receipt)
         finally:
