@@ -108,6 +108,23 @@ def test_a_message_can_be_cancelled_until_it_is_on_the_wire() -> None:
     assert [m.sender[5] for m in server.messages] == ["a", "c"]
 
 
+def test_a_message_cancelled_while_its_connection_fails_stays_cancelled() -> None:
+    """A failed reconnect puts a message back into the queue, but not one that was taken back meanwhile."""
+    reached, go = threading.Event(), threading.Event()
+    hangs_up = [Serve(until="."), Reply("250 ok"), Drop()]
+    lets_nobody_in = [Signal(reached), Pause(go), Reply("450 4.3.0 not now"), Drop()]
+    with ScriptedServer(hangs_up, lets_nobody_in, [Serve()]) as server:
+        with ThreadedSender(server.url, workers=1, retry=QUICK) as sender:
+            sender.send(one("a"))
+            server.wait_for_connections(0)
+            taken_back = sender.submit(one("b"))
+            assert reached.wait(10.0)
+            assert taken_back.cancel()
+            go.set()
+            assert sender.send(one("c")).outcome is Outcome.SENT
+    assert [m.sender[5] for m in server.messages] == ["a", "c"]
+
+
 @pytest.mark.parametrize(("at", "outcome"), [("MAIL", Outcome.NOT_SENT), ("end", Outcome.IN_DOUBT)])
 def test_abort_ends_a_message_in_flight_and_nothing_else(at: str, outcome: Outcome) -> None:
     reached = threading.Event()

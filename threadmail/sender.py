@@ -117,6 +117,7 @@ class ThreadedSender:
         self._on_receipt = on_receipt
         self._rng = rng or random.Random()
         self._pid = os.getpid()
+        self._closed_at_exit = False
         self._reset()
         after_fork(self)
 
@@ -368,7 +369,8 @@ class ThreadedSender:
         """The dispatcher of this process."""
         if self._pid != os.getpid():
             self.enter_child(os.getpid())
-        if opened:
+        if opened and not self._closed_at_exit:
+            self._closed_at_exit = True
             _exit.close_at_exit(self)
         return self._dispatcher
 
