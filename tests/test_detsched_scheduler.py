@@ -547,3 +547,19 @@ def test_lines_can_be_switch_points() -> None:
 
     assert explore(build, DepthFirst()).outcomes == {(2, None)}
     assert explore(build, DepthFirst(2), tracer=line_tracer(__file__)).outcomes == {(1, None), (2, None)}
+
+
+def test_the_end_of_a_given_up_run_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The executor's workers catch and log whatever ends them."""
+
+    def build(run: Run) -> None:
+        kept = []  # an executor that is forgotten tells its workers to end
+
+        def main() -> None:
+            kept.append(ThreadPoolExecutor(1))
+            kept[0].submit(int).result()
+
+        run.thread(main)
+
+    assert set(explore(build, DPOR()).kinds) == {"deadlock"}
+    assert caplog.records == []

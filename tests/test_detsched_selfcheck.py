@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -19,6 +20,8 @@ import pytest
 
 from tests.detsched import DPOR, DepthFirst, Run, Verdict, explore, ops, watched
 from tests.detsched.dpor import Events
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.modelsocket import ModelSocket
 
 Action = tuple[str, int]
 
@@ -44,6 +47,7 @@ class Board:
 _MENU = {
     "acquire": 6, "release": 3, "try": 4, "timed": 3, "read": 3, "write": 4, "note": 4, "put": 6, "get": 4,
     "get_nowait": 2, "timed_get": 2, "qsize": 1, "spawn": 2, "sleep": 1, "wait": 1, "timed_wait": 2, "notify": 3,
+    "send": 4, "recv": 2, "readline": 2, "look": 2, "shutdown": 1,
 }  # fmt: skip
 
 
@@ -78,6 +82,9 @@ class Machine:
         self.queues: list[queue.SimpleQueue[int]] = [queue.SimpleQueue(), queue.SimpleQueue()]
         self.condition = threading.Condition()
         self.board = Board()
+        self.server = run.context.enter_context(ModelServer(read_timeouts=True))
+        self.sock: Any = socket.create_connection(("model", 25), timeout=4)
+        self.sock.recv(100)
         self.logs: list[list[object]] = []
         for number, actions in enumerate(program):
             log: list[object] = []
@@ -90,6 +97,7 @@ class Machine:
             tuple(map(tuple, self.logs)),
             (self.board.x, self.board.y, tuple(self.board.seen)),
             tuple(q.qsize() for q in self.queues),
+            (tuple(sorted(self.server.connections[0].violations)), len(self.server.connections[0].replies)),
         )
 
     def interpret(self, number: int, actions: list[Action], log: list[object]) -> None:
@@ -165,6 +173,31 @@ class Machine:
         with self.condition:
             return self.condition.wait(timeout=5)
 
+    def do_send(self, which: int, mark: int) -> str:
+        try:
+            self.sock.sendall(b"NOOP\r\n" * (which + 1))
+        except OSError as error:
+            return type(error).__name__
+        return "sent"
+
+    def _read(self, read: Callable[[], bytes]) -> object:
+        try:
+            return len(read())
+        except OSError as error:
+            return type(error).__name__
+
+    def do_recv(self, which: int, mark: int) -> object:
+        return self._read(lambda: self.sock.recv(100))
+
+    def do_readline(self, which: int, mark: int) -> object:
+        return self._read(self.sock.makefile("rb").readline)
+
+    def do_look(self, which: int, mark: int) -> object:
+        return self._read(lambda: ModelSocket(self.sock.connection, 0).recv(100))
+
+    def do_shutdown(self, which: int, mark: int) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+
     def do_notify(self, which: int, mark: int) -> None:
         with self.condition:
             self.condition.notify(which + 1)
@@ -183,14 +216,32 @@ class Case:
         Machine(self.actions, run)
 
 
+# Programs that earlier versions of the explorer got wrong, or that show one way to get it wrong.
+_KNOWN: list[tuple[int | None, list[list[Action]]]] = [
+    # Both take the one item; the loser's get never becomes an event.
+    (None, [[("get", 0)], [("put", 0), ("get", 0)]]),
+    # The first get could also have taken the item that get_nowait took.
+    (None, [[("get", 0), ("get", 0)], [("put", 0), ("get_nowait", 0), ("put", 0)]]),
+    # What was found empty could also have been looked at after the put.
+    (1, [[("write", 0), ("put", 0)], [("get_nowait", 0), ("timed", 1), ("get", 0)]]),
+    # A wait that times out because nothing else can happen comes after everything; what was pending then races on.
+    (0, [[("acquire", 0), ("timed_get", 0), ("release", 0)], [("acquire", 0), ("timed_wait", 0), ("release", 0)]]),
+    # Virtual time must not travel backwards through a queue.
+    (1, [[("write", 0), ("write", 0), ("put", 0), ("get", 0)], [("timed_get", 0), ("put", 0)]]),
+    # A read that may time out does not commute with what it reads.
+    (None, [[("send", 0), ("timed_wait", 0)], [("write", 0), ("write", 0), ("readline", 0)]]),
+]
+
+
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
     chance = random.Random(7)
     found = []
+    programs = [*_KNOWN, *(((None, 0, 1)[number % 3], random_program(chance)) for number in range(150))]
     with watched(Board):
-        for number in range(150):
-            case = Case(random_program(chance), (None, 0, 1)[number % 3], 0, frozenset())
-            plain = explore(case.program, DepthFirst(), limit=200, timeouts=case.timeouts)
+        for timeouts, actions in programs:
+            case = Case(actions, timeouts, 0, frozenset())
+            plain = explore(case.program, DepthFirst(), limit=120, timeouts=case.timeouts)
             if plain.complete:
                 found.append(dataclasses.replace(case, runs=plain.runs, outcomes=plain.outcomes))
     return found
@@ -210,8 +261,8 @@ def test_the_reduced_search_reaches_what_plain_search_reaches(cases: list[Case])
 def test_the_random_programs_put_the_explorer_to_the_test(cases: list[Case]) -> None:
     """Enough of them end in more than one way, and enough can hang."""
     assert len(cases) > 100
-    assert sum(len(case.outcomes) > 1 for case in cases) > 40
-    assert sum("deadlock" in repr(case.outcomes) for case in cases) > 40
+    assert sum(len(case.outcomes) > 1 for case in cases) > 30
+    assert sum("deadlock" in repr(case.outcomes) for case in cases) > 30
 
 
 class _LatestOnly(DPOR):

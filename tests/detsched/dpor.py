@@ -60,8 +60,8 @@ class DPOR:
         self._dependent, self._kinds_dependent, self._kinds_race = dependent, kinds_dependent, kinds_race
         self._pending_race = pending_race
         self._nodes: list[_Node] = []
-        #: What raced, and how often: (name of the object, kind, kind). In a program whose every access is guarded, nothing
-        #: races but the acquires of its locks; anything else in here is what a number of schedules is made of.
+        #: What raced, and how often: (name of the object, kind, kind). In a program whose every access is guarded,
+        #: nothing races but the acquires of its locks; anything else in here is an access that no lock orders.
         self.races: Counter[tuple[str, str, str]] = Counter()
 
     def begin(self) -> None:

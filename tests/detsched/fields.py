@@ -11,7 +11,11 @@ slots; so that they are known before the first run and the same in every run.
   single steps of a loop over the container.
 * A field that only `__init__` assigns is *constant*: no switch point, since reading it commutes with everything.
   Assignments are looked for in all of the packages that the classes come from, and the assumption is checked: another
-  write ends the search with `ConstantWritten`. More constant names can be given, and names that are variable after all.
+  write ends the search with `ConstantWritten`. More constant names can be given, and names that are variable after
+  all.
+
+Objects of these classes also hash by their number in the run and not by their address, where they have no hash of
+their own: a set of them is looped over in the same order in every run.
 
 Left out: module globals, class attributes, fields of classes not named.
 """
@@ -45,23 +49,36 @@ class ConstantWritten(RuntimeError):
 class _Cells(dict[str, Shared]):
     """The fields of one object as things to operate on. `owner` tells a copied `__dict__` from the original's."""
 
-    def __init__(self, owner: int) -> None:
+    def __init__(self, owner: int, serial: int) -> None:
         super().__init__()
         self.owner = owner
+        self.serial = serial
 
 
 def _cell(scheduler: Scheduler, obj: Any, name: str, label: str) -> Shared:
-    store = getattr(obj, "__dict__", None)
-    if store is None:
-        cells = _cells_of_slotted(scheduler, obj)
-    else:
-        cells = store.get(_CELLS)
-        if cells is None or cells.owner != id(obj):
-            cells = store[_CELLS] = _Cells(id(obj))
+    cells = _cells(scheduler, obj)
     cell = cells.get(name)
     if cell is None:
         cell = cells[name] = Shared(label)
     return cell
+
+
+def _cells(scheduler: Scheduler, obj: Any) -> _Cells:
+    store = getattr(obj, "__dict__", None)
+    if store is None:
+        return _cells_of_slotted(scheduler, obj)
+    cells: _Cells | None = store.get(_CELLS)
+    if cells is None or cells.owner != id(obj):
+        cells = store[_CELLS] = _Cells(id(obj), scheduler.serial())
+    return cells
+
+
+def _stable_hash(obj: Any) -> int:
+    known = getattr(obj, "__dict__", {}).get(_CELLS)
+    if known is not None and known.owner == id(obj):
+        return int(known.serial)
+    scheduler = active()
+    return object.__hash__(obj) if scheduler is None else _cells(scheduler, obj).serial
 
 
 def _cells_of_slotted(scheduler: Scheduler, obj: Any) -> _Cells:
@@ -74,7 +91,7 @@ def _cells_of_slotted(scheduler: Scheduler, obj: Any) -> _Cells:
         reference: Callable[[], Any] = weakref.ref(obj)
     except TypeError:
         reference = functools.partial(_identity, obj)
-    cells = _Cells(id(obj))
+    cells = _Cells(id(obj), scheduler.serial())
     scheduler.slotted[id(obj)] = (reference, cells)
     return cells
 
@@ -140,7 +157,7 @@ class _Field:
             if me is not None:
                 if self.constant:
                     if self._peek(obj) is not _MISSING:
-                        scheduler.fail(me, ConstantWritten(f"{self.label} was taken for constant, and is written again"))
+                        scheduler.fail(me, ConstantWritten(f"{self.label} was taken for constant and is written again"))
                 else:
                     scheduler.step(me, Op(WRITE, _cell(scheduler, obj, self.name, self.label)))
 
@@ -180,6 +197,10 @@ class watched:
         for cls, field in planned:
             self._saved.append((cls, field.name, cls.__dict__.get(field.name, _MISSING)))
             setattr(cls, field.name, field)
+        for cls in self.classes:
+            if _lookup(cls, "__hash__") is object.__dict__["__hash__"]:
+                self._saved.append((cls, "__hash__", _MISSING))
+                setattr(cls, "__hash__", _stable_hash)  # noqa: B010 - mypy takes an assignment for a method's
         return self
 
     def __exit__(self, *exc: object) -> None:

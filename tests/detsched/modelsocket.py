@@ -60,6 +60,8 @@ class ModelSocket:
         connection = self.connection
         looking = kind is RECV and self._timeout == 0
         timeout = self._timeout if connection.server.read_timeouts and not looking else None
+        if timeout is not None and _may_time_out():
+            kind = RECV  # it may find nothing and give up, so that a SEND before it matters to a READLINE too
         op = Op(LOOK, connection) if looking else Op(kind, connection, self._something, timeout=timeout)
         scheduler, me = _announce(op)
         _watch_locks(connection, me)
@@ -187,6 +189,12 @@ def _announce(op: Op) -> tuple[Scheduler, Task | None]:
             raise Abort
         scheduler.step(me, op)
     return scheduler, me
+
+
+def _may_time_out() -> bool:
+    scheduler = active()
+    me = scheduler.me() if scheduler is not None else None
+    return me is not None and me.timeouts_left != 0
 
 
 def _taken(connection: Connection, reply: Reply, me: Task | None) -> None:

@@ -10,13 +10,13 @@ import, `time.time` and `time.perf_counter`.
 from __future__ import annotations
 
 import concurrent.futures.thread as futures_thread
+import itertools
 import logging
 import queue
 import sys
 import threading
 import time
 import weakref
-from concurrent.futures import _base as futures_base
 from typing import Any
 
 from .clock import EPOCH
@@ -54,9 +54,14 @@ def _current_thread() -> Any:
     return _real_current_thread() if me is None else current_thread_of(me)
 
 
-def _no_aborts(record: logging.LogRecord) -> bool:
-    # The executor catches BaseException in its workers and logs it; the end of a given-up run is not news.
-    return not (record.exc_info and isinstance(record.exc_info[1], Abort))
+_real_handle = logging.Logger.handle
+
+
+def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+    # Who catches BaseException and logs it, as the executor does, has nothing to tell when a run is given up.
+    scheduler = active()
+    if scheduler is None or scheduler.ending is None or scheduler.me() is None:
+        _real_handle(logger, record)
 
 
 class patched:
@@ -83,13 +88,13 @@ class patched:
         put(queue, "time", _monotonic)
         put(queue, "SimpleQueue", SimpleQueue)
         put(futures_thread, "_global_shutdown_lock", Lock())
+        put(futures_thread.ThreadPoolExecutor, "_counter", itertools.count().__next__)  # in the names of its threads
         put(futures_thread, "_threads_queues", weakref.WeakKeyDictionary())
         put(sys, "unraisablehook", self._unraisable)
-        futures_base.LOGGER.addFilter(_no_aborts)
+        put(logging.Logger, "handle", _handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        futures_base.LOGGER.removeFilter(_no_aborts)
         while self._saved:
             setattr(*self._saved.pop())
         facades.clear()

@@ -59,7 +59,8 @@ class _BaseLock(Shared):
         self._owner, self._count = None, 0
 
     def _acquire_outside(self, blocking: bool, timeout: float) -> bool:
-        if self._owner is None:
+        if self._owner is None or (isinstance(self._owner, Task) and active() is None):
+            # Free, or held by a thread of a run that is over.
             self._owner, self._count = OUTSIDE, 1
             return True
         if blocking and timeout < 0:

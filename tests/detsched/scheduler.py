@@ -112,6 +112,12 @@ class Scheduler:
         self._setup_names[kind] = number + 1
         return f"{kind}{number}"
 
+    def serial(self) -> int:
+        """A number for a new object, by which sets of such objects have the same order in every run."""
+        counters = self._setup_names if (task := self.me()) is None else task.counters
+        counters[""] = number = counters.get("", 0) + 1
+        return number + (0 if task is None else (task.tid + 1) * 10_000)
+
     # The life of a thread ---------------------------------------------------------------------------------------
 
     def spawn(self, function: Callable[[], object], name: str | None = None, *, observed: bool = False) -> Task:

@@ -1,7 +1,7 @@
 """`threading.Thread` under the scheduler's control, and who am I.
 
-`Thread` starts a real OS thread that the scheduler controls. Its end is an operation, because others can wait for it or
-ask whether it came. Identifiers are numbers of the run, for those of the OS differ from run to run.
+`Thread` starts a real OS thread that the scheduler controls. Its end is an operation, because others can wait for it
+or ask whether it came. Identifiers are numbers of the run, for those of the OS differ from run to run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ class Thread:
         *,
         daemon: bool | None = None,
     ) -> None:
-        self._task: Task | None = None
-        self._target, self._args, self._kwargs = target, tuple(args), dict(kwargs or {})
         scheduler = active()
+        self._task: Task | None = None
+        # The executor keeps its threads in a set and joins them in its order.
+        self._serial = scheduler.serial() if scheduler is not None else 0
+        self._target, self._args, self._kwargs = target, tuple(args), dict(kwargs or {})
         self.name = str(name) if name else (scheduler.fresh_name("Thread-") if scheduler is not None else "Thread")
         self.daemon = bool(daemon)
 
     def __repr__(self) -> str:
         return f"<controlled thread {self.name}>"
+
+    def __hash__(self) -> int:
+        return self._serial
 
     def run(self) -> None:
         if self._target is not None:
