@@ -12,10 +12,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import EmailMessage
 from typing import Any, Literal
 
 import pytest
 
+from threadmail.client import Client
 from threadmail.testing import CapturedMessage, CaptureServer, TestCA
 
 TLS_MODES: list[Literal["none", "starttls", "tls"]] = ["none", "starttls", "tls"]
@@ -135,6 +137,31 @@ def test_commands_sent_at_once_and_followed_by_fin_are_all_carried_out() -> None
         first, second = server.wait_for(2)
         server.wait_for_connections(0)
     assert (first.content, second.content) == (b"hello\r\n", b"world\r\n")
+
+
+@pytest.mark.parametrize("tls", ["starttls", "tls"])
+@pytest.mark.parametrize("farewell", [False, True])
+def test_a_message_counts_whose_client_left_before_the_reply_under_tls(
+    tls: Literal["starttls", "tls"], farewell: bool, ca: TestCA
+) -> None:
+    with CaptureServer(tls=tls, ca=ca) as server:
+        for count in range(1, 6):
+            with client_of(server) as client:
+                client.ehlo()
+                client.mail("a@x.test")
+                client.rcpt("b@x.test")
+                client.docmd("DATA")
+                assert isinstance(client.sock, ssl.SSLSocket)
+                client.sock.settimeout(0)
+                client.sock.sendall(b"x" * 5000 + b"\r\n.\r\n")
+                if farewell:
+                    try:
+                        client.sock.unwrap()
+                    except ssl.SSLError:
+                        pass  # close_notify is out; the server's is not in, or its reply came first.
+                socket.socket.shutdown(client.sock, socket.SHUT_WR)
+                server.wait_for(count)
+        server.wait_for_connections(0)
 
 
 def test_a_content_cut_off_is_no_message() -> None:
@@ -379,6 +406,18 @@ def test_dropped_connections_are_gone_when_the_call_returns(
         assert len(server.messages) == 2
 
 
+@pytest.mark.parametrize("tls", TLS_MODES)
+def test_who_has_said_quit_holds_no_connection_from_the_reply_on(
+    tls: Literal["none", "starttls", "tls"], ca: TestCA
+) -> None:
+    with CaptureServer(tls=tls, ca=None if tls == "none" else ca) as server:
+        for _ in range(3):
+            with client_of(server) as client:
+                client.docmd("QUIT")  # And stays on the line.
+                assert server.connections_open == 0
+        assert server.max_simultaneous == 1
+
+
 def test_counters_tell_of_connections_and_quits() -> None:
     with CaptureServer() as server:
         with client_of(server), client_of(server), client_of(server) as third:
@@ -497,6 +536,21 @@ def test_the_password_is_in_the_url_of_one_user_and_in_no_repr() -> None:
         assert "r#t" not in repr(vars(server)["_loop"].__dict__)
     with CaptureServer(auth={"ann": "x", "bob": "y"}) as server:
         assert server.url == f"smtp://127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize(
+    ("tls", "lmtp"), [("none", False), ("starttls", False), ("tls", False), ("none", True), ("starttls", True)]
+)
+def test_config_is_all_a_client_needs(tls: Literal["none", "starttls", "tls"], lmtp: bool) -> None:
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = "ann@example.test", "bob@example.test", "hello"
+    message.set_content("body")
+    with CaptureServer(tls=tls, lmtp=lmtp, auth={"ann@x.test": "s/e:c@r#t"}, require_auth=True) as server:
+        with Client(server.config) as client:
+            client.send(message)
+        [mail] = server.messages
+        assert server.quits == 1
+    assert (mail.username, mail.tls, mail.message["Subject"]) == ("ann@x.test", tls != "none", "hello")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from __future__ import annotations
 import enum
 import random
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 from ._deadline import NEVER, Deadline, now
@@ -103,8 +102,7 @@ class Client(Guarded):
         self._sent_here = 0  # messages on this connection
         self._logged_in = False
         self._login_refused: tuple[LoginRefused, float] | None = None
-        self._opened = self._sent = 0
-        self._closed: Counter[str] = Counter()
+        self._stats = ClientStats()  # replaced whole, so that a look at it needs no lock
         self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
 
     # ------------------------------------------------------------ sending
@@ -161,7 +159,7 @@ class Client(Guarded):
 
         with self._call(end):
             receipt = self._with_connection(end, attempt)
-            self._sent += 1
+            self._stats = replace(self._stats, sent=self._stats.sent + 1)
             return receipt
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:
@@ -193,22 +191,22 @@ class Client(Guarded):
 
     # ------------------------------------------------------------ state
 
+    # These three wait for nobody: whoever asks would stand behind the network I/O of another thread.
+
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection. It proves nothing: the server may have hung up since."""
-        with self.sync_root:
-            return self._smtp is not None and self._smtp.sock is not None
+        smtp = self._smtp
+        return smtp is not None and smtp.sock is not None
 
     @property
     def is_authenticated(self) -> bool:
         """Whether there is a connection and it is logged in."""
-        with self.sync_root:
-            return self.is_connected and self._logged_in
+        return self.is_connected and self._logged_in
 
     def stats(self) -> ClientStats:
-        """A copy of the numbers."""
-        with self.sync_root:
-            return ClientStats(self._opened, self._sent, dict(self._closed))
+        """What the client has done so far."""
+        return self._stats
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.config.url}>"
@@ -327,7 +325,7 @@ class Client(Guarded):
                 self._login_refused = exc, now() + LOGIN_PAUSE
             raise
         self._logged_in = self.config.needs_login
-        self._opened += 1
+        self._stats = replace(self._stats, opened=self._stats.opened + 1)
         self._sent_here = 0
         max_age = self.config.max_age
         self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)
@@ -340,7 +338,8 @@ class Client(Guarded):
         self._logged_in = False
         if smtp is None:
             return
-        self._closed[reason] += 1
+        closed = {**self._stats.closed, reason: self._stats.closed.get(reason, 0) + 1}
+        self._stats = replace(self._stats, closed=closed)
         if smtp.sock is not None and reason not in ("stale", "lost"):
             try:
                 smtp.quit()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .capture import CaptureServer
     from .certificates import TestCA
     from .messages import CapturedMessage, MessageList, TranscriptEntry
-    from .scripted import ScriptedServer, ehlo, goodbye, greeting, refuse, transaction
+    from .phrases import answer, ehlo, goodbye, greeting, transaction
+    from .scripted import ScriptedServer
     from .steps import (
         Drip,
         Drop,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         Stall,
         StartTLS,
         Step,
+        Steps,
     )
 
 __all__ = [
@@ -65,12 +67,13 @@ __all__ = [
     "Stall",
     "StartTLS",
     "Step",
+    "Steps",
     "TestCA",
     "TranscriptEntry",
+    "answer",
     "ehlo",
     "goodbye",
     "greeting",
-    "refuse",
     "transaction",
 ]
 
@@ -78,14 +81,8 @@ _HOMES = {
     "capture": ("CaptureServer",),
     "certificates": ("TestCA",),
     "messages": ("CapturedMessage", "MessageList", "TranscriptEntry"),
-    "scripted": (
-        "ScriptedServer",
-        "goodbye",
-        "greeting",
-        "ehlo",
-        "refuse",
-        "transaction",
-    ),
+    "phrases": ("answer", "ehlo", "goodbye", "greeting", "transaction"),
+    "scripted": ("ScriptedServer",),
 }
 
 

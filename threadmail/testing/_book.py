@@ -17,13 +17,34 @@ class Book:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.opened = 0
-        self.refused = 0
-        self.quits = 0
-        self.most = 0
-        self.errors: list[BaseException] = []
+        self._opened = 0
+        self._refused = 0
+        self._quits = 0
+        self._most = 0
+        self._errors: list[BaseException] = []
         self._messages: list[CapturedMessage] = []
         self._open: set[int] = set()
+
+    @property
+    def opened(self) -> int:
+        with self.changed:
+            return self._opened
+
+    @property
+    def refused(self) -> int:
+        with self.changed:
+            return self._refused
+
+    @property
+    def quits(self) -> int:
+        with self.changed:
+            return self._quits
+
+    @property
+    def most(self) -> int:
+        """The largest number of connections open at once."""
+        with self.changed:
+            return self._most
 
     @property
     def messages(self) -> list[CapturedMessage]:
@@ -39,13 +60,13 @@ class Book:
         """Count a new connection in and return its number, or None where `limit` are open already."""
         with self.changed:
             if limit is not None and len(self._open) >= limit:
-                self.refused += 1
+                self._refused += 1
                 self.changed.notify_all()
                 return None
-            number = self.opened
-            self.opened += 1
+            number = self._opened
+            self._opened += 1
             self._open.add(number)
-            self.most = max(self.most, len(self._open))
+            self._most = max(self._most, len(self._open))
             self.changed.notify_all()
             return number
 
@@ -61,18 +82,18 @@ class Book:
 
     def count_quit(self) -> None:
         with self.changed:
-            self.quits += 1
+            self._quits += 1
             self.changed.notify_all()
 
     def blame(self, error: BaseException) -> None:
         with self.changed:
-            self.errors.append(error)
+            self._errors.append(error)
             self.changed.notify_all()
 
     def raise_errors(self) -> None:
         """Raise the first error noted and forget all; several failed scripts become one AssertionError."""
         with self.changed:
-            errors, self.errors = self.errors, []
+            errors, self._errors = self._errors, []
         if len(errors) > 1 and all(type(error) is AssertionError for error in errors):
             raise AssertionError("\n".join(str(error) for error in errors))
         if errors:

@@ -143,6 +143,9 @@ class Hooks:
 
     async def handle_QUIT(self, server: Session, session: Any, envelope: Any) -> str:
         self._book.count_quit()
+        if server.number is not None:
+            # Before the client can know: who dials again after the 221 must not seem to hold two connections.
+            self._book.release(server.number)
         return "221 2.0.0 Bye"
 
     async def handle_exception(self, error: Exception) -> str:

@@ -108,7 +108,7 @@ class Session(aiosmtpd.SMTP):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.gone.done():
-            return  # aiosmtpd calls this itself when a STARTTLS handshake fails.
+            return  # aiosmtpd calls this itself when a STARTTLS handshake fails; asyncio may, too.
         super().connection_lost(error)
         self._sessions.discard(self)
         self.gone.set_result(None)

@@ -26,6 +26,7 @@ class Dialogue:
         self.content_due = False
         self.chunk_due: int | None = None
         self.secret_due = False
+        self.ended = False
         self._reset()
 
     def _reset(self) -> None:
@@ -73,6 +74,8 @@ class Dialogue:
             recipient, options = parse_path(line)
             self.recipients.append(recipient)
             self.rcpt_options.append(options)
+        elif verb == "QUIT":
+            self.ended = True
         elif verb in ("RSET", "STARTTLS") or (verb == "BDAT" and line.upper().endswith("LAST")):
             self._reset()
 

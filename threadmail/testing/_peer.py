@@ -80,19 +80,20 @@ class Peer:
     def read_command(self, timeout: float | None) -> str:
         """The next line without its line end, noted as a command. `timeout` None: as long as it takes."""
         line = self._take_line(timeout)
-        self._record("received", line)
         text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        with self._book.changed:
+            self._record("received", line)
+            self.lines.append(text)
         if self.dialogue.secret_due or text.upper().startswith("AUTH "):
             self._secret_lines.add(text)
         self.dialogue.secret_due = False
-        self.lines.append(text)
         self.dialogue.command(text)
         return text
 
     def read_content(self, timeout: float | None) -> bytes:
         """The content up to the lone dot, dots un-stuffed; stored as a message, its reply is due."""
         raw, lines = bytearray(), []
-        while (line := self._take_line(timeout)) != b".\r\n":
+        while (line := self._take_line(timeout, b"\r\n")) != b".\r\n":
             raw += line
             lines.append(line[1:] if line.startswith(b".") else line)
         self._record("received", bytes(raw) + b".\r\n")
@@ -123,13 +124,14 @@ class Peer:
                 self._buffer.clear()
             self._fill(None)
 
-    def _take_line(self, timeout: float | None) -> bytes:
+    def _take_line(self, timeout: float | None, ending: bytes = b"\n") -> bytes:
         searched = 0
-        while (end := self._buffer.find(b"\n", searched)) < 0:
-            searched = len(self._buffer)
+        while (end := self._buffer.find(ending, searched)) < 0:
+            searched = max(0, len(self._buffer) - 1)
             self._fill(timeout)
-        line = bytes(self._buffer[: end + 1])
-        del self._buffer[: end + 1]
+        end += len(ending)
+        line = bytes(self._buffer[:end])
+        del self._buffer[:end]
         return line
 
     def _fill(self, timeout: float | None) -> None:
@@ -137,11 +139,7 @@ class Peer:
             raise HungUp("the connection is closed")
         secured = self._connection if isinstance(self._connection, ssl.SSLSocket) else None
         if secured is None or not secured.pending():
-            ready = {key.data for key, _ in self._selector.select(timeout)}
-            if "peer" not in ready:
-                if "wake" in ready:
-                    raise HungUp("the server was closed")
-                raise Silence
+            self._wait_readable(timeout)
         try:
             data = self._connection.recv(65536)
         except TimeoutError:
@@ -153,6 +151,13 @@ class Peer:
             self._gone = True
             raise HungUp("end of connection")
         self._buffer += data
+
+    def _wait_readable(self, timeout: float | None) -> None:
+        ready = {key.data for key, _ in self._selector.select(timeout)}
+        if "peer" not in ready:
+            if "wake" in ready:
+                raise HungUp("the server was closed")
+            raise Silence
 
     def _store(self, content: bytes) -> None:
         self._book.store(self.dialogue.message(content, connection=self.number, tls=self.tls))
@@ -176,6 +181,9 @@ class Peer:
         for line in lines:
             if match := FINAL_REPLY.match(line + b"\n"):
                 self.dialogue.replied(match[1].decode())
+        if self.dialogue.ended:
+            # Before the client can know: who dials again after the 221 must not seem to hold two connections.
+            self._book.release(self.number)
         try:
             self._connection.sendall(data)
         except OSError:
@@ -206,11 +214,21 @@ class Peer:
         """Shake hands as a TLS server. A client that declines is gone, as one that hung up."""
         if self._tls_context is None:
             raise RuntimeError('StartTLS needs a server with tls="starttls" or "tls"')
+        if self._gone:
+            return
         self._buffer.clear()
+        self._connection.settimeout(0)
         try:
-            self._connection = self._tls_context.wrap_socket(self._connection, server_side=True)
-            self.tls = True
-        except OSError:
+            secured = self._tls_context.wrap_socket(self._connection, server_side=True, do_handshake_on_connect=False)
+            self._connection = secured
+            while not self.tls:
+                try:
+                    secured.do_handshake()
+                    self.tls = True
+                except ssl.SSLWantReadError:
+                    self._wait_readable(self.timeout)
+            secured.settimeout(self.timeout)
+        except (OSError, Silence):
             self._gone = True
 
     def drop(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from . import _sasl
 from ._dialogue import CONTENT, parse_path, verb_of
@@ -15,21 +16,29 @@ from ._endpoint import HOSTNAME
 from ._peer import HungUp, Peer, ScriptFailure
 
 
+class Step(Protocol):
+    """Anything with this method can stand in a script."""
+
+    def play(self, peer: Peer) -> None:
+        """Do the step on one connection; raise AssertionError where the client is at fault."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Serve:
+class Serve(Step):
     """Behave: greet (if nothing was sent yet), answer, store messages; until the client has quit or hung up.
 
-    extensions: what EHLO offers, e.g. ``("PIPELINING", "SIZE 1000", "CHUNKING")``; STARTTLS and AUTH come by
-        themselves where the server and `auth` provide for them.
-    auth: passwords (or tokens) by user; AUTH is offered and checked, by the `mechanisms` named: PLAIN, LOGIN, CRAM-MD5,
-        XOAUTH2, OAUTHBEARER.
-    require_auth: answer MAIL with 530 before a login.
-    replies: other answers than usual, by command; ``"CONNECT"`` is the greeting, ``"."`` the reply to a content:
-        ``Serve(replies={"RCPT": "550 5.1.1 no such user"})``.
-    until: stop when this command has been read and before it is answered; ``"."``: when a content has been read and
-        stored. The steps that follow may answer it; a later `Serve` does, if none of them has. More than the first
-        word may be given: ``until="RCPT TO:<b@"``. A client that is gone before fails the script.
-    count: stop at the `count`-th such command that this step reads.
+    Args:
+        extensions: what EHLO offers, e.g. ``("PIPELINING", "SIZE 1000", "CHUNKING")``; STARTTLS and AUTH come by
+            themselves where the server and `auth` provide for them.
+        auth: passwords (or tokens) by user; AUTH is offered and checked.
+        mechanisms: what AUTH offers, of PLAIN, LOGIN, CRAM-MD5, XOAUTH2 and OAUTHBEARER.
+        require_auth: answer MAIL with 530 before a login.
+        replies: other answers than usual, by command; ``"CONNECT"`` is the greeting, ``"."`` the reply to a content:
+            ``Serve(replies={"RCPT": "550 5.1.1 no such user"})``.
+        until: stop when this command has been read and before it is answered; ``"."``: when a content has been read and
+            stored. The steps that follow may answer it; a later `Serve` does, if none of them has. More than the first
+            word may be given: ``until="RCPT TO:<b@"``. A client that is gone before fails the script.
+        count: stop at the `count`-th such command that this step reads.
     """
 
     extensions: tuple[str, ...] = ("PIPELINING", "8BITMIME", "SMTPUTF8")
@@ -43,25 +52,25 @@ class Serve:
     def play(self, peer: Peer) -> None:
         if not peer.has_sent:
             peer.reply(self.replies.get("CONNECT", f"220 {HOSTNAME} ESMTP"))
-        seen = 0
+        try:
+            self._converse(peer)
+        except HungUp as error:
+            if self.until is not None:
+                raise ScriptFailure(f"expected {self.until!r} number {self.count}, got: {error}") from None
+
+    def _converse(self, peer: Peer) -> None:
+        pending, seen = peer.dialogue.pending, 0
         while True:
-            if not peer.dialogue.pending:
-                try:
-                    command = self._read(peer)
-                except HungUp as error:
-                    if self.until is not None:
-                        raise ScriptFailure(f"expected {self.until!r} number {self.count}, got: {error}") from None
-                    return
+            if not pending:
+                command = self._read(peer)
                 if self.until is not None and command.upper().startswith(self.until.upper()):
                     seen += 1
                     if seen == self.count:
                         return
-            command = peer.dialogue.pending[0]
-            quitting = self._answer(peer, command)
-            if peer.dialogue.pending and peer.dialogue.pending[0] is command:
-                peer.dialogue.pending.popleft()  # Answered by something from `replies` that is no reply.
-            if quitting and self.until is None:
-                return
+            command = pending[0]
+            self._answer(peer, command)
+            if pending and pending[0] is command:
+                pending.popleft()  # Answered by something from `replies` that is no reply.
 
     def _read(self, peer: Peer) -> str:
         if peer.dialogue.content_due:
@@ -72,8 +81,8 @@ class Serve:
             peer.read_bytes(peer.dialogue.chunk_due, None)
         return command
 
-    def _answer(self, peer: Peer, command: str) -> bool:
-        """Answer the oldest open command; True where it was QUIT."""
+    def _answer(self, peer: Peer, command: str) -> None:
+        """Answer the oldest open command, and hang up where it was QUIT."""
         verb = verb_of(command)
         if peer.dialogue.chunk_due is not None:
             peer.read_bytes(peer.dialogue.chunk_due, None)
@@ -88,7 +97,6 @@ class Serve:
             peer.reply(self._usual(peer, verb, command))
         if verb == "QUIT":
             peer.drop()
-        return verb == "QUIT"
 
     def _usual(self, peer: Peer, verb: str, command: str) -> str:
         if verb in ("EHLO", "LHLO") and (verb == "LHLO") is peer.dialogue.lmtp:

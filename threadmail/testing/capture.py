@@ -34,27 +34,29 @@ class CaptureServer(Endpoint):
             send_report(server.url)
             [mail] = server.wait_for(1)
 
-    tls: ``"none"``, ``"starttls"`` (offered, and needed for AUTH) or ``"tls"`` (from the first byte).
-    ssl_context: the server's context for TLS; without it `ca` issues a certificate.
-    ca: the authority to use; without it and `ssl_context` the server makes one of its own (needs trustme).
-    auth: passwords (or tokens) by user; AUTH is offered when given.
-    mechanisms: what AUTH offers, of PLAIN, LOGIN, CRAM-MD5, XOAUTH2 and OAUTHBEARER.
-    require_auth: refuse MAIL with 530 before a login (RFC 4954 section 6).
-    size_limit: the octets a message may have (RFC 1870, offered as SIZE); None: any number, SIZE not offered.
-    host: the address to listen on.
-    extensions: what EHLO offers beside SIZE, STARTTLS and AUTH. ``"DSN"`` (RFC 3461) and ``"CHUNKING"`` (RFC 3030)
-        are understood as well; a name the server does not know is offered and nothing more.
-    on_message: called with each message before it is kept; a reply text it returns (``"550 5.7.1 no"``) refuses the
-        message, None accepts it. With LMTP it is asked once for each recipient, with that recipient alone.
-    on_recipient: called with each address of RCPT; a reply text refuses it.
-    lmtp: speak LMTP (RFC 2033): LHLO, and a reply for each recipient after the content.
-    max_connections: connections beyond this number are answered 421 and closed.
-
     Callbacks run one at a time on the server's own thread, and the whole server waits for them; to hold one
     connection while others go on, use `ScriptedServer`. What a callback raises is answered with 451 and raised
     again by `close()` or at the end of the ``with`` block.
 
-    Raises ImportError with the line to type where aiosmtpd is not installed.
+    Args:
+        tls: ``"none"``, ``"starttls"`` (offered, and needed for AUTH) or ``"tls"`` (from the first byte).
+        ssl_context: the server's context for TLS; without it `ca` issues a certificate.
+        ca: the authority to use; without it and `ssl_context` the server makes one of its own (needs trustme).
+        auth: passwords (or tokens) by user; AUTH is offered when given.
+        mechanisms: what AUTH offers, of PLAIN, LOGIN, CRAM-MD5, XOAUTH2 and OAUTHBEARER.
+        require_auth: refuse MAIL with 530 before a login (RFC 4954 section 6).
+        size_limit: the octets a message may have (RFC 1870, offered as SIZE); None: any number, SIZE not offered.
+        host: the address to listen on.
+        extensions: what EHLO offers beside SIZE, STARTTLS and AUTH. ``"DSN"`` (RFC 3461) and ``"CHUNKING"``
+            (RFC 3030) are understood as well; a name the server does not know is offered and nothing more.
+        on_message: called with each message before it is kept; a reply text it returns (``"550 5.7.1 no"``) refuses
+            the message, None accepts it. With LMTP it is asked once for each recipient, with that recipient alone.
+        on_recipient: called with each address of RCPT; a reply text refuses it.
+        lmtp: speak LMTP (RFC 2033): LHLO, and a reply for each recipient after the content.
+        max_connections: connections beyond this number are answered 421 and closed.
+    Raises:
+        ImportError: aiosmtpd is not installed, or trustme where a certificate is needed; with the line to type.
+        ValueError: the arguments do not fit together.
     """
 
     def __init__(
@@ -168,7 +170,7 @@ class CaptureServer(Endpoint):
 
     @property
     def connections_open(self) -> int:
-        """How many connections are open now."""
+        """How many connections are open now; one that has said QUIT no longer counts."""
         return self._book.open_count
 
     @property

@@ -19,17 +19,18 @@ from typing import Literal, NamedTuple, overload
 class CapturedMessage:
     """One message as a test server received it.
 
-    sender: the address of MAIL FROM; empty for the null sender ``<>``.
-    recipients: the addresses of those RCPT TO that were accepted, in order.
-    content: the octets between the 354 and the final dot (or of all BDAT chunks), with CRLF line ends and without
-        the doubled leading dots of RFC 5321 section 4.5.2.
-    helo: the name the client gave in HELO, EHLO or LHLO.
-    mail_options: the parameters of MAIL as sent, e.g. ``("SIZE=120", "BODY=8BITMIME")``.
-    rcpt_options: for each recipient the parameters of its RCPT, e.g. ``(("NOTIFY=NEVER",), ())``.
-    username: who had logged in, or None.
-    tls: whether the message came over TLS.
-    connection: which connection it came over, counted from 0 in the order they were made.
-    received_at: when the last octet had come (UTC).
+    Attributes:
+        sender: the address of MAIL FROM; empty for the null sender ``<>``.
+        recipients: the addresses of those RCPT TO that were accepted, in order.
+        content: the octets between the 354 and the final dot (or of all BDAT chunks), with CRLF line ends and without
+            the doubled leading dots of RFC 5321 section 4.5.2.
+        helo: the name the client gave in HELO, EHLO or LHLO.
+        mail_options: the parameters of MAIL as sent, e.g. ``("SIZE=120", "BODY=8BITMIME")``.
+        rcpt_options: for each recipient the parameters of its RCPT, e.g. ``(("NOTIFY=NEVER",), ())``.
+        username: who had logged in, or None.
+        tls: whether the message came over TLS.
+        connection: which connection it came over, counted from 0 in the order they were made.
+        received_at: when the last octet had come (UTC).
     """
 
     sender: str

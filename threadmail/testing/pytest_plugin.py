@@ -1,7 +1,7 @@
 """Fixtures for pytest: a mail server for one test, and what it caught.
 
-pytest loads this module into every run of every project that has threadmail installed. So it imports nothing beyond
-pytest, changes nothing, and starts a server only for a test that asks for one.
+pytest loads this module into every run of every project that has threadmail installed. So it needs nothing but pytest
+and the package it lives in, changes nothing, and starts a server only for a test that asks for one.
 
     def test_welcome(threadmail_server, threadmail_outbox):
         register("ada@example.test", smtp_url=threadmail_server.url)
@@ -43,8 +43,10 @@ def threadmail_server() -> Iterator[CaptureServer]:
 def threadmail_outbox(threadmail_server: CaptureServer) -> MessageList:
     """The messages `threadmail_server` has caught: a live, read-only list of `threadmail.testing.CapturedMessage`.
 
-    def test_nothing_is_sent_twice(threadmail_server, threadmail_outbox):
+        def test_nothing_is_sent_twice(threadmail_server, threadmail_outbox):
             send_reminders(smtp_url=threadmail_server.url)
             assert [mail.recipients for mail in threadmail_outbox] == [("ada@example.test",)]
+
+    Mail sent in the background may still be under way: `threadmail_server.wait_for(1)` waits for it.
     """
     return threadmail_server.outbox

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,7 @@ from ._endpoint import Endpoint, TLSMode
 from ._peer import HungUp, Peer
 from .certificates import TestCA
 from .messages import CapturedMessage, MessageList, TranscriptEntry
-from .steps import Expect, ReadData, Reply, Script, Serve, Step
+from .steps import Script, Serve, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,19 +37,20 @@ class ScriptedServer(Endpoint):
         with ScriptedServer(script, [Serve()]) as server:
             ...
 
-    scripts: one for each connection; without any, every connection is served normally (`Serve`).
-    last: what connections get when the scripts are used up: ``"refuse"`` (421 and closed) or ``"repeat"`` (the last
-        script again).
-    tls: ``"none"``, ``"starttls"`` (for `StartTLS` and `Serve`), ``"tls"`` (the handshake comes before the script).
-    ssl_context, ca: as for `CaptureServer`; ``ssl_context=TestCA().expired_server_context()`` and its kin go here.
-    host: the address to listen on.
-    lmtp: `Serve` speaks LMTP, and a content is owed a reply for each recipient.
-    timeout: seconds that `Expect`, `ReadData` and `ReadBytes` wait, that a write may take, and a handshake.
-
     When a script has been played the connection is closed. When the client does what the script does not expect, the
     script ends there, the connection is closed, and `check()` or the end of the ``with`` block raises AssertionError
-    naming connection, step, what was expected and what came; credentials are masked. An exception already under way
-    is left alone.
+    naming connection, step, what was expected and what came; credentials are masked. A script for which no connection
+    came is reported at the end as well, unless it is a plain `Serve()`. An exception already under way is left alone.
+
+    Args:
+        scripts: one for each connection; without any, every connection is served normally (`Serve`).
+        last: what connections get when the scripts are used up: ``"refuse"`` (421 and closed) or ``"repeat"`` (the
+            last script again).
+        tls: ``"none"``, ``"starttls"`` (for `StartTLS` and `Serve`), ``"tls"`` (the handshake precedes the script).
+        ssl_context, ca: as for `CaptureServer`; ``ssl_context=TestCA().expired_server_context()`` and its kin go here.
+        host: the address to listen on.
+        lmtp: `Serve` speaks LMTP, and a content is owed a reply for each recipient.
+        timeout: seconds that `Expect`, `ReadData` and `ReadBytes` wait, that a write may take, and a handshake.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ScriptedServer(Endpoint):
         self._book = Book()
         self._transcript: list[TranscriptEntry] = []
         self._played = 0
+        self._reported = False
         self._closing = threading.Event()
         self._threads: dict[threading.Thread, Peer] = {}
         self._acceptor: threading.Thread | None = None
@@ -100,7 +102,18 @@ class ScriptedServer(Endpoint):
         What the clients had sent before is still played; a script that waits for more ends.
         """
         self._stop()
+        self._report_unplayed()
         self.check()
+
+    def _report_unplayed(self) -> None:
+        if self._reported or self._acceptor is None:
+            return
+        self._reported = True
+        came = self._book.opened
+        for number, script in enumerate(self._scripts):
+            idle = all(isinstance(step, Serve) and step.until is None for step in script)
+            if number >= came and not idle:
+                self._book.blame(AssertionError(f"script {number} was never played: {came} connections came"))
 
     def _stop(self) -> None:
         self._closing.set()
@@ -166,7 +179,7 @@ class ScriptedServer(Endpoint):
 
     @property
     def connections_open(self) -> int:
-        """How many connections are being played now."""
+        """How many connections are being played now; one whose QUIT was granted no longer counts."""
         return self._book.open_count
 
     @property
@@ -205,11 +218,13 @@ class ScriptedServer(Endpoint):
             listener.setblocking(False)
             selector.register(listener, selectors.EVENT_READ)
             selector.register(self._wake[0], selectors.EVENT_READ)
-            while not self._closing.is_set():
+            while True:
                 selector.select()
                 try:
                     connection, _ = listener.accept()
                 except (BlockingIOError, ConnectionError):
+                    if self._closing.is_set():
+                        return  # And nobody is waiting at the door.
                     continue
                 self._admit(connection, self._wake[0])
 
@@ -268,42 +283,7 @@ class ScriptedServer(Endpoint):
 
 def _flat(script: Script) -> Iterator[Step]:
     for part in script:
-        if hasattr(part, "play"):
-            yield part
-        else:
+        if isinstance(part, Sequence):  # Steps among them, for all that they can play.
             yield from _flat(part)
-
-
-# -- scripts in a word ------------------------------------------------------------------------------------------------
-
-
-def greeting(text: str = "220 mail.example.test ESMTP") -> list[Step]:
-    """The server's first words."""
-    return [Reply(text)]
-
-
-def ehlo(*extensions: str) -> list[Step]:
-    """An EHLO answered with these extensions: ``ehlo("PIPELINING", "SIZE 1000")``."""
-    lines = ["mail.example.test", *extensions]
-    return [
-        Expect("EHLO"),
-        Reply("\n".join([*(f"250-{line}" for line in lines[:-1]), f"250 {lines[-1]}"])),
-    ]
-
-
-def transaction(recipients: int = 1, final: str = "250 2.0.0 OK") -> list[Step]:
-    """A message taken in lock-step: MAIL, `recipients` times RCPT, DATA and content, answered with `final`."""
-    steps: list[Step] = [Expect("MAIL"), Reply("250 2.1.0 OK")]
-    for _ in range(recipients):
-        steps += [Expect("RCPT"), Reply("250 2.1.5 OK")]
-    return [*steps, Expect("DATA"), Reply("354 go ahead"), ReadData(), Reply(final)]
-
-
-def refuse(command: str, reply: str) -> list[Step]:
-    """One command, answered with `reply`: ``refuse("RCPT", "550 5.1.1 no such user")``."""
-    return [Expect(command), Reply(reply)]
-
-
-def goodbye() -> list[Step]:
-    """QUIT and its reply."""
-    return [Expect("QUIT"), Reply("221 2.0.0 Bye")]
+        else:
+            yield part

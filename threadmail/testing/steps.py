@@ -1,10 +1,11 @@
 """The steps of a script for `ScriptedServer`: what the server waits for, says, and breaks.
 
 Each step is a frozen dataclass with one method, ``play(peer)``; a class of your own with that method is a step, too.
-A script is a sequence of steps, and may hold sequences of steps.
+A script is a sequence of steps, and may hold such sequences.
 
     [greeting(), ehlo(), Expect("MAIL"), Reply("250 ok"), Expect("RCPT"), Drop()]
     [Serve(until="MAIL", count=2), Reply("451 4.3.0 later"), Serve()]
+    [greeting(), ehlo("AUTH PLAIN"), Expect("AUTH PLAIN"), Reply("535 5.7.8 no"), Serve()]
 
 `peer.dialogue` follows every command read and every reply sent, whichever step did it. So `Serve` knows, when it takes
 over, what was said before: a command that no reply has answered yet is answered first.
@@ -16,27 +17,29 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Union
 
 from ._peer import HungUp, Peer, ScriptFailure, Silence
-from ._serve import Serve
-
-
-class Step(Protocol):
-    """Anything with this method can stand in a script."""
-
-    def play(self, peer: Peer) -> None:
-        """Do the step on one connection; raise AssertionError where the client is at fault."""
-
+from ._serve import Serve, Step
 
 Script = Sequence[Union[Step, "Script"]]
 
 
+class Steps(tuple[Step, ...], Step):
+    """Several steps that stand in a script as one."""
+
+    def play(self, peer: Peer) -> None:
+        for step in self:
+            step.play(peer)
+
+
 @dataclass(frozen=True)
-class Expect:
+class Expect(Step):
     """Read one line. It must begin with `pattern` (in any case), or match it where it is a compiled expression.
 
-    timeout: seconds to wait; None: the server's.
+    Args:
+        pattern: the beginning of the line, or an expression that `re.Pattern.match` tries on it.
+        timeout: seconds to wait; None: the server's.
     """
 
     pattern: str | re.Pattern[str]
@@ -60,7 +63,7 @@ class Expect:
 
 
 @dataclass(frozen=True)
-class ReadData:
+class ReadData(Step):
     """Read the content up to the lone dot and store it as a message, whatever is answered afterwards."""
 
     timeout: float | None = None
@@ -76,7 +79,7 @@ class ReadData:
 
 
 @dataclass(frozen=True)
-class ReadBytes:
+class ReadBytes(Step):
     """Read exactly `count` bytes: part of a content, or the chunk that an expected BDAT announced."""
 
     count: int
@@ -93,7 +96,7 @@ class ReadBytes:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reply(Step):
     """Send a reply; each line of `text` gets its CRLF: ``Reply("250 ok")``, ``Reply("250-one\\n250 two")``."""
 
     text: str
@@ -103,7 +106,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Send:
+class Send(Step):
     """Send bytes as they are: half a reply, garbage, two replies at once."""
 
     data: bytes
@@ -113,7 +116,7 @@ class Send:
 
 
 @dataclass(frozen=True)
-class Drip:
+class Drip(Step):
     """Send a byte at a time, `interval` seconds apart."""
 
     data: bytes
@@ -127,7 +130,7 @@ class Drip:
 
 
 @dataclass(frozen=True)
-class Stall:
+class Stall(Step):
     """Say nothing, whatever comes, until the peer hangs up or the server is closed."""
 
     def play(self, peer: Peer) -> None:
@@ -138,7 +141,7 @@ class Stall:
 
 
 @dataclass(frozen=True)
-class Pause:
+class Pause(Step):
     """Wait until the test sets `event`; after `timeout` seconds the script has failed.
 
     Closing the server ends the wait and the script without a complaint.
@@ -153,7 +156,7 @@ class Pause:
 
 
 @dataclass(frozen=True)
-class Signal:
+class Signal(Step):
     """Set `event`: the test may go on, the script has come this far."""
 
     event: threading.Event
@@ -163,7 +166,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Drop:
+class Drop(Step):
     """Close the connection in order (FIN; under TLS close_notify first)."""
 
     def play(self, peer: Peer) -> None:
@@ -171,7 +174,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Reset:
+class Reset(Step):
     """Close the connection with a TCP reset."""
 
     def play(self, peer: Peer) -> None:
@@ -179,7 +182,7 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class StartTLS:
+class StartTLS(Step):
     """Shake hands with the server's certificate, as after ``Expect("STARTTLS"), Reply("220 go ahead")``.
 
     Bytes the client sent before are thrown away. A client that declines the certificate has hung up: that is for the
@@ -208,4 +211,5 @@ __all__ = [
     "Stall",
     "StartTLS",
     "Step",
+    "Steps",
 ]

@@ -1,0 +1,102 @@
+"""The pytest plugin and the package's import: cheap, harmless, and useful when asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import threadmail.testing
+
+pytest_plugins = ("pytester",)
+
+PLUGIN = "threadmail.testing.pytest_plugin"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project of somebody else's."""
+    pytester.makeini("[pytest]\nfilterwarnings =\n    error\n")
+    return pytester
+
+
+def test_the_fixtures_catch_what_the_code_under_test_sends(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import smtplib
+        import threading
+
+        def send(server, subject):
+            with smtplib.SMTP(server.host, server.port, timeout=5) as client:
+                client.sendmail("a@example.test", ["b@example.test"], f"Subject: {subject}\\r\\n\\r\\n")
+
+        def test_one(threadmail_server, threadmail_outbox):
+            assert threadmail_outbox == []
+            send(threadmail_server, "first")
+            assert [mail.message["Subject"] for mail in threadmail_outbox] == ["first"]
+            assert threadmail_server.url == f"smtp://127.0.0.1:{threadmail_server.port}"
+
+        def test_another_starts_afresh(threadmail_outbox, threadmail_server):
+            assert len(threadmail_outbox) == 0
+            send(threadmail_server, "second")
+            [mail] = threadmail_server.wait_for(1)
+            assert threadmail_outbox[0] is mail
+
+        def test_and_nothing_is_left():
+            assert [thread.name for thread in threading.enumerate() if "threadmail" in thread.name] == []
+        """
+    )
+    project.runpytest_inprocess("-p", PLUGIN).assert_outcomes(passed=3)
+
+
+def test_without_aiosmtpd_the_fixture_fails_with_the_line_to_type(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiosmtpd.smtp", None)
+    project.makepyfile(
+        """
+        def test_with(threadmail_server):
+            raise SystemError("must not run")
+
+        def test_without():
+            pass
+        """
+    )
+    result = project.runpytest_inprocess("-p", PLUGIN)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*pip install 'threadmail?sandbox?'*"])
+
+
+def test_the_fixtures_are_listed_with_their_first_line(project: pytest.Pytester) -> None:
+    result = project.runpytest_inprocess("-p", PLUGIN, "--fixtures")
+    result.stdout.fnmatch_lines(["threadmail_server*", "*A running*CaptureServer*", "threadmail_outbox*"])
+
+
+def test_importing_the_plugin_or_the_package_loads_nothing_that_was_not_asked_for() -> None:
+    script = (
+        "import sys, pytest\n"
+        f"import {PLUGIN}\n"
+        "import threadmail.testing\n"
+        "before = set(sys.modules)\n"
+        "print(sorted(name for name in before if name.startswith('threadmail.testing.')))\n"
+        "print(sorted({'aiosmtpd', 'trustme'} & before))\n"
+        "from threadmail.testing import ScriptedServer, CaptureServer, TestCA\n"
+        "print(sorted({'aiosmtpd', 'trustme'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert result.stdout.splitlines() == ["['threadmail.testing.pytest_plugin']", "[]", "[]"]
+    assert result.stderr == ""
+
+
+def test_every_public_name_can_be_had_and_is_listed() -> None:
+    for name in threadmail.testing.__all__:
+        assert getattr(threadmail.testing, name) is not None
+        assert name in dir(threadmail.testing)
+    assert sorted(threadmail.testing.__all__) == sorted(set(threadmail.testing.__all__))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = threadmail.testing.Nothing
