@@ -34,6 +34,8 @@ from .receipt import Reply
 PATIENCE = 15.0
 NOOPS = 5
 
+_LOGIN_TONES = {True: Tone.GOOD, False: Tone.BAD, None: Tone.PLAIN}
+
 
 @dataclass
 class Findings:
@@ -46,7 +48,7 @@ class Findings:
     tls: tuple[str, str, int] | None = None  # version, cipher, bits
     certificate: Certificate | None = None
     extensions: dict[str, str] = field(default_factory=dict)
-    login: str | None = None
+    login: bool | None = None  # whether it was accepted; None: it was not tried
     round_trip: float | None = None
     steps: list[tuple[str, float]] = field(default_factory=list)
     error: MailError | None = None
@@ -64,7 +66,7 @@ class Findings:
         found = []
         if self.certificate is not None and self.certificate.warning is not None:
             found.append(self.certificate.warning)
-        if self.tls is None and "starttls" in self.extensions:
+        if self.config.security is Security.NONE and "starttls" in self.extensions:
             found.append("the server offers STARTTLS: smtp+starttls:// would encrypt what is sent")
         return found
 
@@ -124,9 +126,8 @@ def _examine(found: Findings) -> None:
         if greeting.code != 220:
             raise GreetingRefused(*greeting.pair)
         if config.security is Security.STARTTLS:
-            with found.step("EHLO"):
+            with found.step("first EHLO"):
                 smtp.ehlo_or_helo_if_needed()
-            found.extensions = dict(smtp.esmtp_features)  # to show, should STARTTLS not be among them
             with found.step("STARTTLS"):
                 smtp.starttls(context=config.make_ssl_context())
         _look_at_tls(found, smtp)
@@ -135,9 +136,10 @@ def _examine(found: Findings) -> None:
         found.extensions = dict(smtp.esmtp_features)
         if config.username is not None and config.password is not None:
             smtp.allow_plaintext_login = config.allow_plaintext_login
+            found.login = False
             with found.step("login"):
                 smtp.login(config.username, config.password, mechanism=config.auth)
-            found.login = "accepted"
+            found.login = True
         _time_round_trips(found, smtp)
         smtp.quit()
     finally:
@@ -225,17 +227,15 @@ def _extension_facts(found: Findings) -> list[Fact]:
     others = [name.upper() for name in has if name not in ("size", "auth", *(n.lower() for n in good))]
     size = f"{found.size:,} octets ({_human(found.size)}) at most" if found.size else "no limit announced"
     mechanisms = " ".join(has.get("auth", "").split()) or "none offered"
-    login = {True: f"; {found.login}", False: ""}[found.login is not None]
-    if found.config.needs_login and found.login is None and found.error is not None:
-        login = "; not accepted"
-    elif not found.config.needs_login:
-        login = " (not tried: the URL names no user)" if "auth" in has else ""
+    login = {True: "; accepted", False: "; not accepted", None: ""}[found.login]
+    if found.login is None and "auth" in has and not found.config.needs_login:
+        login = " (not tried: the URL names no user)"
     facts: list[Fact] = [
         ("offers", " ".join(good) or "none of the extensions that matter here", Tone.PLAIN),
         ("lacks", " ".join(missing), Tone.FAINT),
         ("also offers", " ".join(others), Tone.FAINT),
         ("message size", size, Tone.PLAIN),
-        ("login", f"{mechanisms}{login}", Tone.GOOD if found.login else Tone.PLAIN),
+        ("login", f"{mechanisms}{login}", _LOGIN_TONES[found.login]),
     ]
     return [fact for fact in facts if fact[1]]
 

@@ -53,11 +53,11 @@ class Ledger:
 
     def settled(self, name: str, receipt: Receipt) -> None:
         """A message ended as `receipt` says."""
-        self._write(name, receipt.to_dict())
         error = receipt.error
         if isinstance(error, Closed):
-            self._count("not tried")
+            self.not_tried(name, receipt)
             return
+        self._write(name, receipt.to_dict())
         self._codes.add(codes.of_receipt(receipt))
         self._count(receipt.outcome.value)
         if self._verbose:
@@ -68,6 +68,11 @@ class Ledger:
             self._advice[str(error)] = advice(error, self._config) if self._config is not None else None
         elif receipt.outcome is not Outcome.SENT:
             self._remark(name, receipt.outcome.value, _cause(receipt))
+
+    def not_tried(self, name: str, receipt: Receipt) -> None:
+        """The run was called off before it was this message's turn."""
+        self._write(name, receipt.to_dict())
+        self._count("not tried")
 
     def unfit(self, name: str, error: MailError) -> None:
         """A message is not fit to be sent."""

@@ -21,6 +21,7 @@ from .errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Task
     from rich.text import Text
 
 #: Seconds between two progress lines on a terminal where no bar can be drawn.
@@ -249,10 +250,16 @@ class _Rich:
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Meter]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TimeElapsedColumn
+        from rich.text import Text
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as bar:
+        class Count(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                of = f" of {task.total:,.0f}" if task.total is not None else ""
+                pace = f", {task.speed:,.0f} a second" if task.speed else ""
+                return Text(f"{task.completed:,.0f}{of}{pace}")
+
+        with Progress(label, BarColumn(), Count(), TimeElapsedColumn(), console=self._console, transient=True) as bar:
             task = bar.add_task(label, total=total)
 
             class Bar:

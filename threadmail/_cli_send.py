@@ -83,8 +83,7 @@ def _send(
         with out.progress("Sending", total) as ledger.meter:
             stopped = mailing.run(items, options)
             if signals.count:
-                out.note("stopping; what is on the wire is being finished (Ctrl-C again drops it)")
-                mailing.call_off()
+                mailing.call_off(out)
         return ledger.finish(stopped, signals.exit if signals.count else None)
 
 
@@ -113,7 +112,6 @@ class Mailing:
         self._in_hand: dict[SendFuture, _InHand] = {}
         self._octets = 0
         self._hopeless = False  # the server lets nobody in
-        self._aborted = False
 
     def run(self, items: Iterator[Item], options: argparse.Namespace) -> str | None:
         """Send all, or until there is a reason to stop.
@@ -130,19 +128,23 @@ class Mailing:
                 self._submit(item.name, envelope)
         while self._in_hand and not self._signals.count:
             if self._end.passed:
-                self._abort()
+                # What is on the wire ends by itself, for it has the same deadline.
+                self._drop([future for future in self._in_hand if not future.running()])
             self._take_news()
         return stopped or ("interrupted" if self._signals.count else None)
 
-    def call_off(self) -> None:
+    def call_off(self, out: Output) -> None:
         """Finish what is on the wire, take the rest back; at the next signal drop the connections."""
+        for future in list(self._in_hand):
+            future.cancel()
+        out.note("stopping; what is on the wire is being finished (Ctrl-C again drops it)")
         # On a thread of its own, for it waits, and this one has to listen.
         closing = {"drain": False, "timeout": GRACE}
         closer = threading.Thread(target=self._sender.close, kwargs=closing, name="threadmail-close", daemon=True)
         closer.start()
         while self._in_hand and (closer.is_alive() or not self._news.empty()):
             if self._signals.count > 1:
-                self._abort()
+                self._drop(list(self._in_hand))
             self._take_news()
         closer.join(GRACE)
         for name, _ in self._in_hand.values():  # a lane that hangs: nobody knows
@@ -180,11 +182,9 @@ class Mailing:
         while not self._news.empty():
             self._take_news()
 
-    def _abort(self) -> None:
-        if not self._aborted:
-            self._aborted = True
-            for future in list(self._in_hand):
-                self._sender.abort(future)
+    def _drop(self, futures: list[SendFuture]) -> None:
+        for future in futures:
+            self._sender.abort(future)
 
     def _take_news(self) -> None:
         """Wait for a message to be settled, or a signal, or the deadline; not for long."""
@@ -198,6 +198,9 @@ class Mailing:
         name, octets = self._in_hand.pop(future)
         self._octets -= octets
         receipt = future.receipt()
+        if self._signals.count and future.cancelled():
+            self._ledger.not_tried(name, receipt)
+            return
         self._ledger.settled(name, receipt)
         if receipt.outcome is Outcome.NOT_SENT and receipt.error is not None and receipt.error.phase in CONNECTING:
             self._hopeless = True
