@@ -36,10 +36,10 @@ from threadmail.testing import (
     Serve,
     Signal,
     Stall,
+    answer,
     ehlo,
     goodbye,
     greeting,
-    refuse,
 )
 
 from .support import corpus
@@ -215,9 +215,9 @@ def test_a_dry_run_checks_and_connects_to_nobody(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
-        ([*refuse("RCPT", "550 5.1.1 no such user"), *refuse("RSET", "250 ok")], Exit.REFUSED, "no such user"),
-        ([*refuse("RCPT", "451 4.3.0 greylisted"), *refuse("RSET", "250 ok")], Exit.TRY_LATER, "greylisted"),
-        ([*refuse("DATA", "554 5.7.1 spam"), *refuse("RSET", "250 ok")], Exit.UNAVAILABLE, "spam"),
+        ([*answer("RCPT", "550 5.1.1 no such user"), *answer("RSET", "250 ok")], Exit.REFUSED, "no such user"),
+        ([*answer("RCPT", "451 4.3.0 greylisted"), *answer("RSET", "250 ok")], Exit.TRY_LATER, "greylisted"),
+        ([*answer("DATA", "554 5.7.1 spam"), *answer("RSET", "250 ok")], Exit.UNAVAILABLE, "spam"),
         ([Expect("DATA"), Reply("354 go"), ReadData(), Drop()], Exit.IN_DOUBT, "in doubt"),
         ([Expect("DATA"), Drop()], Exit.TRY_LATER, "closed the connection"),
     ],
@@ -226,9 +226,9 @@ def test_a_dry_run_checks_and_connects_to_nobody(capsys: pytest.CaptureFixture[s
 def test_what_a_server_answers_decides_the_exit_code(
     script: list[Any], code: Exit, words: str, letter: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opening = [*OPENING, *refuse("MAIL", "250 ok")]
+    opening = [*OPENING, *answer("MAIL", "250 ok")]
     if not (isinstance(script[0], Expect) and script[0].pattern == "RCPT"):
-        opening += refuse("RCPT", "250 ok")
+        opening += answer("RCPT", "250 ok")
     end = [] if any(isinstance(step, Drop) for step in script) else goodbye()
     with ScriptedServer([*opening, *script, *end], last="repeat") as server:
         assert main(["send", "--server", server.url, letter, "--attempts", "1"]) == code
@@ -538,7 +538,7 @@ def test_neither_servers_nor_files_drive_the_terminal(tmp_path: Path, terminal: 
     path = tmp_path / "evil\x1b[31m.eml"
     path.write_bytes(MESSAGE)
     reply = Send(b"550 5.1.1 \x1b]0;owned\x07 \xe2\x80\xae no\r\n")
-    script = [*OPENING, *refuse("MAIL", "250 ok"), Expect("RCPT"), reply, *refuse("RSET", "250 ok"), *goodbye()]
+    script = [*OPENING, *answer("MAIL", "250 ok"), Expect("RCPT"), reply, *answer("RSET", "250 ok"), *goodbye()]
     with ScriptedServer(script) as server:
         assert on(terminal, "send", "--server", server.url, str(path)) == Exit.REFUSED
     for sequence in ("\x1b]0;", "\x07", "\x1b[31m.eml", "\u202e"):
@@ -563,7 +563,7 @@ def test_ctrl_c_lets_the_message_on_the_wire_be_finished(tmp_path: Path) -> None
     folder = letters(tmp_path / "out", 5)
     on_wire, go_on = threading.Event(), threading.Event()
     final: list[Any] = [Signal(on_wire), Pause(go_on), Reply("250 2.0.0 queued"), *goodbye()]
-    opening = [*OPENING, *refuse("MAIL", "250 ok"), *refuse("RCPT", "250 ok"), Expect("DATA"), Reply("354 go")]
+    opening = [*OPENING, *answer("MAIL", "250 ok"), *answer("RCPT", "250 ok"), Expect("DATA"), Reply("354 go")]
     with (
         ScriptedServer([*opening, ReadData(), *final]) as server,
         command("send", "--server", server.url, folder, "--workers", "1", "--json") as process,
@@ -585,7 +585,7 @@ def test_ctrl_c_lets_the_message_on_the_wire_be_finished(tmp_path: Path) -> None
 def test_ctrl_c_twice_drops_the_connection_and_says_what_is_known(tmp_path: Path) -> None:
     folder = letters(tmp_path / "out", 1)
     on_wire = threading.Event()
-    opening = [*OPENING, *refuse("MAIL", "250 ok"), *refuse("RCPT", "250 ok"), Expect("DATA"), Reply("354 go")]
+    opening = [*OPENING, *answer("MAIL", "250 ok"), *answer("RCPT", "250 ok"), Expect("DATA"), Reply("354 go")]
     with (
         ScriptedServer([*opening, ReadData(), Signal(on_wire), Stall()]) as server,
         command("send", "--server", server.url, folder) as process,

@@ -197,7 +197,8 @@ class Mailing:
             return
         name, octets = self._in_hand.pop(future)
         self._octets -= octets
-        receipt = future.receipt()
+        receipt = future.receipt
+        assert receipt is not None
         if self._signals.count and future.cancelled():
             self._ledger.not_tried(name, receipt)
             return
