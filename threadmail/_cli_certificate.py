@@ -8,7 +8,6 @@ this carry nothing but a greeting, EHLO and STARTTLS.
 from __future__ import annotations
 
 import dataclasses
-import math
 import socket
 import ssl
 import threading
@@ -28,6 +27,7 @@ _DAY = 86400.0
 
 _PARTIAL_CHAIN = 0x80000  # X509_V_FLAG_PARTIAL_CHAIN: a certificate that is trusted itself needs no authority above it
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
+#: Seconds for a second look; nobody waits longer for it than for the first.
 _PATIENCE = 5.0
 
 _T = TypeVar("_T")
@@ -60,20 +60,22 @@ class Certificate:
     @property
     def days_left(self) -> int:
         """Whole days until it expires; negative: since it did."""
-        return math.floor((self.valid_until - time.time()) / _DAY)
+        return int((self.valid_until - time.time()) / _DAY)
+
+    @property
+    def has_expired(self) -> bool:
+        return self.valid_until < time.time()
 
     @property
     def warning(self) -> str | None:
-        days = self.days_left
-        if days < 0 or days >= SOON:
-            return None
-        return f"the certificate expires in {_days(days)}"
+        soon = self.days_left < SOON and not self.has_expired
+        return f"the certificate expires in {_days(self.days_left)}" if soon else None
 
     def facts(self) -> list[Fact]:
         """What to show of it."""
         days = self.days_left
-        left = f"{_days(days)} left" if days >= 0 else f"expired {_days(-days)} ago"
-        tone = Tone.BAD if days < 0 else Tone.WARN if days < SOON else Tone.GOOD
+        left = f"expired {_days(-days)} ago" if self.has_expired else f"{_days(days)} left"
+        tone = Tone.BAD if self.has_expired else Tone.WARN if days < SOON else Tone.GOOD
         return [
             ("certificate", self.subject or "(no subject)", Tone.PLAIN),
             ("  issued by", self.issuer or "(no issuer)", Tone.PLAIN),
@@ -102,7 +104,7 @@ def inspect(config: ServerConfig) -> Certificate | None:
 def speaks_tls(config: ServerConfig) -> bool:
     """Whether the server expects TLS from the first byte."""
     try:
-        with socket.create_connection((config.host, config.port), _PATIENCE, config.source_address) as sock:
+        with socket.create_connection((config.host, config.port), _patience(config), config.source_address) as sock:
             _trusting(None).wrap_socket(sock, server_hostname=config.host).close()
     except (OSError, ValueError):
         return False
@@ -123,7 +125,7 @@ def _trusting(pem: str | None) -> ssl.SSLContext:
 
 def _look(config: ServerConfig, context: ssl.SSLContext, at: Callable[[ssl.SSLSocket], _T | None]) -> _T | None:
     """What `at` sees on a connection to the server, in TLS as far as `context` is concerned."""
-    config = dataclasses.replace(config, ssl_context=context, timeouts=Timeouts.all(_PATIENCE))
+    config = dataclasses.replace(config, ssl_context=context, timeouts=Timeouts.all(_patience(config)))
     smtp = unconnected(config, threading.RLock())
     try:
         smtp.connect(config.host, config.port, config.source_address)
@@ -134,6 +136,10 @@ def _look(config: ServerConfig, context: ssl.SSLContext, at: Callable[[ssl.SSLSo
         return None
     finally:
         smtp.close()
+
+
+def _patience(config: ServerConfig) -> float:
+    return min(_PATIENCE, config.timeouts.connect or _PATIENCE)
 
 
 def _name(parts: Any) -> str:

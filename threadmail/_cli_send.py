@@ -13,18 +13,17 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from . import _cli_sources as sources
 from ._cli_exit import Exit, Failure
 from ._cli_ledger import Ledger
 from ._cli_output import Output
 from ._cli_server import server_of
-from ._cli_signals import Signals
+from ._cli_signals import Interruptible, Signals
 from ._cli_sources import STDIN, Item
 from ._deadline import Deadline
 from ._jobs import SendFuture
-from .config import ServerConfig
 from .envelope import Envelope
 from .errors import CONNECTING, MailError, Outcome
 from .receipt import Receipt
@@ -38,6 +37,9 @@ MOST_OCTETS = 64 * 1024 * 1024
 #: Seconds to finish what is on the wire when the run is called off, before the connections are dropped.
 GRACE = 30.0
 
+#: Futures as they are settled; None is a signal.
+News: TypeAlias = "queue.SimpleQueue[SendFuture | None]"
+
 #: No wait is longer, in seconds: not every platform lets a signal end one.
 TICK = 0.5
 
@@ -47,41 +49,26 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
     paths = options.path or ([] if sys.stdin is None or sys.stdin.isatty() else [STDIN])
     if not paths:
         raise Failure(Exit.USAGE, "nothing to send: name files or folders, or pipe a message in")
-    items = sources.items(paths, sys.stdin.buffer if sys.stdin is not None else io.BytesIO())
-    # With --dry-run a server is not needed, but if one is named it had better be right.
+    stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
+    total = sources.count(paths) if out.interactive else None
+    # A dry run needs no server, but if one is named it had better be right.
     config = None if options.dry_run and options.server is None else server_of(options.server)
     ledger = Ledger(out, None if options.dry_run else config, as_json=options.json, verbose=options.verbose)
-    total = sources.count(paths) if out.interactive else None
     if options.dry_run:
         with out.progress("Checking", total) as ledger.meter:
-            for item in items:
+            for item in sources.items(paths, stdin):
                 envelope = _envelope(item, options, ledger)
                 if envelope is not None:
                     ledger.fit(item.name, envelope)
         return ledger.finish()
     assert config is not None
-    return _send(items, options, config, ledger, out, total)
-
-
-def _send(
-    items: Iterator[Item],
-    options: argparse.Namespace,
-    config: ServerConfig,
-    ledger: Ledger,
-    out: Output,
-    total: int | None,
-) -> Exit:
-    news: queue.SimpleQueue[SendFuture | None] = queue.SimpleQueue()
+    news: News = queue.SimpleQueue()
     retry = RetryPolicy(attempts=options.attempts)
-    with (
-        Signals(lambda: news.put(None)) as signals,
-        ThreadedSender(
-            config, workers=options.workers, queue_size=MOST_MESSAGES, retry=retry, throttle=options.rate
-        ) as sender,
-    ):
+    settings = {"workers": options.workers, "queue_size": MOST_MESSAGES, "throttle": options.rate}
+    with Signals(lambda: news.put(None)) as signals, ThreadedSender(config, retry=retry, **settings) as sender:
         mailing = Mailing(sender, ledger, signals, news, Deadline.after(options.deadline))
         with out.progress("Sending", total) as ledger.meter:
-            stopped = mailing.run(items, options)
+            stopped = mailing.run(sources.items(paths, Interruptible(stdin, signals)), options)
             if signals.count:
                 mailing.call_off(out)
         return ledger.finish(stopped, signals.exit if signals.count else None)
@@ -105,7 +92,7 @@ class Mailing:
         sender: ThreadedSender,
         ledger: Ledger,
         signals: Signals,
-        news: queue.SimpleQueue[SendFuture | None],
+        news: News,
         end: Deadline,
     ) -> None:
         self._sender, self._ledger, self._signals, self._news, self._end = sender, ledger, signals, news, end
@@ -160,9 +147,8 @@ class Mailing:
 
     def _next(self, items: Iterator[Item]) -> Item | None:
         try:
-            with self._signals.raised():  # standard input may be a pipe that nobody writes to
-                return next(items, None)
-        except KeyboardInterrupt:
+            return next(items, None)
+        except KeyboardInterrupt:  # while standard input was awaited
             return None
 
     def _submit(self, name: str, envelope: Envelope) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ._cli_exit import Exit
+from ._cli_sources import Readable
 
 
 class Signals:
@@ -44,13 +45,11 @@ class Signals:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Let a signal raise in this block, where an endless wait (for a pipe, say) is to be ended and nothing is lost.
-
-        Raises:
-            KeyboardInterrupt: also for SIGTERM.
-        """
+        """Let a signal raise KeyboardInterrupt in this block: for endless waits that are ended without a loss."""
         self._raises = True
         try:
+            if self.count:
+                raise KeyboardInterrupt  # it came just before
             yield
         finally:
             self._raises = False
@@ -62,3 +61,18 @@ class Signals:
         if self._raises:
             self._raises = False
             raise KeyboardInterrupt
+
+
+class Interruptible:
+    """Standard input: a pipe to which nobody may ever write. A signal ends reading with KeyboardInterrupt."""
+
+    def __init__(self, stream: Readable, signals: Signals) -> None:
+        self._stream, self._signals = stream, signals
+
+    def readline(self) -> bytes:
+        with self._signals.raised():
+            return self._stream.readline()
+
+    def read(self) -> bytes:
+        with self._signals.raised():
+            return self._stream.read()

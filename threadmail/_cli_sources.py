@@ -10,10 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Protocol
 
 STDIN = "-"
 MBOX_LINE = b"From "  # and a blank: how an mbox file, and each message in it, begins (RFC 4155)
+
+
+class Readable(Protocol):
+    """What a binary file can do that is needed here."""
+
+    def readline(self) -> bytes: ...
+    def read(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Item:
     problem: str | None = None
 
 
-def items(paths: Iterable[str], stdin: BinaryIO) -> Iterator[Item]:
+def items(paths: Iterable[str], stdin: Readable) -> Iterator[Item]:
     """The messages of `paths` in order: `-` is standard input, folders are searched for `*.eml`, sorted by name.
 
     What begins with `From ` and is not called `*.eml` is an mbox file. Of a Maildir `cur` and `new` are read.
@@ -102,7 +109,7 @@ def _is_eml(path: str) -> bool:
 # ---------------------------------------------------------------- contents
 
 
-def _content(name: str, stream: BinaryIO, *, may_be_mbox: bool) -> Iterator[Item]:
+def _content(name: str, stream: Readable, *, may_be_mbox: bool) -> Iterator[Item]:
     first = stream.readline()
     if may_be_mbox and first.startswith(MBOX_LINE):
         for number, content in enumerate(_mbox(stream), 1):
@@ -111,7 +118,7 @@ def _content(name: str, stream: BinaryIO, *, may_be_mbox: bool) -> Iterator[Item
         yield Item(name, first + stream.read())
 
 
-def _mbox(stream: BinaryIO) -> Iterator[bytes]:
+def _mbox(stream: Readable) -> Iterator[bytes]:
     """The messages of an mbox file whose first line has been read, as `mailbox.mbox` divides it, which reads all first.
 
     Each line that begins with `From ` ends a message, an empty line before it belongs to neither. Lines that begin with
