@@ -47,16 +47,16 @@ class Exit(enum.IntEnum):
 #: In --help, worst first: what only a person can decide, then what only a person can mend, then what time may mend.
 MEANINGS = {
     Exit.SOFTWARE: "a mistake in threadmail: please report it",
-    Exit.IN_DOUBT: "in doubt: a server took a message and never answered; sending it again may deliver it twice",
+    Exit.IN_DOUBT: "in doubt: the server took a message and never answered; sending it again may deliver it twice",
     Exit.CONFIG: "the server URL or a setting is wrong",
     Exit.LOGIN: "the login was refused",
     Exit.NO_HOST: "no such host",
-    Exit.UNAVAILABLE: "refused for good: no mail server there, no valid TLS, sender or content refused",
-    Exit.REFUSED: "recipients were refused (all of a message's, or some while the others have it)",
+    Exit.UNAVAILABLE: "refused for good: no mail server there, no valid TLS, the sender or the content refused",
+    Exit.REFUSED: "recipients were refused: all of a message's, or some, and the others have it",
     Exit.UNFIT: "a message is not fit to be sent",
     Exit.NO_INPUT: "a file cannot be read, or there is nothing to send",
-    Exit.TRY_LATER: "a temporary failure: try again later; nobody has the messages that are named",
-    Exit.OK: "all sent",
+    Exit.TRY_LATER: "a temporary failure: try again later",
+    Exit.OK: "all is well",
 }
 
 
