@@ -103,14 +103,13 @@ class Output:
     def note(self, text: str) -> None:
         """News for who watches, or reads a log."""
         if not self.quiet:
-            self._on(self._stderr, self._err).line(f"threadmail: {text}", Tone.FAINT)
+            self._aside(f"threadmail: {text}", Tone.FAINT)
 
     def complain(self, text: str, advice: str | None = None) -> None:
         """What is wrong, and what to do about it."""
-        printer = self._on(self._stderr, self._err)
-        printer.line(f"threadmail: {text}", Tone.BAD)
+        self._aside(f"threadmail: {text}", Tone.BAD)
         if advice:
-            printer.line(f"  hint: {advice}", Tone.WARN)
+            self._aside(f"  hint: {advice}", Tone.WARN)
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Meter]:
@@ -125,6 +124,12 @@ class Output:
                 yield meter
         finally:
             self._live = None
+
+    def _aside(self, text: str, tone: Tone) -> None:
+        try:
+            self._on(self._stderr, self._err).line(text, tone)
+        except OSError:
+            pass  # nobody listens: no reason to stop
 
     def _on(self, stream: TextIO, usual: Printer) -> Printer:
         return self._live if self._live is not None and _is_terminal(stream) else usual

@@ -22,7 +22,7 @@ from ._cli_output import Output
 from ._cli_server import server_of
 from ._cli_signals import Interruptible, Signals
 from ._cli_sources import STDIN, Item
-from ._deadline import Deadline
+from ._deadline import Deadline, now
 from ._jobs import SendFuture
 from .envelope import Envelope
 from .errors import CONNECTING, MailError, Outcome
@@ -36,6 +36,9 @@ MOST_OCTETS = 64 * 1024 * 1024
 
 #: Seconds to finish what is on the wire when the run is called off, before the connections are dropped.
 GRACE = 30.0
+
+#: Seconds that a message on the wire has after the deadline to say how it stands.
+LAST_WORD = 2.0
 
 #: Futures as they are settled; None is a signal.
 News: TypeAlias = "queue.SimpleQueue[SendFuture | None]"
@@ -115,8 +118,9 @@ class Mailing:
                 self._submit(item.name, envelope)
         while self._in_hand and not self._signals.count:
             if self._end.passed:
-                # What is on the wire ends by itself, for it has the same deadline.
-                self._drop([future for future in self._in_hand if not future.running()])
+                # What is on the wire has the same deadline, and knows best how it stands.
+                late = now() > self._end.at + LAST_WORD
+                self._drop([future for future in self._in_hand if late or not future.running()])
             self._take_news()
         return stopped or ("interrupted" if self._signals.count else None)
 

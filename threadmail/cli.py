@@ -90,7 +90,7 @@ class _LogLines(logging.Handler):
 def _logged(out: Output, options: argparse.Namespace) -> Iterator[None]:
     logger = logging.getLogger("threadmail")
     handler = _LogLines(out, everything=options.debug)
-    before = logger.level, logger.propagate
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG if options.debug else logging.WARNING)
     logger.propagate = False
     logger.addHandler(handler)
@@ -98,4 +98,5 @@ def _logged(out: Output, options: argparse.Namespace) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(level)
+        logger.propagate = propagate
