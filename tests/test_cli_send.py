@@ -297,7 +297,7 @@ def test_a_missing_file_costs_nobody_else(
 
 def test_the_deadline_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = letters(tmp_path / "out", 3)
-    with ScriptedServer([Serve(until="MAIL"), Stall()], last="repeat") as server:
+    with ScriptedServer([Serve(until="MAIL"), Stall()]) as server:
         code = main(["send", "--server", server.url, folder, "--deadline", "0.3", "--json", "--workers", "1"])
     assert code == Exit.TRY_LATER
     messages, summary = told(capsys.readouterr().out)
