@@ -45,6 +45,7 @@ from threadmail.testing import (
 from .support import corpus
 
 MESSAGE = b"From: ada@example.org\nTo: bob@example.net\nSubject: x\n\nhello\n"
+ROOT = Path(__file__).parents[1]
 OPENING = [*greeting(), *ehlo()]
 
 
@@ -343,6 +344,8 @@ def test_a_mistake_of_ours_costs_one_message(
         (["send", "--rate", "fast", "x"], 64),
         (["send", "--rate", "nan", "x"], 64),
         (["send", "--deadline", "-1", "x"], 64),
+        (["send", "--server", "smtp://x", "--to", "bob@@example.net", "x"], 64),
+        (["send", "--server", "smtp://x", "--from", "a@b> SIZE=1", "x"], 64),
         (["send", "x"], 78),
         (["send", "--server", "ftp://x", "x"], 78),
         (["--version"], 0),
@@ -554,7 +557,7 @@ def command(*argv: str, **settings: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         **settings,
     )
 
@@ -643,6 +646,22 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
     assert process.returncode == Exit.OUTPUT_LOST
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_is_no_traceback(letter: str) -> None:
+    argv = [sys.executable, "-m", "threadmail", "send", "--dry-run", letter]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=10)
+    assert done.returncode == Exit.OUTPUT_LOST
+    assert done.stderr.splitlines() == ["threadmail: the result cannot be written: No space left on device"]
+
+
+def test_closed_streams_are_no_traceback(letter: str) -> None:
+    for closed in (">&-", "2>&-", "<&-"):
+        line = f"'{sys.executable}' -m threadmail send --dry-run '{letter}' {closed}"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=10)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exit_codes_reach_the_shell(letter: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 from . import _cli_sources as sources
+from ._address import mailbox, sender_mailbox
 from ._cli_exit import Exit, Failure
 from ._cli_ledger import Ledger
 from ._cli_output import Output
@@ -25,7 +26,7 @@ from ._cli_sources import STDIN, Item
 from ._deadline import Deadline, now
 from ._jobs import SendFuture
 from .envelope import Envelope
-from .errors import CONNECTING, MailError, Outcome
+from .errors import CONNECTING, InvalidAddress, MailError, Outcome
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .sender import ThreadedSender
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
     paths = options.path or ([] if sys.stdin is None or sys.stdin.isatty() else [STDIN])
     if not paths:
         raise Failure(Exit.USAGE, "nothing to send: name files or folders, or pipe a message in")
+    _require_addresses(options)
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
     total = sources.count(paths) if out.interactive else None
     # A dry run needs no server, but if one is named it had better be right.
@@ -75,6 +77,17 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
             if signals.count:
                 mailing.call_off(out)
         return ledger.finish(stopped, signals.exit if signals.count else None)
+
+
+def _require_addresses(options: argparse.Namespace) -> None:
+    """Find out now that an address is none, not with each message."""
+    try:
+        if options.sender is not None:
+            sender_mailbox(options.sender)
+        for address in options.to or ():
+            mailbox(address, "--to")
+    except InvalidAddress as error:
+        raise Failure(Exit.USAGE, str(error)) from error
 
 
 class _InHand(NamedTuple):

@@ -8,6 +8,7 @@ script gets an exit code of sysexits.h. Guarantees: no traceback unless `--debug
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(argv)
     except SystemExit as end:  # --help, --version, or a wrong option
         return int(end.code or 0)
-    out = Output(sys.stdout, sys.stderr, quiet=options.quiet)
+    # A stream that the shell closed (`>&-`) is None.
+    out = Output(sys.stdout or io.StringIO(), sys.stderr or io.StringIO(), quiet=options.quiet)
     try:
         with _logged(out, options):
             return int(COMMANDS[options.command](options, out))
@@ -67,8 +69,8 @@ def _forget_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError, AttributeError):
+        pass  # no such stream, or not a real one
 
 
 # ---------------------------------------------------------------- the log
