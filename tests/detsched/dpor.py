@@ -70,7 +70,10 @@ class DPOR:
 
     @property
     def data_races(self) -> frozenset[str]:
-        """Fields and connections that two threads used, not both only reading, in an order that no lock decides."""
+        """Fields and connections that two threads used, not both only reading, in an order that no lock decides.
+
+        Such a use orders what follows it, so of a chain of them the first is named for certain.
+        """
         return frozenset(name for name, a, b in self.races if a in _DATA and b in _DATA)
 
     def begin(self) -> None:

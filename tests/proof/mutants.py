@@ -35,8 +35,8 @@ from pathlib import Path
 class Names:
     """Regular expressions that say what is what, searched in the last part of a dotted name.
 
-    `lock` also matches calls used as context managers, by their name (`with self._hold_lock(deadline):`) or by what they
-    are given (`with holding(self._lock, deadline):`).
+    `lock` also matches calls used as context managers, by their name (`with self._hold_lock(deadline):`) or by what
+    they are given (`with holding(self._lock, deadline):`).
     """
 
     lock: str = r"(lock|locked|cond|condition|mutex|sync_root|guard|guarded|exclusive|not_empty|not_full)$"
