@@ -100,6 +100,7 @@ def test_the_certificate_says_what_was_done() -> None:
     line = explore(locked_twice, DPOR(), scenario="locked 2x2").certificate()
     assert line.startswith("locked 2x2 | DPOR, sleep sets | switch points: locks, sockets | schedules 6 (+0 redundant)")
     assert "complete=yes | violations 3 | data races: none |" in line
+    assert "data races: not looked for" in explore(locked_twice, DepthFirst()).certificate()
 
 
 @pytest.mark.parametrize("make", [lambda: RandomWalk(40, 1), lambda: PCT(40, 1, depth=3, length=8)])
