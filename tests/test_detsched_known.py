@@ -201,7 +201,7 @@ def test_an_access_without_the_lock_is_named_even_where_nothing_comes_of_it() ->
 
     result = search(Telling, sending(Telling, 2, 1))
     assert result.failing == 0
-    assert result.data_races == {"Telling.client"}
+    assert result.data_races == frozenset({"Telling.client"})
 
 
 @pytest.mark.parametrize("make", [lambda: RandomWalk(200, 1), lambda: PCT(200, 1, depth=3, length=150)])
