@@ -20,7 +20,6 @@ from ._cli_sandbox import capture_server
 from ._deadline import now
 from .envelope import Envelope
 from .sender import ThreadedSender
-from .testing.capture import CaptureServer
 from .testing.messages import CapturedMessage
 
 _SENDER = "sender-{}@demo.example"
@@ -39,7 +38,7 @@ class Verdict:
 def run(options: argparse.Namespace, out: Output) -> Exit:
     """Send, compare, tell."""
     total = options.messages
-    with capture_server(CaptureServer) as server:
+    with capture_server() as server:
         out.note(f"sending {total:,} messages from {options.workers} threads to {server.host}:{server.port}")
         with ThreadedSender(server.config, workers=options.workers) as sender:
             with out.progress("Sending", total) as meter:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import email.errors
 import queue
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from email.header import decode_header, make_header
 from pathlib import Path
@@ -37,14 +36,14 @@ _TICK = 0.5
 _News = tuple[CapturedMessage, str] | str | None
 
 
-def capture_server(kind: Callable[..., CaptureServer], **settings: Any) -> CaptureServer:
+def capture_server(**settings: Any) -> CaptureServer:
     """A server of that kind, not started yet.
 
     Raises:
         Failure: what it is made of is not installed.
     """
     try:
-        return kind(**settings)
+        return CaptureServer(**settings)
     except ImportError as error:
         package = "trustme" if "trustme" in str(error) else "'threadmail[cli,sandbox]'"
         missing = "trustme" if "trustme" in str(error) else "aiosmtpd"
@@ -56,9 +55,8 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
     news: queue.SimpleQueue[_News] = queue.SimpleQueue()
     catcher = _Catcher(news, _folder(options.store), options.max_messages)
     server = capture_server(
-        _Sandbox,
-        listen_on=options.port,
         host=options.host,
+        port=options.port,
         tls=options.tls,
         auth=dict([options.auth]) if options.auth else None,
         require_auth=options.auth is not None,
@@ -88,20 +86,6 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
             _let_go(server)
     out.note(f"{count:,} message{'' if count == 1 else 's'} received")
     return signals.exit if signals.count else Exit.OK
-
-
-class _Sandbox(CaptureServer):
-    """On the port that was asked for, instead of any."""
-
-    def __init__(self, *, listen_on: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._listen_on = listen_on
-
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, self._listen_on), family=family, backlog=128)
-        self._port = listener.getsockname()[1]
-        return listener
 
 
 class _Catcher:
