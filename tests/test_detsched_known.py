@@ -162,6 +162,7 @@ def test_one_lock_around_all_gives_the_number_of_the_formula(threads: int, messa
     assert result.runs == math.factorial(threads * messages) // math.factorial(messages) ** threads
     # Nothing else is ever contended: every field and every socket operation is in the hands of the lock's owner.
     assert set(strategy.races) == {("lock1", "acquire", "acquire")}
+    assert result.data_races == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +191,17 @@ def test_a_fault_in_the_locking_is_found(cls: type, program: Program, violation:
     result = search(cls, program, limit=200)
     assert violation in result.kinds
     assert result.seconds < 10
+
+
+def test_an_access_without_the_lock_is_named_even_where_nothing_comes_of_it() -> None:
+    class Telling(Guarded):
+        def sendmail(self, *args: Any) -> Any:
+            assert self.client is None or self.client.ehlo_msg == "ehlo"
+            return super().sendmail(*args)
+
+    result = search(Telling, sending(Telling, 2, 1))
+    assert result.failing == 0
+    assert result.data_races == frozenset({"Telling.client"})
 
 
 @pytest.mark.parametrize("make", [lambda: RandomWalk(200, 1), lambda: PCT(200, 1, depth=3, length=150)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import smtplib
 import socket
 import threading
@@ -254,6 +255,42 @@ def test_the_oracle_notices(delivered: list[Envelope], report: Report | None, vi
     if report is not None:
         ledger.report(JOB, report)
     assert judge(server, ledger, failures=["allowed"]) == violations
+
+
+class Fate(enum.Enum):
+    SENT = "sent"
+    PARTIAL = "partial"
+    NOT_SENT = "not sent"
+
+
+class Slip:
+    """A receipt."""
+
+    def __init__(self, outcome: Fate, refused: Any = (), reply: str | None = None, error: Any = None) -> None:
+        self.outcome, self.refused, self.reply, self.error = outcome, refused, reply, error
+
+
+class SlipError(Exception):
+    receipt = Slip(Fate.NOT_SENT, error=KeyError())
+
+
+def test_receipts_become_reports() -> None:
+    ledger = Ledger()
+
+    def fail(job: Job) -> Any:
+        raise SlipError
+
+    def crash(job: Job) -> Any:
+        raise ValueError
+
+    fine = Slip(Fate.PARTIAL, {"x": 550}, "250 stored")
+    for token, send in [("a", lambda job: fine), ("b", fail), ("c", crash)]:
+        ledger.send_for_receipt(ledger.add(token), send)
+    assert list(ledger.reports.values()) == [
+        Report(SENT, frozenset({"x"}), reply="250 stored"),
+        Report(NOT_SENT, detail="KeyError"),
+        Report(NOT_SENT, detail="ValueError"),
+    ]
 
 
 def test_the_oracle_notices_a_second_report_and_too_many_connections() -> None:

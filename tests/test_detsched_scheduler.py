@@ -99,7 +99,8 @@ def test_a_failure_can_be_replayed_from_its_schedule() -> None:
 def test_the_certificate_says_what_was_done() -> None:
     line = explore(locked_twice, DPOR(), scenario="locked 2x2").certificate()
     assert line.startswith("locked 2x2 | DPOR, sleep sets | switch points: locks, sockets | schedules 6 (+0 redundant)")
-    assert "complete=yes | violations 3 |" in line
+    assert "complete=yes | violations 3 | data races: none |" in line
+    assert "data races: not looked for" in explore(locked_twice, DepthFirst()).certificate()
 
 
 @pytest.mark.parametrize("make", [lambda: RandomWalk(40, 1), lambda: PCT(40, 1, depth=3, length=8)])

@@ -14,6 +14,13 @@ Read in this order: ops.py (what is visible), task.py and scheduler.py (who runs
 threads.py and patching.py (locks and threads), fields.py (memory), strategies.py and dpor.py (which schedules),
 explore.py (the search and its result), drawing.py (schedules from Hypothesis); then the model of the mail world:
 smtpmodel.py, modelserver.py, modelsocket.py, oracle.py, scenario.py.
+
+Limits, to be stated beside every claim: a search is bounded by its scenario; switch points are lock, queue, thread and
+socket operations and the fields of the classes named, so module globals, class attributes, a container reached through
+an alias and the single steps of a loop over one are not seen (line_tracer is a second net); `sendall` is one step; the
+server answers at once; a timed wait may time out at any moment, or as seldom as `timeouts` says; TLS, name look-up and
+the C code of sockets are outside; each Python operation is taken as atomic, in one order for all threads; finalizers of
+thread-local values run after their thread's last step, unscheduled.
 """
 
 from .dpor import DPOR

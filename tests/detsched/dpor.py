@@ -21,12 +21,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from .ops import Op, dependent, kinds_dependent, kinds_race
+from .ops import CLOSE, LOOK, READ, READLINE, RECV, SEND, WRITE, Op, dependent, kinds_dependent, kinds_race
 from .scheduler import Scheduler
 from .task import NonDeterminism, Task
 
 #: The events of one thread on one object: position in the trace, kind.
 Events = list[tuple[int, str]]
+
+
+# Operations on memory and connections. (A shutdown from elsewhere is how a blocked call is ended; that is no accident.)
+_DATA = frozenset({READ, WRITE, SEND, READLINE, RECV, LOOK, CLOSE})
 
 
 class _Node:
@@ -63,6 +67,14 @@ class DPOR:
         #: What raced, and how often: (name of the object, kind, kind). In a program whose every access is guarded,
         #: nothing races but the acquires of its locks; anything else in here is an access that no lock orders.
         self.races: Counter[tuple[str, str, str]] = Counter()
+
+    @property
+    def data_races(self) -> frozenset[str]:
+        """Fields and connections that two threads used, not both only reading, in an order that no lock decides.
+
+        Such a use orders what follows it, so of a chain of them the first is named for certain.
+        """
+        return frozenset(name for name, a, b in self.races if a in _DATA and b in _DATA)
 
     def begin(self) -> None:
         pass

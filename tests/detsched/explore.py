@@ -108,13 +108,16 @@ class Result:
     outcomes: frozenset[Hashable] = field(repr=False)
     kinds: Mapping[str, int]
     first: Failure | None
+    #: See `DPOR.data_races`; None for other strategies, which do not look.
+    data_races: frozenset[str] | None
 
     def certificate(self) -> str:
         """One line for the record."""
+        races = "not looked for" if self.data_races is None else ", ".join(sorted(self.data_races)) or "none"
         return (
             f"{self.scenario} | {self.strategy} | switch points: {self.granularity} | schedules {self.runs}"
             f" (+{self.pruned} redundant) of <= {self.longest} steps | complete={'yes' if self.complete else 'no'}"
-            f" | violations {self.failing} | {self.seconds:.2f} s"
+            f" | violations {self.failing} | data races: {races} | {self.seconds:.2f} s"
         )
 
 
@@ -170,6 +173,7 @@ def explore(
     return Result(
         name, strategy.label, granularity, runs, pruned, failing, complete, _clock() - started,
         steps, longest, frozenset(outcomes), dict(kinds.most_common()), first,
+        getattr(strategy, "data_races", None),
     )  # fmt: skip
 
 

@@ -49,6 +49,13 @@ class Report:
     #: The server's final reply as the sender has it; checked against the stored envelope if not empty.
     reply: str = ""
 
+    @classmethod
+    def of_receipt(cls, receipt: Any) -> Report:
+        """From an object with `outcome` (an enum), `refused`, `reply` and `error`: what the sender was told in full."""
+        outcome = SENT if receipt.outcome.value == "partial" else str(receipt.outcome.value)
+        detail = "" if outcome == SENT or receipt.error is None else describe(receipt.error)
+        return cls(outcome, frozenset(receipt.refused), detail, str(receipt.reply) if outcome == SENT else "")
+
 
 class Ledger:
     """The jobs of one run and what was reported about each."""
@@ -75,6 +82,18 @@ class Ledger:
             self.report(job, Report(failed_outcome(error), detail=describe(error)))
         else:
             self.report(job, Report(SENT, frozenset(refused or ())))
+
+
+    def send_for_receipt(self, job: Job, send: Callable[[Job], Any]) -> None:
+        """Send by a function that returns a receipt, or raises an error that carries one."""
+        try:
+            receipt = send(job)
+        except Exception as error:  # noqa: BLE001 - every way to fail is a report
+            receipt = getattr(error, "receipt", None)
+            if receipt is None:
+                self.report(job, Report(failed_outcome(error), detail=describe(error)))
+                return
+        self.report(job, Report.of_receipt(receipt))
 
 
 def failed_outcome(error: Exception) -> str:

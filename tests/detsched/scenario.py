@@ -5,7 +5,9 @@
         client = SMTP("model", 25, local_hostname="me")
         office.senders(threads=2, messages=2, sendmail=client.sendmail)
 
-    result = explore(guarded, DPOR(), scenario="guarded 2x2")
+    with watched(SMTP, smtplib.SMTP):
+        result = explore(guarded, DPOR(), scenario="guarded 2x2", granularity="fields")
+    assert (result.complete, result.failing, result.runs, result.data_races) == (True, 0, 6, frozenset())
 """
 
 from __future__ import annotations
@@ -49,6 +51,16 @@ class PostOffice:
             jobs = self.jobs(thread, messages, recipients)
             self.run.thread(partial(self._send_all, jobs, sendmail), f"T{thread}")
 
+    def receipts(self, *, threads: int, messages: int, send: Callable[[Job], Any], recipients: int = 1) -> None:
+        """The same with a function that takes a `Job` and returns a receipt, which is checked against the server."""
+        for thread in range(threads):
+            jobs = self.jobs(thread, messages, recipients)
+            self.run.thread(partial(self._send_for_receipts, jobs, send), f"T{thread}")
+
     def _send_all(self, jobs: list[Job], sendmail: Callable[[str, list[str], bytes], Any]) -> None:
         for job in jobs:
             self.ledger.send(job, sendmail)
+
+    def _send_for_receipts(self, jobs: list[Job], send: Callable[[Job], Any]) -> None:
+        for job in jobs:
+            self.ledger.send_for_receipt(job, send)

@@ -10,7 +10,8 @@ source, so new code is covered without anyone remembering. The pieces:
   `while`);
 * notify: each `notify()` and `notify_all()` is left out, and each `notify_all()` is weakened to `notify()`;
 * wake: each `set()` of an event is left out;
-* check: each `if` that follows a wait in its block, or a loop with a wait in it, is taken as not fulfilled.
+* check: each `if` that follows a wait in its block, or a loop with a wait in it, is taken as not fulfilled; each call
+  that follows a wait in its block and stands alone is left out.
 
 What counts as a lock, a wait or a guard is a question of names, see `Names`. Putting a mutant in the place of the
 real module is the part of mutant_loading.py.
@@ -34,7 +35,8 @@ from pathlib import Path
 class Names:
     """Regular expressions that say what is what, searched in the last part of a dotted name.
 
-    `lock` also matches calls used as context managers (`with self._hold_lock(deadline):`).
+    `lock` also matches calls used as context managers, by their name (`with self._hold_lock(deadline):`) or by what
+    they are given (`with holding(self._lock, deadline):`).
     """
 
     lock: str = r"(lock|locked|cond|condition|mutex|sync_root|guard|guarded|exclusive|not_empty|not_full)$"
@@ -147,7 +149,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_With(self, node: ast.With) -> None:
         for item in node.items:
-            if self._called(item.context_expr, self.names.lock):
+            if self._guards(item.context_expr):
                 self._add("guard", f"without `with {ast.unparse(item.context_expr)}`", _no_guard, item)
         self._visit_block(node)
 
@@ -179,12 +181,15 @@ class _Finder(ast.NodeVisitor):
         super().generic_visit(node)
 
     def _checks(self, block: list[ast.stmt]) -> None:
-        waited = False
+        waited = waited_here = False
         for statement in block:
             if waited and isinstance(statement, ast.If):
                 self._add("check", f"`if {ast.unparse(statement.test)}` never after the wait", _never, statement)
+            if waited_here and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                self._add("check", f"without `{ast.unparse(statement)}` after the wait", _no_call, statement.value)
             if self._waits(statement):
                 waited = True
+                waited_here |= isinstance(statement, (ast.Expr, ast.Assign, ast.AnnAssign))
 
     def _acquires(self, function: ast.FunctionDef) -> None:
         calls: dict[str, list[ast.Call]] = {}
@@ -198,6 +203,12 @@ class _Finder(ast.NodeVisitor):
 
     def _waits(self, node: ast.AST) -> bool:
         return any(isinstance(call, ast.Call) and self._called(call, self.names.wait) for call in ast.walk(node))
+
+    def _guards(self, node: ast.expr) -> bool:
+        """A lock, a call of something named like one, or a call that is given one: `holding(self._lock, deadline)`."""
+        if self._called(node, self.names.lock):
+            return True
+        return isinstance(node, ast.Call) and any(self._named(argument, self.names.lock) for argument in node.args)
 
     @staticmethod
     def _named(node: ast.AST, pattern: str) -> bool:

@@ -101,7 +101,7 @@ class Other:
         if not self._lock.acquire(timeout=1):
             raise TimeoutError
         try:
-            with self.locked(5), open("f") as file:
+            with self.locked(5), open("f") as file, holding(self._mutex, 5):
                 while True:
                     if self.wait(1):
                         break
@@ -109,6 +109,8 @@ class Other:
         finally:
             self._lock.release()
         self._lock.notify(); self._lock.notify()
+        got = self._more.wait(1)
+        self._serve()
 '''
 
 
@@ -118,9 +120,11 @@ def test_other_forms_of_locking_are_found() -> None:
         "4 wake: without self._woken_event.set()",
         "7 guard: without self._lock.acquire()/release()",
         "10 guard: without `with self.locked(5)`",
+        "10 guard: without `with holding(self._mutex, 5)`",
         "11 loop: `if` for `while True`",
         "17 notify: without self._lock.notify()",
         "17 notify: without self._lock.notify() #2",
+        "19 check: without `self._serve()` after the wait",
     ]
     for mutant in mutants_of(OTHER_FORMS, "other"):
         compile(mutant.source, "mutant", "exec")
