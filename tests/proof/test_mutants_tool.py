@@ -91,7 +91,7 @@ def test_a_mutant_is_the_source_with_one_piece_taken_away() -> None:
         compile(mutant.source, "mutant", "exec")
 
 
-OTHER_FORMS = '''\
+OTHER_FORMS = """\
 class Other:
     @guarded
     def decorated(self):
@@ -111,7 +111,7 @@ class Other:
         self._lock.notify(); self._lock.notify()
         got = self._more.wait(1)
         self._serve()
-'''
+"""
 
 
 def test_other_forms_of_locking_are_found() -> None:
