@@ -7,8 +7,8 @@ message was under way.
 
 Guarantees: each error is a `smtplib.SMTPException`, and is smtplib's own class wherever smtplib has one, so the
 `except` clauses of code written for smtplib keep working. Time-outs are also `TimeoutError`, lost connections
-`ConnectionError`, bad arguments `ValueError`, use after close `RuntimeError`. Each pickles, and its text is one line that
-is safe to print. None holds a secret.
+`ConnectionError`, bad arguments `ValueError`, use after close `RuntimeError`. Each pickles, and its text is one
+line that is safe to print. None holds a secret.
 """
 
 from __future__ import annotations
