@@ -67,7 +67,7 @@ def test_reading_what_was_read_changes_nothing(text: str) -> None:
     assert mailbox(found) == found
 
 
-@given(st.text(st.sampled_from("abzA-_.éüßÜ\u0308\u212a\u037e\u1fef\uff20\u3002\u0130ς\u03c3①㎏"), min_size=1, max_size=12))
+@given(st.text(st.sampled_from("abzA-_.éüßÜ\u0308\u212a\u037e\u1fef\uff20\u3002\u0130ς\u03c3①㎏"), min_size=1))
 def test_a_domain_in_ascii_only_comes_from_the_same_name(domain: str) -> None:
     """A domain beyond ASCII becomes an A-label that stands for it and no other, or it stays as it was written."""
     try:
