@@ -45,7 +45,6 @@ from threadmail.testing import (
     Drop,
     Expect,
     Pause,
-    ReadData,
     Reply,
     Reset,
     ScriptedServer,
@@ -53,6 +52,7 @@ from threadmail.testing import (
     Serve,
     Signal,
     Stall,
+    Step,
     ehlo,
     goodbye,
     greeting,
@@ -191,14 +191,11 @@ def test_a_server_that_hung_up_between_two_messages_goes_unnoticed(mode: str) ->
 @pytest.mark.parametrize(
     "how", [[Drop()], [Reset()], [Reply("421 4.4.2 idle too long"), Drop()]], ids=["fin", "reset", "421"]
 )
-def test_a_kept_connection_that_fails_before_the_content_is_replaced_once(at: str, how: list[object]) -> None:
+def test_a_kept_connection_that_fails_before_the_content_is_replaced_once(at: str, how: list[Step]) -> None:
     """Whatever the look at the socket cannot see, the first commands do; the message goes out on a new connection."""
-    before = {"MAIL": [], "RCPT": [Expect("MAIL"), Reply("250 ok")]}
-    before["DATA"] = [*before["RCPT"], Expect("RCPT"), Reply("250 ok")]
-    first = [greeting(), ehlo(), transaction(), before[at], Expect(at), *how]
-    with ScriptedServer(first, [Serve()]) as server, Client(server.url) as client:  # type: ignore[list-item]
-        one = client.transmit(envelope("a").for_recipients("to-a@example.net"))
-        two = client.transmit(envelope("b").for_recipients("to-b@example.net"))
+    with ScriptedServer([Serve(until=at, count=2), *how], [Serve()]) as server, Client(server.url) as client:
+        one = client.send(envelope("a").for_recipients("to-a@example.net"))
+        two = client.send(envelope("b").for_recipients("to-b@example.net"))
         assert (one.outcome, two.outcome) == (Outcome.SENT, Outcome.SENT)
         assert two.attempts == 1
         assert server.connections == 2
@@ -214,9 +211,7 @@ def test_a_new_connection_that_fails_is_news() -> None:
 
 def test_after_the_end_of_data_nothing_is_sent_again() -> None:
     """The server may have the message; only its own word could tell."""
-    script = [greeting(), ehlo(), transaction(2), Expect("MAIL"), Reply("250 ok")]
-    script += [[Expect("RCPT"), Reply("250 ok")] * 2, Expect("DATA"), Reply("354 go"), ReadData(), Drop()]  # type: ignore[list-item]
-    with ScriptedServer(script, [Serve()]) as server, Client(server.url) as client:
+    with ScriptedServer([Serve(until=".", count=2), Drop()], last="refuse") as server, Client(server.url) as client:
         client.send(envelope("a"))
         with pytest.raises(ConnectionLost) as caught:
             client.send(envelope("b"))
@@ -307,15 +302,10 @@ def test_a_server_without_greeting_is_a_connect_timeout() -> None:
             client.send(message())
 
 
-@pytest.mark.parametrize(("at", "outcome"), [("MAIL", Outcome.NOT_SENT), ("content", Outcome.IN_DOUBT)])
+@pytest.mark.parametrize(("at", "outcome"), [("MAIL", Outcome.NOT_SENT), (".", Outcome.IN_DOUBT)])
 def test_abort_ends_a_call_at_once_and_says_what_is_known(at: str, outcome: Outcome) -> None:
     reached = threading.Event()
-    start = [greeting(), ehlo()]
-    if at == "MAIL":
-        script = [*start, Expect("MAIL"), Signal(reached), Stall()]
-    else:
-        script = [*start, Expect("MAIL"), Reply("250 ok"), *[Expect("RCPT"), Reply("250 ok")] * 2]
-        script += [Expect("DATA"), Reply("354 go"), ReadData(), Signal(reached), Stall()]
+    script = [Serve(until=at), Signal(reached), Stall()]
     with ScriptedServer(script, [Serve()]) as server, Client(server.url) as client:
         caught: list[MailError] = []
 
@@ -338,9 +328,7 @@ def test_abort_ends_a_call_at_once_and_says_what_is_known(at: str, outcome: Outc
 
 def test_close_lets_a_call_finish_and_then_refuses() -> None:
     go, reached = threading.Event(), threading.Event()
-    script = [greeting(), ehlo(), Expect("MAIL"), Signal(reached), Pause(go), Reply("250 ok")]
-    script += [[Expect("RCPT"), Reply("250 ok")] * 2, Expect("DATA"), Reply("354 go"), ReadData(), Reply("250 ok")]  # type: ignore[list-item]
-    with ScriptedServer([*script, goodbye()]) as server:
+    with ScriptedServer([Serve(until="MAIL"), Signal(reached), Pause(go), Serve()]) as server:
         client = Client(server.url)
         outcomes: list[Outcome] = []
         sending = threading.Thread(target=lambda: outcomes.append(client.send(envelope()).outcome), name="sending")

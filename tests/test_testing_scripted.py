@@ -214,6 +214,14 @@ def test_read_bytes_takes_a_chunk_that_looks_like_commands() -> None:
     assert mail.content == b"QUIT\r\nNOOP\r\n"
 
 
+def test_scripts_may_hold_scripts() -> None:
+    polite: Script = [Expect("HELO"), Reply("250 ok")]
+    with ScriptedServer([greeting(), [*polite, [Expect("NOOP"), Reply("250 ok")]], goodbye()]) as server:
+        with dial(server) as wire:
+            wire.sendall(b"HELO x\r\nNOOP\r\nQUIT\r\n")
+            assert read_to_the_end(wire).count(b"\r\n") == 4
+
+
 def test_a_step_of_your_own_is_an_object_with_play() -> None:
     @dataclass(frozen=True)
     class Shout:

@@ -152,7 +152,7 @@ class Dispatcher:
             if job.state is not JobState.QUEUED:
                 return False
             self._queue.withdraw(job)
-            job.state = JobState.TAKEN
+            job.state = JobState.DONE
             self._in_flight.add(job)
         self._settle(job, job.receipt or Receipt.not_sent(job.envelope, Aborted("the message was called off")))
         return True
@@ -271,16 +271,18 @@ class Dispatcher:
 
     def _attempt(self, job: Job, client: Client) -> None:
         receipt = self._transmit(job, client)
-        if receipt is None:
-            self._throttle.give_back()
-            with self._lock:
-                self._in_flight.discard(job)
-                self._calm.notify_all()
-        elif receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
+        with self._lock:
+            withdrawn = receipt is None or job.state is JobState.WITHDRAWN
             # A connection that had to be replaced could not be. That says nothing about the message.
-            with self._lock:
+            no_session = receipt is not None and receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING
+            if withdrawn or (no_session and not job.called_off):
                 self._in_flight.discard(job)
-                self._queue.put_first(job)
+                if not withdrawn:
+                    self._queue.put_first(job)
+                self._calm.notify_all()
+        if receipt is None or withdrawn:
+            self._throttle.give_back()
+        elif no_session and not job.called_off:
             assert receipt.error is not None
             self._dial_failed(receipt.error)
         else:
@@ -345,7 +347,9 @@ class Dispatcher:
             job.receipt = receipt
             self.outcomes[receipt.outcome] += 1
         if receipt.outcome not in (Outcome.SENT, Outcome.PARTIAL):
-            log.warning("message %s: %s", receipt.message_id or "without Message-ID", receipt)
+            # What close() takes back it also returns; a line for each would bury the one that says how many.
+            level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
+            log.log(level, "message %s: %s", receipt.message_id or "without Message-ID", receipt)
         try:
             self._settled(job, receipt)
         finally:
@@ -406,7 +410,7 @@ class Dispatcher:
         """Take all jobs out, to be settled by the caller. Under the lock."""
         jobs = self._queue.clear()
         for job in jobs:
-            job.state = JobState.TAKEN
+            job.state = JobState.DONE  # from here on it is too late to cancel
         self._in_flight.update(jobs)
         self._room.notify_all()
         return jobs
@@ -423,11 +427,7 @@ class Dispatcher:
             self._accepting = False
             self._room.notify_all()
             self._wait(lambda: not (drain and self._lanes and (self._queue or self._in_flight)), end)
-            unsent = self._clear_queue()
-        for job in unsent:
-            self._settle(
-                job, job.receipt or Receipt.not_sent(job.envelope, Closed("the sender was closed before it was sent"))
-            )
+        unsent = self._take_back()
         with self._lock:
             self._wait(lambda: not self._in_flight, end)
             cut = list(self._in_flight)
@@ -442,7 +442,17 @@ class Dispatcher:
             ended = not self._lanes
         if executor is not None:
             executor.shutdown(wait=ended)
-        return unsent + cut
+        return unsent + self._take_back() + cut  # once more, for what was put back for another attempt meanwhile
+
+    def _take_back(self) -> list[Job]:
+        """Settle what is queued as not sent."""
+        with self._lock:
+            jobs = self._clear_queue()
+        for job in jobs:
+            self._settle(
+                job, job.receipt or Receipt.not_sent(job.envelope, Closed("the sender was closed before it was sent"))
+            )
+        return jobs
 
     def _wait(self, done: Callable[[], object], end: Deadline) -> None:
         while not done() and not end.passed:

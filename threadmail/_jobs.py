@@ -15,7 +15,7 @@ from typing import Protocol
 from ._deadline import Deadline
 from .client import Client
 from .envelope import Envelope
-from .errors import TimedOut
+from .errors import MailError, TimedOut
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -84,15 +84,19 @@ class SendFuture(Future[Receipt]):
 
     def __init__(self, job: Job, keeper: Keeper) -> None:
         super().__init__()
-        self._job = job
         self._keeper = keeper
+        # Let go of when the message is settled: job and future know each other, and would stay in memory, content and
+        # all, until the garbage collector comes by.
+        self._job: Job | None = job
+        self._receipt: Receipt | None = None
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""
-        if self.cancelled():
-            return True
-        if not self._keeper.withdraw(self._job):
-            return False
+        job = self._job
+        if job is None or not self._keeper.withdraw(job):
+            return self.cancelled()
+        self._receipt = Receipt.not_sent(job.envelope, TimedOut("the message was taken back before it was on the wire"))
+        self._job = None
         super().cancel()
         # Nobody will run it any more, so those who wait are told now.
         self.set_running_or_notify_cancel()
@@ -100,31 +104,27 @@ class SendFuture(Future[Receipt]):
 
     def abort(self) -> bool:
         """Drop the connection the message is on, or end its retries. Returns False if it was settled."""
-        return self._keeper.abort(self._job)
-
-    @property
-    def envelope(self) -> Envelope:
-        """What is still to be sent, and to whom."""
-        return self._job.envelope
-
-    def receipt(self) -> Receipt:
-        """The receipt of a settled message, whatever its outcome."""
-        if self.cancelled() or self._job.receipt is None:
-            return Receipt.not_sent(
-                self._job.envelope, TimedOut("the message was taken back before it was on the wire")
-            )
-        return self._job.receipt
+        job = self._job
+        return job is not None and self._keeper.abort(job)
 
     def running(self) -> bool:
         """Whether the message is on the wire."""
-        return self._job.state is JobState.ON_WIRE
+        job = self._job
+        return job is not None and job.state is JobState.ON_WIRE
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The receipt, whatever the outcome; None while the message is under way."""
+        return self._receipt
 
     def settle(self, receipt: Receipt) -> None:
         """Set the result, or the error of a message that surely or possibly nobody has."""
+        self._receipt = receipt
+        self._job = None
         self.set_running_or_notify_cancel()
         try:
             receipt.raise_for_failure()
-        except Exception as error:  # noqa: BLE001 - whatever the receipt holds goes to whoever asks for the result
+        except MailError as error:
             error.__traceback__ = None
             self.set_exception(error)
         else:

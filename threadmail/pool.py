@@ -95,6 +95,7 @@ class ClientPool:
         # Who is idle, and since when. The one used last is at the end and goes first, so the others grow old and go.
         self._idle: list[tuple[Client, float]] = []
         self._leased: set[Client] = set()
+        self._dialling: set[Client] = set()  # those of the leased that the gate let dial, and that owe it an answer
         self._gate = DialGate(RetryPolicy(), self._rng)
         self._opened = 0
         self._closed: Counter[str] = Counter()
@@ -147,8 +148,10 @@ class ClientPool:
                     continue
                 raise
             with self._lock:
-                self._gate.succeeded()
-                self._serve()
+                if client in self._dialling:
+                    self._dialling.discard(client)
+                    self._gate.succeeded()
+                    self._serve()
                 if self._watch is not None and self._life is _Life.OPEN:
                     self._watch.start()
             return client
@@ -170,6 +173,8 @@ class ClientPool:
             except BaseException:
                 if waiter.granted is None:
                     self._waiters.remove(waiter)
+                elif waiter.granted in self._dialling:  # it may dial, and will not: somebody else may
+                    self._forget(waiter.granted)
                 else:  # it came free for one that gives up: to the next
                     self._take_back(waiter.granted)
                 raise
@@ -194,6 +199,7 @@ class ClientPool:
                 client, _ = self._idle.pop()
             elif len(self._leased) < self.max_size and self._gate.ask(now()) is Dial.NOW:
                 client = Client(self.config, rng=self._rng, watch_idle=False)
+                self._dialling.add(client)
             else:
                 break
             self._leased.add(client)
@@ -218,7 +224,7 @@ class ClientPool:
         self._all_back.notify_all()
 
     def _discard(self, client: Client, cause: BaseException | None, *, answered: bool = True) -> bool:
-        """Make room for another client. Returns whether any other is in use or idle.
+        """End a client that is of no more use. Returns whether any other is leased or idle.
 
         Args:
             cause: why it could not connect; None if it could.
@@ -227,19 +233,25 @@ class ClientPool:
         client.close()  # outside the lock; the place is taken until the connection is gone
         stats = client.stats()
         with self._lock:
-            self._leased.discard(client)
             self._opened += stats.opened
             self._closed.update(stats.closed)
             if isinstance(cause, MailError) and answered and cause.phase in CONNECTING:
+                self._dialling.discard(client)
                 self._gate.failed(cause, now())
-            elif cause is not None:
-                self._gate.gave_up()
-            self._serve()
-            if not self._leased:
-                for waiter in self._waiters:  # nobody is left who could wake them: they fail, or one of them probes
-                    waiter.woken.notify()
-            self._all_back.notify_all()
+            self._forget(client)
             return bool(self._leased or self._idle)
+
+    def _forget(self, client: Client) -> None:
+        """Make room for another client. Under the lock."""
+        self._leased.discard(client)
+        if client in self._dialling:
+            self._dialling.discard(client)
+            self._gate.gave_up()
+        self._serve()
+        if not self._leased:
+            for waiter in self._waiters:  # nobody is left who could wake them: they fail, or one of them probes
+                waiter.woken.notify()
+        self._all_back.notify_all()
 
     def close_idle(self) -> float | None:
         """Close clients idle for `idle_timeout`. For the idle watch.

@@ -15,7 +15,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -28,12 +28,15 @@ from ._jobs import Job, SendFuture
 from .client import Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import Closed, MailError, Outcome, Reentered, TimedOut, detach
+from .errors import Closed, MailError, Outcome, Reentered, detach
 from .receipt import Receipt, Report
 from .retry import RetryPolicy
 from .throttle import Throttle
 
 log = logging.getLogger("threadmail.sender")
+
+#: Seconds that a message on the wire has, after its deadline, to say itself how it stands before it is aborted.
+LAST_WORD = 1.0
 
 _Done = tuple[int, Receipt]
 
@@ -114,6 +117,7 @@ class ThreadedSender:
         self._on_receipt = on_receipt
         self._rng = rng or random.Random()
         self._pid = os.getpid()
+        self._closed_at_exit = False
         self._reset()
         after_fork(self)
 
@@ -167,18 +171,14 @@ class ThreadedSender:
             raise Reentered("a callback of the sender must not wait for the sender: use submit()")
         end = Deadline.after(deadline)
         future = self.submit(message, deadline=end)
-        if not self._settled_by(future, end) and self.abort(future) and future.cancelled():
-            error = TimedOut("the deadline passed before the message was on the wire")
-            Receipt.not_sent(future.envelope, error)
-            raise error
+        wait([future], end.remaining())
+        if not future.done() and not future.cancel():
+            wait([future], LAST_WORD)
+            future.abort()
+        if future.cancelled():
+            assert future.receipt is not None
+            return future.receipt.raise_for_failure()
         return future.result()
-
-    def _settled_by(self, future: SendFuture, end: Deadline) -> bool:
-        try:
-            future.exception(end.remaining())
-        except TimeoutError:
-            return False
-        return True
 
     def abort(self, future: SendFuture) -> bool:
         """End one message now: take it back, or drop the connection it is on.
@@ -275,8 +275,13 @@ class ThreadedSender:
             index, receipt = done.get(timeout=end.remaining())
         except queue.Empty:
             for future in list(pending.values()):
-                self.abort(future)
-            index, receipt = done.get()  # each of them is settled now, or within the time of a farewell
+                future.cancel()
+            try:
+                index, receipt = done.get(timeout=LAST_WORD)
+            except queue.Empty:
+                for future in list(pending.values()):
+                    future.abort()
+                index, receipt = done.get()  # a connection that was dropped says so at once
         del pending[index]
         return index, receipt
 
@@ -364,7 +369,8 @@ class ThreadedSender:
         """The dispatcher of this process."""
         if self._pid != os.getpid():
             self.enter_child(os.getpid())
-        if opened:
+        if opened and not self._closed_at_exit:
+            self._closed_at_exit = True
             _exit.close_at_exit(self)
         return self._dispatcher
 
@@ -377,4 +383,5 @@ class ThreadedSender:
 
 def _hand_over(done: queue.SimpleQueue[_Done], index: int, future: Future[Receipt]) -> None:
     assert isinstance(future, SendFuture)
-    done.put((index, future.receipt()))
+    assert future.receipt is not None
+    done.put((index, future.receipt))

@@ -48,7 +48,7 @@ def intact(arrived: Iterable[CapturedMessage]) -> Counter[str]:
     return found
 
 
-def in_threads(count: int, work: Callable[[int], None]) -> list[BaseException]:
+def in_threads(count: int, work: Callable[[int], object]) -> list[BaseException]:
     """Run `work(i)` in `count` threads that start together; returns what they raised."""
     barrier = threading.Barrier(count)
     errors: list[BaseException] = []

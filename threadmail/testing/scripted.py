@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,7 @@ from ._endpoint import Endpoint, TLSMode
 from ._peer import HungUp, Peer
 from .certificates import TestCA
 from .messages import CapturedMessage, MessageList, TranscriptEntry
-from .steps import Script, Serve, Step, Steps
+from .steps import Script, Serve, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -283,7 +283,7 @@ class ScriptedServer(Endpoint):
 
 def _flat(script: Script) -> Iterator[Step]:
     for part in script:
-        if isinstance(part, Steps):
+        if isinstance(part, Sequence):  # Steps among them, for all that they can play.
             yield from _flat(part)
         else:
             yield part

@@ -1,7 +1,7 @@
 """The steps of a script for `ScriptedServer`: what the server waits for, says, and breaks.
 
 Each step is a frozen dataclass with one method, ``play(peer)``; a class of your own with that method is a step, too.
-A script is a sequence of steps.
+A script is a sequence of steps, and may hold such sequences.
 
     [greeting(), ehlo(), Expect("MAIL"), Reply("250 ok"), Expect("RCPT"), Drop()]
     [Serve(until="MAIL", count=2), Reply("451 4.3.0 later"), Serve()]
@@ -17,11 +17,12 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Union
 
 from ._peer import HungUp, Peer, ScriptFailure, Silence
 from ._serve import Serve, Step
 
-Script = Sequence[Step]
+Script = Sequence[Union[Step, "Script"]]
 
 
 class Steps(tuple[Step, ...], Step):
