@@ -84,9 +84,10 @@ class Dispatcher:
         self._accepting = True
         self._working = True
         self._queue = JobQueue()
-        self._in_flight: set[Job] = set()
-        self._clients: set[Client] = set()  # of all lanes
-        self._dialling: set[Client] = set()
+        # Dictionaries in the place of sets, for their order: the same work gives the same run.
+        self._in_flight: dict[Job, None] = {}
+        self._clients: dict[Client, None] = {}  # of all lanes
+        self._dialling: dict[Client, None] = {}
         self._lanes = 0
         self._idle_lanes = 0
         self._connected = 0  # lanes that have a connection
@@ -153,7 +154,7 @@ class Dispatcher:
                 return False
             self._queue.withdraw(job)
             job.state = JobState.DONE
-            self._in_flight.add(job)
+            self._in_flight[job] = None
         self._settle(job, job.receipt or Receipt.not_sent(job.envelope, Aborted("the message was called off")))
         return True
 
@@ -194,7 +195,7 @@ class Dispatcher:
     def _lane(self) -> None:
         client = self._local.client = Client(self.config, rng=self._rng, watch_idle=False)
         with self._lock:
-            self._clients.add(client)
+            self._clients[client] = None
         try:
             while self._take_part(client):
                 pass
@@ -206,7 +207,7 @@ class Dispatcher:
             self._local.client = None
             stats = client.stats()
             with self._lock:
-                self._clients.discard(client)
+                self._clients.pop(client, None)
                 self._connected -= connected
                 self._lanes -= 1
                 self.opened += stats.opened
@@ -256,7 +257,7 @@ class Dispatcher:
                 if pause == 0.0:
                     job = self._queue.take(now())
                     assert job is not None
-                    self._in_flight.add(job)
+                    self._in_flight[job] = None
                     self._room.notify()
                     return job
             self._idle_lanes += 1
@@ -276,7 +277,7 @@ class Dispatcher:
             # A connection that had to be replaced could not be. That says nothing about the message.
             no_session = receipt is not None and receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING
             if withdrawn or (no_session and not job.called_off):
-                self._in_flight.discard(job)
+                self._in_flight.pop(job, None)
                 if not withdrawn:
                     self._queue.put_first(job)
                 self._calm.notify_all()
@@ -334,7 +335,7 @@ class Dispatcher:
                 job.receipt = merged
                 job.envelope = job.envelope.for_recipients(self._policy.recipients(merged))
                 job.due = now() + pause
-                self._in_flight.discard(job)
+                self._in_flight.pop(job, None)
                 self._queue.put(job)
                 self.retries += 1
                 self._work.notify()
@@ -354,14 +355,14 @@ class Dispatcher:
             self._settled(job, receipt)
         finally:
             with self._lock:
-                self._in_flight.discard(job)
+                self._in_flight.pop(job, None)
                 self._calm.notify_all()
 
     # ------------------------------------------------------------ what the server tells about itself
 
     def _dial(self, client: Client) -> None:
         with self._lock:
-            self._dialling.add(client)
+            self._dialling[client] = None
         try:
             client.connect()
         except MailError as error:
@@ -376,7 +377,7 @@ class Dispatcher:
                 self._work.notify_all()
         finally:
             with self._lock:
-                self._dialling.discard(client)
+                self._dialling.pop(client, None)
 
     def _dial_failed(self, error: MailError) -> None:
         with self._lock:
@@ -411,7 +412,7 @@ class Dispatcher:
         jobs = self._queue.clear()
         for job in jobs:
             job.state = JobState.DONE  # from here on it is too late to cancel
-        self._in_flight.update(jobs)
+        self._in_flight.update(dict.fromkeys(jobs))
         self._room.notify_all()
         return jobs
 
@@ -433,7 +434,7 @@ class Dispatcher:
             cut = list(self._in_flight)
             for job in cut:
                 job.called_off = True
-            for client in self._dialling | {job.client for job in cut if job.client is not None}:
+            for client in [*self._dialling, *(job.client for job in cut if job.client is not None)]:
                 client.abort()
             self._working = False
             self._work.notify_all()
