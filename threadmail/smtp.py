@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from . import _login, _message, transaction
 from ._deadline import Deadline
 from ._dialogue import UNSET, Answer, Dialogue
-from ._wire import wrap_tls
 from .config import Timeouts, is_loopback
 from .envelope import Envelope
 from .errors import (
@@ -398,8 +397,10 @@ class SMTP_SSL(_Client, smtplib.SMTP_SSL):
         _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        sock = _Client._get_socket(self, host, port, timeout)
-        return wrap_tls(sock, self.context, self._host, self._deadline.within(timeout))
+        wire = self._wire = self._new_wire(_Client._get_socket(self, host, port, timeout))  # abort() reaches it
+        if self._abort_requested:
+            wire.abort()
+        return wire.shake_hands(self.context, self._host)
 
 
 class LMTP(_Client, smtplib.LMTP):
