@@ -75,7 +75,7 @@ class Receipt:
         accepted: the recipients the server took responsibility for.
         replies: the last reply to each recipient that was answered.
         reply: the server's final reply; its text usually names the queue id. None where there was none.
-        error: what kept the message, or part of it, from being sent; None when all went well.
+        error: what kept the message from being sent; None when somebody accepted it (`refused` tells who did not).
         attempts: how often the message was handed to a connection.
         server: "host:port" of the last attempt.
     """
