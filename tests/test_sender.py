@@ -141,7 +141,7 @@ def test_abort_ends_a_message_in_flight_and_nothing_else(at: str, outcome: Outco
 
 
 def test_send_waits_no_longer_than_its_deadline() -> None:
-    with ScriptedServer([Serve(until="MAIL"), Stall()], last="repeat") as server:
+    with ScriptedServer([Serve(until="MAIL"), Stall()], [Serve()], last="repeat") as server:
         with ThreadedSender(server.url, workers=1, retry=QUICK) as sender:
             started = time.monotonic()
             with pytest.raises(TimedOut) as caught:
@@ -258,7 +258,7 @@ def test_an_iterable_that_raises_keeps_the_receipts_it_has_earned() -> None:
 
 def test_a_batch_ends_at_its_deadline() -> None:
     """One message hangs at the server; the others are sent or taken back, and each has a receipt that says so."""
-    with ScriptedServer([Serve(until="MAIL"), Stall()], last="repeat") as server:
+    with ScriptedServer([Serve(until="MAIL"), Stall()], [Serve()], last="repeat") as server:
         with ThreadedSender(server.url, workers=1, retry=RetryPolicy(attempts=1)) as sender:
             started = time.monotonic()
             report = sender.send_all([one(name) for name in "abc"], deadline=0.3)

@@ -44,7 +44,7 @@ class Job:
         envelope: what is still to be sent, and to whom.
         receipt: what all attempts so far have come to; None before the first.
         due: when the next attempt may start, on the monotonic clock.
-        first_attempt: when the first one started.
+        taken_first: when a lane first took it.
         end: when the message must be settled.
         client: whose connection it is on; transaction: how far it got there.
         called_off: `abort` or `close` ended it; nobody retries.
@@ -56,10 +56,10 @@ class Job:
         "due",
         "end",
         "envelope",
-        "first_attempt",
         "future",
         "receipt",
         "state",
+        "taken_first",
         "transaction",
     )
 
@@ -70,7 +70,7 @@ class Job:
         self.state = JobState.QUEUED
         self.receipt: Receipt | None = None
         self.due = 0.0
-        self.first_attempt: float | None = None
+        self.taken_first = 0.0
         self.client: Client | None = None
         self.transaction: Transaction | None = None
         self.called_off = False
@@ -169,16 +169,17 @@ class JobQueue:
         while self._later and self._later[0][0] <= now:
             _, _, job = heapq.heappop(self._later)
             if job.state is JobState.QUEUED:
-                return self._taken(job)
+                return self._taken(job, now)
         while self._ready:
             job = self._ready.popleft()
             if job.state is JobState.QUEUED:
-                return self._taken(job)
+                return self._taken(job, now)
         return None
 
-    def _taken(self, job: Job) -> Job:
+    def _taken(self, job: Job, now: float) -> Job:
         job.state = JobState.TAKEN
         job.due = 0.0
+        job.taken_first = job.taken_first or now
         self._size -= 1
         return job
 

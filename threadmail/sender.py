@@ -287,11 +287,12 @@ class ThreadedSender:
 
     # ------------------------------------------------------------ receipts
 
-    def _settled(self, job: Job, receipt: Receipt) -> None:
+    def _settled(self, job: Job) -> None:
+        assert job.receipt is not None
         try:
-            self._announce(receipt)
+            self._announce(job.receipt)
         finally:
-            self._shielded(partial(job.future.settle, receipt))
+            self._shielded(partial(job.future.settle, job.receipt))
 
     def _announce(self, receipt: Receipt) -> None:
         if self._on_receipt is not None:

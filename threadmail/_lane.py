@@ -1,0 +1,143 @@
+"""One thread's part in a ThreadedSender's work.
+
+Owns what a lane does outside the dispatcher's lock, on its own thread and with its own client: dial, send, tell. What
+is to be done next, and what an attempt means, the dispatcher decides. Guarantees: whatever ends an attempt, the job has
+a receipt that is true; the client gets its farewell.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import random
+from typing import Protocol
+
+from ._jobs import Job
+from .client import Client
+from .config import ServerConfig
+from .errors import Closed, MailError, Outcome, TimedOut, detach
+from .receipt import Receipt
+from .transaction import Transaction
+
+log = logging.getLogger("threadmail.sender")
+
+
+class Do(enum.Enum):
+    """What a lane is to do when it is not to send."""
+
+    DIAL = "connect: there is work"
+    REST = "close the connection: nothing is due for a while"
+    FAIL = "give the queue up: the server refuses for good"
+    END = "nothing is left to do"
+
+
+class Withdrawn(BaseException):
+    """Raised at the last moment before MAIL, when the job was cancelled meanwhile. Not an error, so no Exception."""
+
+
+class Boss(Protocol):
+    """What a lane asks and tells; each of these is one step under the dispatcher's lock."""
+
+    def next(self, lane: Lane) -> Job | Do: ...
+    def on_wire(self, job: Job, transaction: Transaction) -> None: ...
+    def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
+    def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
+    def fail_queue(self) -> list[Job]: ...
+    def ended(self, lane: Lane) -> None: ...
+    def settled(self, job: Job) -> None: ...
+
+
+class Lane:
+    """A lane and its client.
+
+    Attributes:
+        connected: whether the client had a connection when the dispatcher last counted.
+        finished: settled jobs whose callbacks have run, to be counted the next time.
+    """
+
+    def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
+        self._boss = boss
+        self.client = Client(config, rng=rng, watch_idle=False)
+        self.connected = False
+        self.finished: list[Job] = []
+
+    def run(self) -> None:
+        """Work until there is nothing to do for a while."""
+        try:
+            while (task := self._boss.next(self)) is not Do.END:
+                if isinstance(task, Job):
+                    self._attempt(task)
+                elif task is Do.DIAL:
+                    self._dial()
+                elif task is Do.REST:
+                    self.client.close_idle()
+                else:
+                    self._settle(self._boss.fail_queue())
+        except BaseException:
+            log.exception("a lane ended early")
+        finally:
+            self.client.close()
+            self._boss.ended(self)
+
+    def _attempt(self, job: Job) -> None:
+        verdict = self._boss.judge(job, self._transmit(job))
+        if isinstance(verdict, Receipt):
+            self._settle([job])
+        elif verdict is not None:
+            self._dial_failed(verdict)
+
+    def _transmit(self, job: Job) -> Receipt | None:
+        """One attempt. Returns its receipt, or None if the job was withdrawn in the last moment."""
+        if job.end.passed:
+            return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
+        job.client = self.client
+        try:
+            return self.client.transmit(
+                job.envelope,
+                deadline=job.end,
+                before_mail=lambda transaction: self._boss.on_wire(job, transaction),
+            )
+        except Withdrawn:
+            return None
+        except MailError as error:
+            detach(error)
+            return error.receipt or Receipt.not_sent(job.envelope, error)
+        except BaseException as exc:
+            # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
+            log.exception("a lane was interrupted at message %s", job.envelope.message_id)
+            interrupted = MailError(f"the attempt was interrupted by {type(exc).__name__}")
+            if job.transaction is None:
+                return Receipt.not_sent(job.envelope, interrupted)
+            job.transaction.blame(interrupted)
+            return job.transaction.receipt()
+
+    def _dial(self) -> None:
+        try:
+            self.client.connect()
+        except MailError as error:
+            self._dial_failed(detach(error))
+        except BaseException as exc:
+            self._boss.dialled(self, MailError(f"interrupted by {type(exc).__name__}"), answered=False)
+            raise
+        else:
+            self._boss.dialled(self, None)
+
+    def _dial_failed(self, error: MailError) -> None:
+        log.warning("no connection: %s", error)
+        self._settle(self._boss.dialled(self, error))
+
+    def _settle(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            report(job)
+            self._boss.settled(job)
+            self.finished.append(job)
+
+
+def report(job: Job) -> None:
+    """Log a message that nobody has for sure."""
+    receipt = job.receipt
+    assert receipt is not None
+    if receipt.outcome not in (Outcome.SENT, Outcome.PARTIAL):
+        # What close() takes back it also returns; a line for each would bury the one that says how many.
+        level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
+        log.log(level, "message %s: %s", receipt.message_id or "without Message-ID", receipt)
