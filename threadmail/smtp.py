@@ -220,6 +220,8 @@ class _Client(Dialogue):
             NotSupported: the server offers no AUTH, or no mechanism known here.
             LoginRefused: wrong credentials, or not now.
         """
+        secret = _login.Secret(password)
+        del password  # no traceback of what follows shows it
         with self._step(deadline):
             self.ehlo_or_helo_if_needed()
             if "auth" not in self.esmtp_features:
@@ -228,11 +230,9 @@ class _Client(Dialogue):
             if not (self.is_encrypted or self.allow_plaintext_login or self._peer_is_local()):
                 raise InsecureLogin(f"no TLS: the credentials would cross the network to {self._host} in the clear")
             name = _login.choose(self.esmtp_features["auth"], mechanism, tls=self.is_encrypted)
-            answerer = _login.mechanism(name, user, password)
-            secrets = [password, _login.encoded(password)]
-            del password  # no traceback of what follows shows it
+            answerer = _login.mechanism(name, user, secret)
             with self._driving() as wire:
-                return _login.authenticate(wire, name, answerer, secrets, initial_ok=initial_response_ok).pair
+                return _login.authenticate(wire, name, answerer, secret, initial_ok=initial_response_ok).pair
 
     def auth(self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True) -> Answer:
         """Log in by a mechanism of one's own: `authobject(challenge)` gives the answer to each challenge."""
@@ -244,7 +244,7 @@ class _Client(Dialogue):
             return answer
 
         with self._step(), self._driving() as wire:
-            return _login.authenticate(wire, mechanism.upper(), answerer, [], initial_ok=initial_response_ok).pair
+            return _login.authenticate(wire, mechanism.upper(), answerer, None, initial_ok=initial_response_ok).pair
 
     def _peer_is_local(self) -> bool:
         assert self.sock is not None
