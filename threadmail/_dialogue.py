@@ -304,13 +304,20 @@ class Dialogue(Guarded, smtplib.SMTP):
             phase = Phase.DATA
             try:
                 reply = wire.command("data")
-                if reply.code != 354:
-                    raise DataRefused(*reply.pair)
-                phase = Phase.CONTENT
-                wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
-                phase = Phase.FINAL
-                return wire.read_reply(wire.timeouts.final).pair
+                if reply.code == 354:
+                    phase = Phase.CONTENT
+                    wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
+                    phase = Phase.FINAL
+                    reply = wire.read_reply(wire.timeouts.final)
             except MailError as error:
                 error.phase = phase
                 error.outcome = Outcome.IN_DOUBT if phase is Phase.FINAL else Outcome.NOT_SENT
                 raise
+            except BaseException:
+                wire.close()  # after a 354 the next command would be taken for content
+                raise
+            if reply.code == 421:
+                wire.close()
+            if phase is Phase.DATA:
+                raise DataRefused(*reply.pair)
+            return reply.pair
