@@ -21,6 +21,7 @@ from .errors import InvalidAddress
 _ATOMS = r"[^\s()<>\[\]:;@\\,\"]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _LABEL = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\-\u0080-\U0010ffff]*[A-Za-z0-9_\u0080-\U0010ffff])?"
+_ASCII_DOMAIN = re.compile(rb"[A-Za-z0-9_\-.]+")
 _LITERAL = r"\[(?:\d{1,3}(?:\.\d{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]"
 _MAILBOX = re.compile(rf"(?P<local>{_ATOMS}|{_QUOTED})(?:@(?P<domain>{_LABEL}(?:\.{_LABEL})*|{_LITERAL}))?")
 _NAMED = re.compile(rf"(?:[^<>\"]|{_QUOTED})*<(?P<inner>{_QUOTED}@[^<>]*|[^<>\"]*)>")
@@ -94,7 +95,9 @@ def address_list(text: str, what: str) -> list[str]:
                 item.append(pair)
         elif closing == ")":
             depth += (char == "(") - (char == ")")
-            closing = ")" if depth else ""
+            if not depth:
+                closing = ""
+                item.append(" ")  # a comment counts as a space: what stands before and behind it is not one word
         elif closing:
             item.append(char)
             closing = "" if char == closing else closing
@@ -128,7 +131,9 @@ def _a_label(domain: str) -> str:
         back = ascii_form.decode("idna")
     except UnicodeError:
         return domain
-    return ascii_form.decode("ascii") if back == unicodedata.normalize("NFC", domain).lower() else domain
+    same = back == unicodedata.normalize("NFC", domain).lower()
+    # NFC itself turns U+037E into ";" and U+1FEF into "`".
+    return ascii_form.decode("ascii") if same and _ASCII_DOMAIN.fullmatch(ascii_form) else domain
 
 
 def _shown(text: str) -> str:

@@ -62,6 +62,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         self._wire: Wire | None = None
         self._state = State.IDLE
         self._resume = State.IDLE
+        self._challenged = False  # the last reply was 334: what is said next is secret
         self._deadline: Deadline = NEVER
         self._abort_requested = False  # written without the lock by abort(), cleared by connect()
         self._own_timeouts = timeouts
@@ -163,6 +164,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         sock, self.sock = self.sock, None
         self.file = None
         self._state = self._resume = State.IDLE
+        self._challenged = False
         if wire is not None:
             wire.close()
         if sock is not None:
@@ -194,13 +196,13 @@ class Dialogue(Guarded, smtplib.SMTP):
         data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
         with self._step():
             sys.audit("smtplib.send", self, data)
-            self._connected().write(data)
+            self._connected().write(data, f"<{len(data)} octets>")
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Write a command; its reply must be read before another one is written."""
         line = f"{cmd} {args}" if args else cmd
         if "\r" in line or "\n" in line or "\0" in line:
-            shown = line.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
+            shown = self._masked(line).replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
             raise InvalidEnvelope(f"command and arguments contain prohibited newline characters: {shown}")
         with self._step():
             wire = self._connected()
@@ -208,13 +210,21 @@ class Dialogue(Guarded, smtplib.SMTP):
             sys.audit("smtplib.send", self, data)
             wire.require_quiet()
             self._resume, self._state = self._state, State.AWAITING
-            wire.write(data)
+            wire.write(data, self._masked(line))
+
+    def _masked(self, line: str) -> str:
+        """`line` as the log may show it. Code written for smtplib logs in by hand: docmd("AUTH", "XOAUTH2 ...")."""
+        if self._challenged:
+            return "***"
+        words = line.split(None, 2)
+        return f"AUTH {words[1]} ***" if len(words) > 2 and words[0].upper() == "AUTH" else line
 
     def getreply(self) -> Answer:
         """Read a whole reply: (code, text). Anything else closes the connection and raises."""
         with self._step(reading=True):
             reply = self._connected().read_reply()
             self._state = self._resume
+            self._challenged = reply.code == 334
             if reply.code in (221, 421):
                 self._drop()  # the server is closing (RFC 5321 §3.8); smtplib lets the next command find out
             return reply.pair
@@ -294,13 +304,20 @@ class Dialogue(Guarded, smtplib.SMTP):
             phase = Phase.DATA
             try:
                 reply = wire.command("data")
-                if reply.code != 354:
-                    raise DataRefused(*reply.pair)
-                phase = Phase.CONTENT
-                wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
-                phase = Phase.FINAL
-                return wire.read_reply(wire.timeouts.final).pair
+                if reply.code == 354:
+                    phase = Phase.CONTENT
+                    wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
+                    phase = Phase.FINAL
+                    reply = wire.read_reply(wire.timeouts.final)
             except MailError as error:
                 error.phase = phase
                 error.outcome = Outcome.IN_DOUBT if phase is Phase.FINAL else Outcome.NOT_SENT
                 raise
+            except BaseException:
+                wire.close()  # after a 354 the next command would be taken for content
+                raise
+            if reply.code == 421:
+                wire.close()
+            if phase is Phase.DATA:
+                raise DataRefused(*reply.pair)
+            return reply.pair

@@ -11,11 +11,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 from ._wire import Wire
-from .errors import BadReply, LoginRefused, MailError, NotSupported, Phase, detach
+from .errors import BadReply, InvalidConfig, LoginRefused, MailError, NotSupported, Phase, detach
 from .receipt import Reply
 
 #: Called with None for the initial response (None back: there is none), then with each challenge.
@@ -26,6 +27,21 @@ Mechanism: TypeAlias = "Callable[[bytes | None], str | None]"
 _ORDER_TLS = ("PLAIN", "LOGIN", "CRAM-MD5")
 _MAX_CHALLENGES = 5
 _ORDER_PLAINTEXT = ("CRAM-MD5", "PLAIN", "LOGIN")
+
+
+class Secret:
+    """A password or token in a wrapper, so that the locals of a traceback, which crash reporters print, show none."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "<secret>"
 
 
 def choose(advertised: str, wanted: str | None, *, tls: bool) -> str:
@@ -45,9 +61,9 @@ def choose(advertised: str, wanted: str | None, *, tls: bool) -> str:
     raise NotSupported(f"no mechanism to log in with: the server offers {' '.join(offered) or 'none'}")
 
 
-def mechanism(name: str, user: str, secret: str) -> Mechanism:
+def mechanism(name: str, user: str, secret: Secret) -> Mechanism:
     """The function that answers the challenges of mechanism `name` with these credentials."""
-    known: dict[str, Callable[[str, str], Mechanism]] = {
+    known: dict[str, Callable[[str, Secret], Mechanism]] = {
         "PLAIN": _plain,
         "LOGIN": _login,
         "CRAM-MD5": _cram_md5,
@@ -59,55 +75,52 @@ def mechanism(name: str, user: str, secret: str) -> Mechanism:
     return known[name](user, secret)
 
 
-def _plain(user: str, password: str) -> Mechanism:
-    return lambda challenge: f"\0{user}\0{password}"  # RFC 4616
+def _plain(user: str, secret: Secret) -> Mechanism:
+    return lambda challenge: f"\0{user}\0{secret.reveal()}"  # RFC 4616
 
 
-def _login(user: str, password: str) -> Mechanism:
-    answers = [user, password]
-    return lambda challenge: answers.pop(0) if len(answers) > 1 else password
+def _login(user: str, secret: Secret) -> Mechanism:
+    return _in_turn(lambda: user, secret.reveal)
 
 
-def _cram_md5(user: str, password: str) -> Mechanism:
+def _cram_md5(user: str, secret: Secret) -> Mechanism:
     def answer(challenge: bytes | None) -> str | None:
         if challenge is None:
             return None
-        return f"{user} {hmac.new(password.encode(), challenge, 'md5').hexdigest()}"  # RFC 2195
+        return f"{user} {hmac.new(utf8(secret.reveal()), challenge, 'md5').hexdigest()}"  # RFC 2195
 
     return answer
 
 
-def _xoauth2(user: str, token: str) -> Mechanism:
-    # A challenge after the initial response is an error report, to be answered with nothing.
-    return lambda challenge: f"user={user}\1auth=Bearer {token}\1\1" if challenge is None else ""
+def _xoauth2(user: str, secret: Secret) -> Mechanism:
+    # A challenge after the response is an error report, to be answered with nothing.
+    return _in_turn(lambda: f"user={user}\1auth=Bearer {secret.reveal()}\1\1", lambda: "")
 
 
-def _oauthbearer(user: str, token: str) -> Mechanism:
+def _oauthbearer(user: str, secret: Secret) -> Mechanism:
     name = user.replace("=", "=3D").replace(",", "=2C")
-    return lambda challenge: f"n,a={name},\1auth=Bearer {token}\1\1" if challenge is None else "\1"  # RFC 7628
+    return _in_turn(lambda: f"n,a={name},\1auth=Bearer {secret.reveal()}\1\1", lambda: "\1")  # RFC 7628
 
 
-def authenticate(wire: Wire, name: str, answerer: Mechanism, secrets: list[str], *, initial_ok: bool) -> Reply:
+def _in_turn(first: Callable[[], str], later: Callable[[], str]) -> Mechanism:
+    """`first` answers when it is first asked, with or without a challenge; then `later` does."""
+    turns = [first]
+    return lambda challenge: (turns.pop() if turns else later)()
+
+
+def authenticate(wire: Wire, name: str, answerer: Mechanism, secret: Secret | None, *, initial_ok: bool) -> Reply:
     """Have the AUTH dialogue.
 
     Args:
-        secrets: what the server may echo and must not be seen; emptied.
+        secret: what the server may echo and must not be seen.
     Raises:
-        LoginRefused: the server's answer was no; the connection is as good as before.
+        LoginRefused: the server's answer was no; the connection is as good as before, unless it said 421.
         MailError: the dialogue broke down; the connection is closed.
     """
-    initial = answerer(None) if initial_ok else None
-    said = [] if initial is None else [encoded(initial)]
-    del initial
-    challenges = 0
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,20}", name):  # RFC 4422 §3.1
+        raise InvalidConfig(f"{name!a} is no name of a mechanism", phase=Phase.AUTH)
     try:
-        reply = wire.command(" ".join(["AUTH", name, *said]), f"AUTH {name} ***")
-        while reply.code == 334:
-            challenges += 1
-            if challenges > _MAX_CHALLENGES:
-                raise MailError(f"Server AUTH mechanism infinite loop. Last response: {reply}")
-            said.append(encoded(answerer(decoded(reply.raw)) or ""))
-            reply = wire.command(said[-1], "***")
+        reply = _converse(wire, name, answerer, secret, initial_ok)
     except MailError as error:
         wire.close()
         error.phase = Phase.AUTH
@@ -115,17 +128,61 @@ def authenticate(wire: Wire, name: str, answerer: Mechanism, secrets: list[str],
     except BaseException:
         wire.close()  # an answer is awaited that will not come
         raise
-    text = scrubbed(reply.raw, secrets + said)
-    said.clear()
-    secrets.clear()
     if reply.code in (235, 503):  # 503: logged in already
-        return Reply(reply.code, text)
-    raise LoginRefused(reply.code, text)
+        return reply
+    if reply.code == 421:
+        wire.close()
+    raise LoginRefused(*reply.pair)
+
+
+def _converse(wire: Wire, name: str, answerer: Mechanism, secret: Secret | None, initial_ok: bool) -> Reply:
+    """The dialogue; the reply that ends it comes without the secrets it may echo."""
+    said: list[str] = []
+    try:
+        initial = answerer(None) if initial_ok else None
+        if initial is not None:
+            said.append(encoded(initial) or "=")  # RFC 4954 §4
+        del initial
+        reply = _ask(wire, " ".join(["AUTH", name, *said]), f"AUTH {name} ***")
+        for _ in range(_MAX_CHALLENGES):
+            if reply.code != 334:
+                break
+            said.append(encoded(answerer(decoded(reply.raw)) or ""))
+            reply = _ask(wire, said[-1], "***")
+        if reply.code == 334:
+            raise MailError(f"Server AUTH mechanism infinite loop. Last response: {reply}")
+        if secret is not None:
+            said += [secret.reveal(), encoded(secret.reveal())]
+        return Reply(reply.code, scrubbed(reply.raw, said))
+    finally:
+        said.clear()
+
+
+def _ask(wire: Wire, line: str, shown: str) -> Reply:
+    try:
+        return wire.command(line, shown)
+    except BaseException as exc:  # noqa: BLE001 - raised again, without the frames below, which hold the line as well
+        del line
+        raise exc.with_traceback(None) from exc.__cause__
 
 
 def encoded(response: str) -> str:
-    """A response as it goes on the wire. UTF-8, for passwords are not bound to ASCII (RFC 4616 §2)."""
-    return base64.b64encode(response.encode()).decode("ascii")
+    """A response as it goes on the wire."""
+    return base64.b64encode(utf8(response)).decode("ascii")
+
+
+def utf8(text: str) -> bytes:
+    """`text` in UTF-8, for passwords are not bound to ASCII (RFC 4616 §2).
+
+    Raises:
+        InvalidConfig: it holds lone surrogates, as an environment variable in another encoding does.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        del text
+    # Outside of "except", for that error holds the text.
+    raise InvalidConfig("user name or password cannot be written in UTF-8")
 
 
 def decoded(challenge: bytes) -> bytes:
@@ -143,7 +200,7 @@ def decoded(challenge: bytes) -> bytes:
 def scrubbed(text: bytes, secrets: list[str]) -> bytes:
     """`text` of a server without the secrets it may have echoed."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret.encode(), b"***")
+        text = text.replace(utf8(secret), b"***")
     return text
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import re
+from email.errors import MessageError
 from email.generator import BytesGenerator
 from email.header import Header
 from email.message import Message
@@ -24,6 +26,10 @@ Fields: TypeAlias = list[tuple[str, Any]]
 
 # A field name is printable ASCII without space and colon (RFC 5322 §2.2).
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)(?:\r\n|$)")
+# Stands behind the last field while a message is flattened. Nobody can know it, so nobody can write it.
+_END = f"X-{os.urandom(8).hex()}"
+# What the header parser of EmailMessage says when it has dropped part of an address list.
+_LOST = ("invalid address", "missing trailing '>'")
 _BARE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
@@ -164,18 +170,20 @@ def _addresses(field: str, values: list[Any]) -> list[str]:
         unfolded = re.sub(r"\r?\n(?=[ \t])", "", text).replace("\t", " ")
         addresses = address_list(unfolded, what)
         # EmailMessage reads an address when it is set and hands on what it made of it: "not an address" comes back as a
-        # quoted local part. The defects are all that is left of what was written.
-        if any(a.startswith('"') for a in addresses) and getattr(value, "defects", None):
-            raise InvalidEnvelope(f"{what}: {unfolded[:80]!r} is no list of addresses: {value.defects[0]}")
+        # quoted local part, "a@b; c@d" as a@b alone. The defects are all that is left of what was written.
+        defects = [str(defect) for defect in getattr(value, "defects", ())]
+        if any(d.startswith(_LOST) for d in defects) or (defects and any(a.startswith('"') for a in addresses)):
+            raise InvalidEnvelope(f"{what}: {unfolded[:80]!r} is no list of addresses, or was cut: {defects[0]}")
         found += addresses
     return found
 
 
-def flatten(message: AnyMessage, *, utf8: bool) -> bytes:
+def flatten(message: AnyMessage, *, utf8: bool, before: bytes = b"") -> bytes:
     """The message as bytes with CRLF line ends, without its Bcc fields; the object itself is left as it was.
 
     Args:
         utf8: write header fields in UTF-8 (RFC 6532), for messages with addresses beyond ASCII.
+        before: fields to put before the others.
     Raises:
         InvalidEnvelope: the header block holds other fields than the message: a value smuggled a line end past the
             generator (CVE-2024-6923), or a field's name is none.
@@ -183,16 +191,22 @@ def flatten(message: AnyMessage, *, utf8: bool) -> bytes:
     copied = _copied(message)
     del copied["Bcc"]
     del copied["Resent-Bcc"]
+    policy: Any = copied.policy
+    if utf8 and hasattr(policy, "utf8"):
+        policy = policy.clone(utf8=True)
+    elif utf8:
+        _write_utf8_as_it_is(copied)
+    copied.set_raw(_END, "")
     out = io.BytesIO()
-    policy: Any = copied.policy.clone(utf8=True) if utf8 else None  # type: ignore[call-arg]  # compat32 has no utf8
     try:
-        BytesGenerator(out, policy=policy).flatten(copied, linesep="\r\n")
-    except (ValueError, LookupError, AttributeError, TypeError) as exc:
+        # A body line "From ..." stays what it is: to mangle it is the business of mbox files.
+        BytesGenerator(out, mangle_from_=False, policy=policy).flatten(copied, linesep="\r\n")
+    except (MessageError, ValueError, LookupError, AttributeError, TypeError) as exc:
         # What the generator raises for messages it cannot write; newer versions also refuse injected headers here.
         raise InvalidEnvelope(f"the message cannot be written: {type(exc).__name__}: {exc}") from exc
     content = normalise_line_ends(out.getvalue(), strict=False)
-    _verify_header(copied, content)
-    return content
+    start, stop = _verify_header(copied, content)
+    return b"".join((before, content[:start], memoryview(content)[stop:]))
 
 
 def _copied(message: AnyMessage) -> AnyMessage:
@@ -202,20 +216,39 @@ def _copied(message: AnyMessage) -> AnyMessage:
     new = copy.copy(message)
     payload = message.get_payload()
     if isinstance(payload, list):
-        new.set_payload([_copied(cast(AnyMessage, part)) for part in payload])
+        parts = [_copied(cast(AnyMessage, part)) if isinstance(part, Message) else part for part in payload]
+        new.set_payload(cast(Any, parts))
     return new
 
 
-def _verify_header(message: AnyMessage, content: bytes) -> None:
-    end = header_length(content)
-    written = [m[1].decode("ascii") for m in _FIELD.finditer(content, 0, end)]
+def _write_utf8_as_it_is(message: AnyMessage) -> None:
+    """Make the generator write text fields in UTF-8 under the compat32 policy, which cannot be told to.
+
+    It would put an address into an encoded word, where none may be; but bytes in the guise of surrogates it leaves.
+    """
+    fields = list(message.raw_items())
+    for name, _ in fields:
+        del message[name]
+    for name, value in fields:
+        plain = isinstance(value, str) and not value.isascii()
+        message.set_raw(
+            name, value.encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape") if plain else value
+        )
+
+
+def _verify_header(message: AnyMessage, content: bytes) -> tuple[int, int]:
+    """Where the line of the field `_END` begins and ends in `content`, whose fields are those of `message`."""
+    found = list(_FIELD.finditer(content, 0, header_length(content)))
+    written = [m[1].decode("ascii") for m in found]
     wanted = message.keys()
+    if "content-transfer-encoding" not in message:
+        # The generator adds it to a message whose text it has to encode.
+        wanted = wanted + [name for name in written[len(wanted) :] if name.lower() == "content-transfer-encoding"][:1]
     if written != wanted:
         at = next((i for i, name in enumerate(wanted) if written[i : i + 1] != [name]), len(wanted))
-        culprits = " or ".join(repr(name) for name in wanted[max(0, at - 1) : at + 1])
+        culprits = " or ".join(repr(name) for name in wanted[max(0, at - 1) : at + 1] if name != _END)
         raise InvalidEnvelope(f"header injection: field {culprits} holds a line end, or its name is no field name")
-    if end < len(content) and not content.startswith(b"\r\n", end):
-        raise InvalidEnvelope("header injection: the header block does not end with an empty line")
+    return found[written.index(_END)].span()
 
 
 def missing_fields(fields: Fields, sender: str) -> bytes:

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from ._deadline import NEVER, Deadline
 from .config import Timeouts
@@ -26,6 +27,8 @@ protocol_log = logging.getLogger("threadmail.protocol")
 MAX_LINE = 8192
 MAX_LINES = 256
 BLOCK = 65536
+
+_AS_COMMANDS: Any = object()  # "the time-out for commands"; not None, which waits for ever
 
 _REPLY_LINE = re.compile(rb"([1-5][0-9]{2})(?:([ -])([^\r\n]*))?")
 
@@ -58,17 +61,19 @@ class Wire:
 
     # ------------------------------------------------------------ writing
 
-    def write(self, data: bytes | memoryview, shown: str | None = None, *, timeout: float | None = None) -> None:
+    def write(
+        self, data: bytes | memoryview, shown: str | None = None, *, timeout: float | None = _AS_COMMANDS
+    ) -> None:
         """Hand `data` to the kernel, all of it.
 
         When this raises ConnectionLost, the last byte was surely not handed over: a failing `send` takes nothing.
 
         Args:
             shown: what the protocol log says instead of `data`, where that is secret or long.
-            timeout: seconds for each block; None takes the time-out for commands.
+            timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
         """
         self._log(">", shown if shown is not None else data)
-        block_timeout = self.timeouts.command if timeout is None else timeout
+        block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
         view = memoryview(data)
         try:
             while view:
@@ -77,7 +82,7 @@ class Wire:
                 view = view[sent:]
             self.sock.settimeout(self._resting_timeout)
         except OSError as exc:
-            raise self._lost(exc, "the connection broke while writing") from exc
+            self._give_up(exc, "the connection broke while writing")
         except BaseException:
             self.close()
             raise
@@ -90,15 +95,15 @@ class Wire:
 
     # ------------------------------------------------------------ reading
 
-    def read_reply(self, timeout: float | None = None) -> Reply:
+    def read_reply(self, timeout: float | None = _AS_COMMANDS) -> Reply:
         """Read one whole reply.
 
         Args:
-            timeout: seconds for the whole reply; None takes the time-out for commands.
+            timeout: seconds for the whole reply; None is for ever. Not given: the time-out for commands.
         Raises:
             ReplyTimedOut, ConnectionLost, BadReply: and the connection is closed.
         """
-        limit = self.deadline.within(self.timeouts.command if timeout is None else timeout)
+        limit = self.deadline.within(self.timeouts.command if timeout is _AS_COMMANDS else timeout)
         lines: list[bytes] = []
         code = b""
         try:
@@ -114,7 +119,7 @@ class Wire:
                     raise BadReply(f"the reply has more than {MAX_LINES} lines")
             self.sock.settimeout(self._resting_timeout)
         except OSError as exc:
-            raise self._lost(exc, "the connection broke while waiting for a reply") from exc
+            self._give_up(exc, "the connection broke while waiting for a reply")
         except BaseException:
             self.close()
             raise
@@ -178,8 +183,23 @@ class Wire:
     def start_tls(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
         """Wrap the connection in TLS. Unread bytes from before the handshake are refused: they were injected."""
         self.require_quiet()
-        self.sock = wrap_tls(self.sock, context, hostname, self.deadline.within(self.timeouts.connect))
-        return self.sock
+        return self.shake_hands(context, hostname)
+
+    def shake_hands(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
+        """Wrap the connection in TLS. Where that fails the connection is closed; `abort()` ends it at once."""
+        limit = self.deadline.within(self.timeouts.connect)
+        try:
+            return wrap_tls(self.sock, context, hostname, limit, self._replace)
+        except BaseException as exc:
+            self.close()
+            if self.aborted and isinstance(exc, OSError):
+                raise Aborted("the connection was dropped by abort()") from exc
+            raise
+
+    def _replace(self, sock: ssl.SSLSocket) -> None:
+        self.sock = sock
+        if self.aborted:  # it met the socket that this one took the connection from
+            self.abort()
 
     def abort(self) -> None:
         """Drop the connection under whoever uses it: from any thread, without a lock, at once."""
@@ -207,16 +227,16 @@ class Wire:
             raise ReplyTimedOut(f"{what} in time")
         self.sock.settimeout(left)
 
-    def _lost(self, exc: OSError, what: str) -> ConnectionLost | BadReply:
+    def _give_up(self, exc: OSError, what: str) -> NoReturn:
         """Close, and say what happened. Errors of our own are OSErrors as well."""
         self.close()
         if self.aborted:
-            return Aborted("the connection was dropped by abort()")
+            raise Aborted("the connection was dropped by abort()") from exc
         if isinstance(exc, (ConnectionLost, BadReply)):
-            return exc
+            raise exc
         if isinstance(exc, TimeoutError):
-            return ReplyTimedOut(f"{what}: the server did not respond in time")
-        return ConnectionLost(f"{what}: {exc.strerror or exc}")
+            raise ReplyTimedOut(f"{what}: the server did not respond in time") from exc
+        raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
 
     def _log(self, direction: str, said: str | bytes | memoryview) -> None:
         if self.trace is None and not protocol_log.isEnabledFor(logging.DEBUG):
@@ -230,16 +250,28 @@ class Wire:
             pass
 
 
-def wrap_tls(sock: socket.socket, context: ssl.SSLContext, hostname: str, limit: Deadline) -> ssl.SSLSocket:
+def wrap_tls(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    hostname: str,
+    limit: Deadline,
+    publish: Callable[[ssl.SSLSocket], None] | None = None,
+) -> ssl.SSLSocket:
     """Do the TLS handshake within `limit`; on any failure `sock` is closed.
 
+    Args:
+        publish: called with the TLS socket before the handshake, for whoever may want to end it.
     Raises:
         TLSFailed: permanent where the certificate is at fault, with the cause in words.
     """
     resting = sock.gettimeout()
+    left = limit.remaining()
     try:
-        sock.settimeout(limit.remaining() or 0.001)
-        wrapped = context.wrap_socket(sock, server_hostname=hostname)
+        sock.settimeout(0.001 if left == 0.0 else left)  # 0 would mean: do not block
+        sock = wrapped = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
+        if publish is not None:
+            publish(wrapped)
+        wrapped.do_handshake()
         wrapped.settimeout(resting)
     except ssl.SSLCertVerificationError as exc:
         sock.close()

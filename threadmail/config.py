@@ -21,6 +21,8 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from .errors import InvalidConfig
 
+_LONGEST_TIMEOUT = 2_000_000  # sockets count milliseconds in 31 bits; None waits for ever
+
 #: A user name and password, or one that is made when it is needed, such as a user name and an OAuth token.
 Credentials: TypeAlias = tuple[str, str]
 
@@ -57,8 +59,10 @@ class Timeouts:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if value is not None and not value > 0:
-                raise InvalidConfig(f"timeout {f.name!r} must be more than 0 seconds, not {value!r}")
+            if value is not None and not 0 < value <= _LONGEST_TIMEOUT:
+                raise InvalidConfig(
+                    f"timeout {f.name!r} must be more than 0 and at most {_LONGEST_TIMEOUT} seconds, not {value!r}"
+                )
 
     @classmethod
     def all(cls, seconds: float | None) -> Timeouts:
@@ -219,27 +223,30 @@ class ServerConfig:
         if not separator or scheme.lower() not in _SCHEMES:
             # Quote only what can be no password: the URL may have been pasted without its scheme.
             known = ", ".join(f"{name}://" for name in _SCHEMES)
-            shown = f"{scheme[:20]}:// is no scheme of a mail server" if separator else "the URL has no scheme"
+            named = separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]{0,19}", scheme)
+            shown = f"{scheme}:// is no scheme of a mail server" if named else "the URL has no scheme"
             raise InvalidConfig(f"{shown}; known are {known}")
         security, lmtp = _SCHEMES[scheme.lower()]
         rest, _, query = rest.partition("?")
         userinfo, at, location = rest.rpartition("@")
-        if "#" in rest or "/" in userinfo:
+        if "#" in rest or "/" in userinfo or "@" in query:
             raise InvalidConfig(
-                "the URL holds a '#' or '/' where none may stand: write %23 and %2F in a user or password"
+                "the URL holds a '#', '/', '?' or '@' where none may stand: write %23, %2F and %3F in a user or "
+                "password, and %40 in an option"
             )
         if not re.fullmatch(r"(?:[^%]|%[0-9A-Fa-f]{2})*", rest):
             raise InvalidConfig("the URL holds a lone '%': write %25")
-        values: dict[str, Any] = {"security": security, "lmtp": lmtp, **_options(query)}
+        values: dict[str, Any] = {"security": security, "lmtp": lmtp}
         if at:
             user, colon, password = userinfo.partition(":")
-            values.update(username=unquote(user), password=unquote(password) if colon else os.environ.get(_PASSWORD))
+            values.update(username=_decoded(user), password=_decoded(password) if colon else os.environ.get(_PASSWORD))
         if lmtp and location.startswith(("/", "%2F", "%2f")):
-            values.update(host=unquote(location))
+            values.update(host=_decoded(location))
         else:
             host, given = _host_and_port(location.removesuffix("/"))
-            values.update(host=unquote(host), port=given or 0)
-        return cls(**{**values, **settings})
+            values.update(host=_decoded(host), port=given or 0)
+        # Last: as long as the host has not been read, what looks like an option may be half a password.
+        return cls(**{**values, **_options(query), **settings})
 
     @classmethod
     def from_env(cls, variable: str = "THREADMAIL_URL") -> ServerConfig:
@@ -273,8 +280,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _decoded(part: str) -> str:
+    try:
+        return unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        # Not "from": that error quotes what it could not decode.
+        raise InvalidConfig("the URL holds percent-encoded bytes that are not UTF-8") from None
+
+
 def _host_and_port(location: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:/\[\]]*))(?::(\d*))?", location)
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:/\[\]]*))(?::([0-9]{0,9}))?", location)
     if match is None:
         raise InvalidConfig("host and port cannot be read: expected host, host:port or [IPv6 address]:port")
     port = match[3]

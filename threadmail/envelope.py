@@ -79,7 +79,7 @@ class Envelope:
         bare = sender_mailbox(sender)
         to = _mailboxes(recipients)
         utf8 = not (bare.isascii() and all(r.isascii() for r in to))
-        content = _message.missing_fields(fields, bare) + _message.flatten(message, utf8=utf8)
+        content = _message.flatten(message, utf8=utf8, before=_message.missing_fields(fields, bare))
         return cls(bare, to, content, strict=strict)
 
     @classmethod
@@ -147,7 +147,10 @@ class Envelope:
 
 
 def _mailboxes(recipients: Recipients) -> tuple[str, ...]:
-    given = [recipients] if isinstance(recipients, str) else list(recipients)
+    try:
+        given = [recipients] if isinstance(recipients, str) else list(recipients)
+    except TypeError as exc:
+        raise InvalidEnvelope(f"recipients must be addresses, not {type(recipients).__name__}") from exc
     if not given:
         raise InvalidEnvelope("the message has no recipients")
     if len(given) == 1:

@@ -7,7 +7,8 @@ message was under way.
 
 Guarantees: each error is a `smtplib.SMTPException`, and is smtplib's own class wherever smtplib has one, so the
 `except` clauses of code written for smtplib keep working. Time-outs are also `TimeoutError`, lost connections
-`ConnectionError`, bad arguments `ValueError`, use after close `RuntimeError`. Each pickles. None holds a secret.
+`ConnectionError`, bad arguments `ValueError`, use after close `RuntimeError`. Each pickles, and its text is one
+line that is safe to print. None holds a secret.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class MailError(smtplib.SMTPException):
 
     def __init__(self, message: str, *, phase: Phase | None = None, transient: bool | None = None) -> None:
         # Not super(): smtplib's classes, which come later in the order of bases, take other arguments.
+        message = printable(message)  # it may quote a server, an address or a host name
         smtplib.SMTPException.__init__(self, message)
         self.message = message
         if phase is not None:

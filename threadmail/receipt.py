@@ -75,7 +75,7 @@ class Receipt:
         accepted: the recipients the server took responsibility for.
         replies: the last reply to each recipient that was answered.
         reply: the server's final reply; its text usually names the queue id. None where there was none.
-        error: what kept the message, or part of it, from being sent; None when all went well.
+        error: what kept the message from being sent; None when somebody accepted it (`refused` tells who did not).
         attempts: how often the message was handed to a connection.
         server: "host:port" of the last attempt.
     """
@@ -127,7 +127,11 @@ class Receipt:
     def followed_by(self, later: Receipt) -> Receipt:
         """This receipt and that of a later attempt for some of its recipients, as one."""
         accepted = self.accepted + tuple(r for r in later.accepted if r not in self.accepted)
-        if later.outcome is Outcome.IN_DOUBT:
+        # Who was in doubt stays so unless accepted now: a refusal does not take back what may have been delivered.
+        doubtful = self.outcome is Outcome.IN_DOUBT and any(
+            r not in accepted and (r in later.recipients or r not in self.refused) for r in self.recipients
+        )
+        if later.outcome is Outcome.IN_DOUBT or doubtful:
             outcome = Outcome.IN_DOUBT
         elif len(accepted) == len(self.recipients):
             outcome = Outcome.SENT

@@ -15,12 +15,13 @@ import ssl
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from . import _login, _message, transaction
+from ._address import mailbox, sender_mailbox
 from ._deadline import Deadline
 from ._dialogue import UNSET, Answer, Dialogue
-from ._wire import wrap_tls
 from .config import Timeouts, is_loopback
 from .envelope import Envelope
 from .errors import (
@@ -113,7 +114,7 @@ class _Client(Dialogue):
             self.does_esmtp = False
             if source_address:
                 self.source_address = source_address
-            if not port and host.count(":") == 1:
+            if not port and host.count(":") == 1 and not host.startswith("/"):
                 host, _, given = host.partition(":")
                 if not given.isdecimal():
                     raise ConnectFailed(f"nonnumeric port {given!r}", transient=False)
@@ -147,7 +148,7 @@ class _Client(Dialogue):
             self._debug("connect: to", (host, port), self.source_address)
         try:
             sock = self._dial(host, port, limit.remaining())
-        except OSError as exc:
+        except (OSError, ValueError, OverflowError) as exc:
             raise _why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
         sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
         try:
@@ -176,18 +177,21 @@ class _Client(Dialogue):
         Raises:
             NotSupported, StartTLSRefused, TLSFailed: and there is no connection any more.
         """
+        context = _tls_context(context, certfile, keyfile)  # first, for it may fail
         with self._step(deadline):
             self.ehlo_or_helo_if_needed()
             offered = "starttls" in self.esmtp_features
             with self._driving() as wire:
-                if not offered:
+                try:
+                    if not offered:
+                        raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
+                    reply = wire.command("STARTTLS")
+                    if reply.code != 220:
+                        raise StartTLSRefused(*reply.pair)
+                    self.sock = wire.start_tls(context, self._host)
+                except BaseException:
                     wire.close()
-                    raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
-                reply = wire.command("STARTTLS")
-                if reply.code != 220:
-                    wire.close()
-                    raise StartTLSRefused(*reply.pair)
-                self.sock = wire.start_tls(_tls_context(context, certfile, keyfile), self._host)
+                    raise
             # What was said in the clear is not to be believed (RFC 3207 §4.2).
             self.helo_resp = self.ehlo_resp = None
             self.esmtp_features = {}
@@ -221,6 +225,8 @@ class _Client(Dialogue):
             NotSupported: the server offers no AUTH, or no mechanism known here.
             LoginRefused: wrong credentials, or not now.
         """
+        secret = _login.Secret(password)
+        del password  # no traceback of what follows shows it
         with self._step(deadline):
             self.ehlo_or_helo_if_needed()
             if "auth" not in self.esmtp_features:
@@ -229,11 +235,9 @@ class _Client(Dialogue):
             if not (self.is_encrypted or self.allow_plaintext_login or self._peer_is_local()):
                 raise InsecureLogin(f"no TLS: the credentials would cross the network to {self._host} in the clear")
             name = _login.choose(self.esmtp_features["auth"], mechanism, tls=self.is_encrypted)
-            answerer = _login.mechanism(name, user, password)
-            secrets = [password, _login.encoded(password)]
-            del password  # no traceback of what follows shows it
+            answerer = _login.mechanism(name, user, secret)
             with self._driving() as wire:
-                return _login.authenticate(wire, name, answerer, secrets, initial_ok=initial_response_ok).pair
+                return _login.authenticate(wire, name, answerer, secret, initial_ok=initial_response_ok).pair
 
     def auth(self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True) -> Answer:
         """Log in by a mechanism of one's own: `authobject(challenge)` gives the answer to each challenge."""
@@ -245,7 +249,7 @@ class _Client(Dialogue):
             return answer
 
         with self._step(), self._driving() as wire:
-            return _login.authenticate(wire, mechanism.upper(), answerer, [], initial_ok=initial_response_ok).pair
+            return _login.authenticate(wire, mechanism.upper(), answerer, None, initial_ok=initial_response_ok).pair
 
     def _peer_is_local(self) -> bool:
         assert self.sock is not None
@@ -280,6 +284,7 @@ class _Client(Dialogue):
         given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
         envelope = Envelope(from_addr, given, _message.as_bytes(msg))
         with self._step(deadline):
+            self._require_no_transaction()  # before the EHLO, which would end it
             self.ehlo_or_helo_if_needed()
             asked = {option.lower() for option in mail_options}
             if envelope.smtputf8 and not self.esmtp_features.keys() | asked >= {"smtputf8"}:
@@ -335,6 +340,8 @@ class _Client(Dialogue):
             MailError: as `sendmail`; also no sender, or a header field that holds a line end.
         """
         end = Deadline.after(deadline)
+        if not isinstance(msg, Message):
+            raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(msg).__name__}")
         by_header = (
             _message.sender_and_recipients(_message.message_fields(msg)) if None in (from_addr, to_addrs) else None
         )
@@ -343,15 +350,19 @@ class _Client(Dialogue):
             to_addrs = by_header[1] if to_addrs is None else to_addrs
         if from_addr is None or to_addrs is None:
             raise InvalidEnvelope("the message has no sender: neither Sender nor From names one")
-        international = not "".join([from_addr, *to_addrs]).isascii()
+        given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
+        # As they go out: a display name is not written, and a domain has its A-label.
+        bare = [sender_mailbox(from_addr), *(mailbox(r, "recipient") for r in given)]
+        international = not all(address.isascii() for address in bare)
         content = _message.flatten(msg, utf8=international)
         with self._step(end):
+            self._require_no_transaction()
             self.ehlo_or_helo_if_needed()
             if international:
                 if not self.has_extn("smtputf8"):
                     raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
                 mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-            return self.sendmail(from_addr, to_addrs, content, mail_options, rcpt_options)
+            return self.sendmail(from_addr, given, content, mail_options, rcpt_options)
 
     # ------------------------------------------------------------ the end
 
@@ -398,8 +409,10 @@ class SMTP_SSL(_Client, smtplib.SMTP_SSL):
         _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        sock = _Client._get_socket(self, host, port, timeout)
-        return wrap_tls(sock, self.context, self._host, self._deadline.within(timeout))
+        wire = self._wire = self._new_wire(_Client._get_socket(self, host, port, timeout))  # abort() reaches it
+        if self._abort_requested:
+            wire.abort()
+        return wire.shake_hands(self.context, self._host)
 
 
 class LMTP(_Client, smtplib.LMTP):
@@ -431,9 +444,13 @@ class LMTP(_Client, smtplib.LMTP):
         return sock
 
 
-def _why_not_connected(exc: OSError, where: str) -> ConnectFailed:
+def _why_not_connected(exc: OSError | ValueError | OverflowError, where: str) -> ConnectFailed:
     if isinstance(exc, ConnectFailed):
         return exc
+    if isinstance(exc, OverflowError):
+        return ConnectFailed(f"cannot connect to {where}: {exc}", transient=False)
+    if not isinstance(exc, OSError):  # an empty or too long label, a NUL: no resolver was asked
+        return HostNotFound(f"{where} is no host name: {exc}", transient=False)
     if isinstance(exc, socket.gaierror):
         unknown = exc.errno == socket.EAI_NONAME
         return HostNotFound(

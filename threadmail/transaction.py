@@ -102,7 +102,8 @@ class Transaction:
         options = []
         if "size" in offers:
             size = len(self.envelope.content)
-            limit = int(offers["size"]) if offers["size"].isdecimal() else 0  # 0 or absent: no fixed limit (RFC 1870)
+            announced = re.fullmatch(r"[0-9]{1,20}", offers["size"])
+            limit = int(announced[0]) if announced else 0  # 0 or absent: no fixed limit (RFC 1870)
             if 0 < limit < size:
                 text = f"5.3.4 the message has {size} octets and the server takes {limit}"
                 raise MessageTooLarge(552, text, self.envelope.sender, text[6:])
@@ -258,8 +259,13 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
     except ConnectionLost:
         transaction.phase = Phase.CONTENT  # the kernel did not take the last byte, so the server cannot have it
         raise
+    closing = False
     for recipient in transaction.awaited:
-        transaction.take_final(recipient, wire.read_reply(wire.timeouts.final))
+        reply = wire.read_reply(wire.timeouts.final)
+        transaction.take_final(recipient, reply)
+        closing = closing or reply.code == 421
+    if closing:  # though others accepted it, under LMTP
+        wire.close()
 
 
 def stuffed(content: bytes) -> bytes:
