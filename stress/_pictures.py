@@ -10,6 +10,7 @@ What happened is _story.py's to find out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from ._story import Copy, Event, Fault, Kind, Story, Told
 from ._svg import Canvas, width, wrap
@@ -75,8 +76,9 @@ class _Drawing:
             above = len(_shown(event)) * _LINE + 6 if event.kind in (Kind.SAYS, Kind.HEARS) else 13
             above += 10 if len(event.lines) > 1 else 0
             above = max(above, words / 2 + 3)
-            arrows.append(y + above)
-            y += above + max(12, words / 2 + 3)
+            y = round(y + above)
+            arrows.append(y)
+            y += round(max(12, words / 2 + 3))
         return tops, arrows, y + 6
 
     def _words(self, event: Event) -> list[str]:
@@ -112,17 +114,15 @@ class _Drawing:
 
     def _transactions(self, arrows: list[float]) -> None:
         """The server's bar: whose message it takes, striped while every line is text."""
-        events = self.story.events
-        for at, event in enumerate(events[:-1]):
-            if event.transaction == -1:
+        rows = list(zip(self.story.events, arrows, strict=True))
+        for (owner, content), group in groupby(rows[:-1], lambda row: (row[0].transaction, row[0].content)):
+            ours = list(group)
+            if owner == -1:
                 continue
-            top, end = arrows[at], arrows[at + 1]
-            self.canvas.rect(SERVER - _HALF_BAR, top, 2 * _HALF_BAR, end - top, f"bar{event.transaction}")
-            y = top + 4
-            while event.content and y + 2 <= end:
-                self.canvas.rect(SERVER - _HALF_BAR + 4, y, 2 * _HALF_BAR - 8, 2, f"on{event.transaction}",
-                                 more='opacity="0.55"')  # fmt: skip
-                y += 7
+            top, end = ours[0][1], rows[rows.index(ours[-1]) + 1][1]
+            self.canvas.rect(SERVER - _HALF_BAR, top, 2 * _HALF_BAR, end - top, f"bar{owner}")
+            for y in range(int(top) + 5, int(end) - 4, 7) if content else ():
+                self.canvas.rect(SERVER - _HALF_BAR + 4, y, 2 * _HALF_BAR - 8, 2, f"on{owner}", faint=True)
 
     def _locks(self, arrows: list[float], bottom: float) -> None:
         """Brackets outside the lanes: who has the lock, and who waits for it."""
@@ -192,7 +192,7 @@ class _Drawing:
         high = len(lines) * _LINE + 8
         self.canvas.rect(x - long / 2, y - 7 - high, long, high, "box", round=5)
         for number, line in enumerate(lines):
-            at = y + 6 - high + number * _LINE
+            at = y + 10 - high + number * _LINE
             self.canvas.text(x - long / 2 + 12, at, line, look, room=long - 20, mono=True)
 
     def _callout(self, event: Event, y: float) -> None:
@@ -232,7 +232,8 @@ class _Drawing:
             for (_, long), body in zip(columns, bodies, strict=True)
         ]  # fmt: skip
         high = max(len(lines) for lines in laid) * _LINE + 42
-        for (x, long), lines, head in zip(columns, laid, ("T0 was told", "The server stored", "T1 was told"), strict=True):
+        heads = ("T0 was told", "The server stored", "T1 was told")
+        for (x, long), lines, head in zip(columns, laid, heads, strict=True):
             wrong = any(bad for _, _, bad in lines)
             self.canvas.rect(x, top, long, high, "badbox" if wrong else "goodbox", round=8)
             self.canvas.text(x + 12, top + 23, head, "ink", room=long - 40, bold=True)

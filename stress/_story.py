@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from tests.detsched import Scheduler, Verdict, run_once
 from tests.detsched.explore import Program
-from tests.detsched.oracle import SENT, Job
 from tests.detsched.ops import ACQUIRE, LOOK, READLINE, RECV, RELEASE, SEND, Op
+from tests.detsched.oracle import SENT, Job
 from tests.detsched.strategies import Replay, Strategy, write_schedule
 from tests.detsched.task import Task
 

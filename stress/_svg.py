@@ -78,9 +78,10 @@ class Canvas:
     wide: float
     _parts: list[str] = field(default_factory=list)
 
-    def rect(self, x: float, y: float, w: float, h: float, look: str, *, round: float = 0, more: str = "") -> None:
+    def rect(self, x: float, y: float, w: float, h: float, look: str, *, round: float = 0, faint: bool = False) -> None:
+        more = ' opacity="0.55"' if faint else ""
         self._parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{round:g}" class="{look}"{_more(more)}/>'
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{round:g}" class="{look}"{more}/>'
         )
 
     def line(self, points: list[tuple[float, float]], look: str, *, thick: float = 1.5, dash: str = "") -> None:
@@ -104,7 +105,8 @@ class Canvas:
 
     def text(
         self, x: float, y: float, text: str, look: str, *,
-        room: float, size: float = 13, anchor: str = "start", mono: bool = False, bold: bool = False, turn: bool = False,
+        room: float, size: float = 13, anchor: str = "start", mono: bool = False, bold: bool = False,
+        turn: bool = False,
     ) -> None:  # fmt: skip
         """One line with its baseline at y. `turn` writes it upwards."""
         wanted = width(text, size, mono=mono, bold=bold)
@@ -137,7 +139,3 @@ class Canvas:
 
 def _rule(name: str, dark: int) -> str:
     return f".{name}{{{';'.join(f'{values[0]}:{values[1 + dark]}' for values in COLOURS[name])}}}"
-
-
-def _more(more: str) -> str:
-    return f" {more}" if more else ""
