@@ -289,7 +289,8 @@ class Client(Guarded):
         if self._smtp is not None:
             reason = self._why_replace(self._smtp, end)
             if reason is None:
-                return self._smtp, False
+                # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
+                return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
             self._disconnect(reason)
         return self._connect(end), True
 

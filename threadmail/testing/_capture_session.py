@@ -195,6 +195,13 @@ class Session(aiosmtpd.SMTP):
             return "504 5.5.4 unknown mechanism"
         return None
 
+    def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
+        """As aiosmtpd, but the address as it was sent: its parser takes the quotes off `"john..doe"@example.org`."""
+        address, rest = super()._getaddr(arg)
+        if address and rest is not None and arg.lstrip().startswith("<"):
+            address = arg[: len(arg) - len(rest)].strip()[1:-1] or address
+        return address, rest
+
     async def smtp_MAIL(self, arg: str | None) -> None:
         rest, words = self._split(arg, DSN_MAIL)
         envelope = self.envelope

@@ -36,6 +36,7 @@ class Endpoint:
         ca: TestCA | None,
         auth: Mapping[str, str] | None,
         host: str,
+        port: int = 0,
         lmtp: bool,
     ) -> None:
         if tls not in ("none", "starttls", "tls"):
@@ -54,11 +55,12 @@ class Endpoint:
         if ssl_context is None and self._ca is not None:
             self._ssl_context = self._ca.server_context(*dict.fromkeys((host, "localhost", "127.0.0.1")))
         self._host = host
+        self._wanted_port = port
         self._port: int | None = None
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, 0), family=family, backlog=128)
+        listener = socket.create_server((self._host, self._wanted_port), family=family, backlog=128)
         self._port = listener.getsockname()[1]
         return listener
 

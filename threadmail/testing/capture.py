@@ -47,6 +47,7 @@ class CaptureServer(Endpoint):
         require_auth: refuse MAIL with 530 before a login (RFC 4954 section 6).
         size_limit: the octets a message may have (RFC 1870, offered as SIZE); None: any number, SIZE not offered.
         host: the address to listen on.
+        port: the port to listen on; 0 takes a free one.
         extensions: what EHLO offers beside SIZE, STARTTLS and AUTH. ``"DSN"`` (RFC 3461) and ``"CHUNKING"``
             (RFC 3030) are understood as well; a name the server does not know is offered and nothing more.
         on_message: called with each message before it is kept; a reply text it returns (``"550 5.7.1 no"``) refuses
@@ -70,6 +71,7 @@ class CaptureServer(Endpoint):
         require_auth: bool = False,
         size_limit: int | None = 33_554_432,
         host: str = "127.0.0.1",
+        port: int = 0,
         extensions: Collection[str] = EXTENSIONS,
         on_message: Callable[[CapturedMessage], str | None] | None = None,
         on_recipient: Callable[[str], str | None] | None = None,
@@ -79,7 +81,7 @@ class CaptureServer(Endpoint):
         _need_aiosmtpd()
         if require_auth and not auth:
             raise ValueError("require_auth needs auth: nobody could ever log in")
-        super().__init__(tls=tls, ssl_context=ssl_context, ca=ca, auth=auth, host=host, lmtp=lmtp)
+        super().__init__(tls=tls, ssl_context=ssl_context, ca=ca, auth=auth, host=host, port=port, lmtp=lmtp)
         self._mechanisms = check(tuple(mechanisms))
         self._require_auth = require_auth
         self._size_limit = size_limit

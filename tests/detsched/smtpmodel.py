@@ -1,0 +1,237 @@
+"""A strict SMTP server in memory: a state machine for each connection, and an exact record of who caused what.
+
+Strict means: whatever RFC 5321 calls out of sequence is answered 5yz and noted as a violation, because a correct
+client never gets there. Each byte that comes in and each reply that goes out carries the thread that caused it, so
+that the oracle can tell a foreign command inside a transaction and a reply read by the wrong thread. The server
+answers at once: that an answer is late is one of the schedules, not a delay.
+
+The server is in modelserver.py, the socket to it in modelsocket.py. No TLS, no authentication.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from .ops import Shared
+from .task import Task
+
+if TYPE_CHECKING:
+    from .modelserver import ModelServer
+
+#: In a mapping of faults by connection: every connection.
+EVERY: Final = -1
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What the server does wrong, on purpose. Connections are numbered from 0 in the order of their connects."""
+
+    #: Recipients answered 550.
+    refuse: frozenset[str] = frozenset()
+    #: {connection: n}: hang up instead of answering its nth command line (from 1; EHLO counts).
+    drop: Mapping[int, int] = field(default_factory=dict)
+    #: {connection: n}: hang up right after the final reply to its nth message, as a server does with an idle client.
+    hang_up_after: Mapping[int, int] = field(default_factory=dict)
+    #: Connects that are refused.
+    refuse_connects: frozenset[int] = frozenset()
+    #: Connections greeted by 421 and closed.
+    greet_421: frozenset[int] = frozenset()
+
+    @property
+    def by_number(self) -> bool:
+        """Does the order of the connects decide who is hit?"""
+        numbers = {*self.drop, *self.hang_up_after, *self.refuse_connects, *self.greet_421}
+        return bool(numbers - {EVERY})
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply line on its way: who caused it, by which event, at what virtual time."""
+
+    line: bytes
+    owner: Task | None
+    cause: int
+    time: float
+
+
+@dataclass
+class Envelope:
+    """A message as the server stored it."""
+
+    sender: str
+    recipients: list[str]
+    connection: str
+    body: bytes = b""
+    #: The text of the final reply, by which a receipt can be checked.
+    reply: str = ""
+
+
+class Connection(Shared):
+    """One connection: command state machine, replies under way, transcript."""
+
+    __slots__ = ("_command_count", "_data", "_envelope", "_partial", "_partial_owner", "_state", "_stored", "closed",
+                 "eof", "lockset", "number", "owner", "replies", "server", "transcript", "violations")  # fmt: skip
+
+    def __init__(self, server: ModelServer, name: str, number: int) -> None:
+        super().__init__(name)
+        self.server, self.number = server, number
+        self.replies: deque[Reply] = deque()
+        self.closed = False  # by the client
+        self.eof = False  # by the server, or a shutdown
+        self.transcript: list[tuple[str, str, str]] = []
+        self.violations: list[str] = []
+        # The thread whose transaction is open, and the locks that were held at every use of the connection so far.
+        self.owner: Task | None = None
+        self.lockset: set[Shared] | None = None
+        self._state = "idle"
+        self._partial = b""
+        self._partial_owner: Task | None = None
+        self._envelope: Envelope | None = None
+        self._data: list[bytes] = []
+        self._command_count = self._stored = 0
+
+    @property
+    def idle(self) -> bool:
+        """Open on both sides, and no transaction under way."""
+        return self._state == "idle" and not (self.closed or self.eof)
+
+    def violate(self, text: str) -> None:
+        if text not in self.violations:
+            self.violations.append(text)
+
+    def reply(self, text: str, who: Task | None, cause: int) -> None:
+        now = who.now if who is not None else 0.0
+        self.transcript.append((name_of(who), "<", text))
+        self.replies.append(Reply(text.encode() + b"\r\n", who, cause, now))
+
+    def hang_up(self) -> None:
+        self.eof = True
+        self._envelope, self._state, self.owner = None, "gone", None
+
+    def feed(self, data: bytes, who: Task | None, cause: int) -> None:
+        """Bytes from the client, sent by thread `who` in event `cause`."""
+        if self._partial and who is not self._partial_owner:
+            self.violate("two threads in one line")
+        *lines, rest = (self._partial + data).split(b"\r\n")
+        self._partial, self._partial_owner = rest, who
+        commands = 0
+        for line in lines:
+            if self.eof:
+                return
+            commands += self._state != "data"
+            self._line(line, who, cause)
+        if commands > 1 and "PIPELINING" not in self.server.extensions:
+            self.violate("pipelined without PIPELINING")
+
+    def _line(self, line: bytes, who: Task | None, cause: int) -> None:
+        text = line.decode("utf-8", "replace")
+        self.transcript.append((name_of(who), ">", text))
+        if self.owner is not None and who is not self.owner:
+            self.violate("foreign command inside a transaction")
+        if self._state == "data":
+            self._content(line, who, cause)
+            return
+        self._command_count += 1
+        if self._command_count == self.server.fault(self.server.faults.drop, self.number):
+            self.transcript.append((name_of(who), "<", "(hangs up)"))
+            self.hang_up()
+            return
+        verb, _, argument = text.partition(" ")
+        handler = _COMMANDS.get(verb.upper())
+        answer = handler(self, argument, who) if handler is not None else "500 5.5.2 unknown command"
+        for reply in answer.split("\n"):
+            self.reply(reply, who, cause)
+        if answer.startswith("50"):
+            self.violate(f"server answered {answer}")
+        if verb.upper() == "QUIT":
+            self.hang_up()
+
+    def _content(self, line: bytes, who: Task | None, cause: int) -> None:
+        if line != b".":
+            self._data.append(line[1:] if line.startswith(b".") else line)
+            return
+        envelope = self._envelope
+        assert envelope is not None
+        self._stored += 1
+        envelope.body = b"\r\n".join(self._data)
+        envelope.reply = f"250 2.0.0 stored as {self.name}-{self._stored}"
+        self.server.delivered.append(envelope)
+        self._reset()
+        self.reply(envelope.reply, who, cause)
+        if self._stored == self.server.fault(self.server.faults.hang_up_after, self.number):
+            self.transcript.append(("server", "<", "(hangs up)"))
+            self.hang_up()
+
+    def _reset(self) -> None:
+        self._state, self._envelope, self._data, self.owner = "idle", None, [], None
+
+    # Commands: each returns its reply, lines separated by "\n" ------------------------------------------------------
+
+    def _ehlo(self, argument: str, who: Task | None) -> str:
+        self._reset()
+        lines = ["model", *self.server.extensions.values()]
+        return "\n".join(f"250{'-' if i < len(lines) - 1 else ' '}{line}" for i, line in enumerate(lines))
+
+    def _helo(self, argument: str, who: Task | None) -> str:
+        self._reset()
+        return "250 model"
+
+    def _mail(self, argument: str, who: Task | None) -> str:
+        if self._state != "idle":
+            return "503 5.5.1 nested MAIL"
+        address, *parameters = argument[5:].split(" ") if argument[:5].upper() == "FROM:" else [""]
+        if not (address.startswith("<") and address.endswith(">")):
+            return "501 5.5.4 bad MAIL"
+        for parameter in parameters:
+            name = parameter.partition("=")[0].upper()
+            if name and _PARAMETERS.get(name) not in self.server.extensions:
+                return f"504 5.5.4 {name} was not offered"
+        self._state, self.owner = "mail", who
+        self._envelope = Envelope(address[1:-1], [], self.name)
+        return "250 2.1.0 sender ok"
+
+    def _rcpt(self, argument: str, who: Task | None) -> str:
+        if self._envelope is None:
+            return "503 5.5.1 need MAIL"
+        address = argument[3:].strip("<> ")
+        if address in self.server.faults.refuse:
+            return "550 5.1.1 no such user"
+        self._state = "rcpt"
+        self._envelope.recipients.append(address)
+        return "250 2.1.5 recipient ok"
+
+    def _data_command(self, argument: str, who: Task | None) -> str:
+        if self._state != "rcpt":
+            refused = self._state == "mail" and self.server.faults.refuse and "PIPELINING" in self.server.extensions
+            # A pipelining client writes DATA before it knows that no recipient was accepted; that is in sequence.
+            return "554 5.5.1 no valid recipients" if refused else "503 5.5.1 need RCPT"
+        self._state = "data"
+        return "354 go ahead"
+
+    def _rset(self, argument: str, who: Task | None) -> str:
+        self._reset()
+        return "250 2.0.0 reset"
+
+    def _noop(self, argument: str, who: Task | None) -> str:
+        return "250 2.0.0 ok"
+
+    def _vrfy(self, argument: str, who: Task | None) -> str:
+        return "252 2.5.0 try it"
+
+    def _quit(self, argument: str, who: Task | None) -> str:
+        return "221 2.0.0 bye"
+
+
+_COMMANDS: Final[dict[str, Callable[[Connection, str, Task | None], str]]] = {
+    "EHLO": Connection._ehlo, "HELO": Connection._helo, "MAIL": Connection._mail, "RCPT": Connection._rcpt,
+    "DATA": Connection._data_command, "RSET": Connection._rset, "NOOP": Connection._noop, "VRFY": Connection._vrfy,
+    "QUIT": Connection._quit,
+}  # fmt: skip
+_PARAMETERS: Final = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8"}
+
+
+def name_of(who: Task | None) -> str:
+    return who.name if who is not None else "set-up"

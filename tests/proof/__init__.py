@@ -1,0 +1,1 @@
+"""The race proof: reproduce the race on the raw client, show its absence on ours, and notice both."""

@@ -1,0 +1,20 @@
+"""Every schedule, within the bounds of each scenario: complete, without a violation, and as many as predicted or known.
+
+`pytest -rP tests/proof/test_exhaustive.py` shows the certificate of each run; `python -m stress.report` collects them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.proof.scenarios import SUITE, Scenario
+
+
+@pytest.mark.parametrize("scenario", SUITE, ids=lambda s: s.name)
+def test_no_schedule_breaks_it(scenario: Scenario) -> None:
+    result = scenario.run()
+    print(result.certificate())
+    assert result.complete
+    assert result.failing == 0, str(result.first)
+    if scenario.schedules is not None:
+        assert result.runs == scenario.schedules, "lost coverage, or something new to disagree on"
