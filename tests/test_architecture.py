@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 ORDER = [
     *("errors", "_deadline", "_address", "_message", "envelope", "receipt", "config"),
     *("_wire", "transaction"),
-    *("_guard", "_dialogue", "_login", "smtp"),
+    *("_guard", "_dialogue", "_login", "_connecting", "smtp"),
     *("retry", "throttle"),
     *("_opening", "_idle", "client"),
     "pool",

@@ -396,9 +396,7 @@ def test_an_executor_with_thread_local_state() -> None:
 
     result = explore(build, DPOR(), timeouts=0)
     assert (result.complete, result.failing) == (True, 0)
-    assert result.outcomes == {
-        (((0, 2), names), None) for names in [("lane_0",), ("lane_1",), ("lane_0", "lane_1")]
-    }
+    assert result.outcomes == {(((0, 2), names), None) for names in [("lane_0",), ("lane_1",), ("lane_0", "lane_1")]}
     assert threading.active_count() == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import threadmail.testing
 pytest_plugins = ("pytester",)
 
 PLUGIN = "threadmail.testing.pytest_plugin"
+#: Where threadmail is installed pytest loads the plugin by itself, and once only.
+INSTALLED = any(entry.value == PLUGIN for entry in entry_points(group="pytest11"))
+LOAD = () if INSTALLED else ("-p", PLUGIN)
 ROOT = Path(__file__).parent.parent
 
 
@@ -49,7 +53,7 @@ def test_the_fixtures_catch_what_the_code_under_test_sends(project: pytest.Pytes
             assert [thread.name for thread in threading.enumerate() if "threadmail" in thread.name] == []
         """
     )
-    project.runpytest_inprocess("-p", PLUGIN).assert_outcomes(passed=3)
+    project.runpytest_inprocess(*LOAD).assert_outcomes(passed=3)
 
 
 def test_without_aiosmtpd_the_fixture_fails_with_the_line_to_type(
@@ -65,13 +69,13 @@ def test_without_aiosmtpd_the_fixture_fails_with_the_line_to_type(
             pass
         """
     )
-    result = project.runpytest_inprocess("-p", PLUGIN)
+    result = project.runpytest_inprocess(*LOAD)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*pip install 'threadmail?sandbox?'*"])
 
 
 def test_the_fixtures_are_listed_with_their_first_line(project: pytest.Pytester) -> None:
-    result = project.runpytest_inprocess("-p", PLUGIN, "--fixtures")
+    result = project.runpytest_inprocess(*LOAD, "--fixtures")
     result.stdout.fnmatch_lines(["threadmail_server*", "*A running*CaptureServer*", "threadmail_outbox*"])
 
 

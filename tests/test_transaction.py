@@ -682,7 +682,7 @@ def test_before_final_is_not_called_for_a_message_that_was_refused() -> None:
 codes = st.sampled_from([199, 220, 250, 251, 299, 334, 354, 421, 450, 451, 499, 500, 550, 554, 599])
 
 
-@given(st.lists(codes, min_size=6, max_size=12), st.integers(1, 3), st.booleans(), st.booleans())
+@given(st.lists(codes, min_size=8, max_size=12), st.integers(1, 3), st.booleans(), st.booleans())
 def test_the_receipt_is_true_whatever_the_server_answers(
     replies: list[int], recipients: int, is_lmtp: bool, all_or_nothing: bool
 ) -> None:

@@ -278,7 +278,10 @@ def wrap_tls(
         raise TLSFailed(f"the certificate of {hostname} is not valid: {exc.verify_message}", transient=False) from exc
     except (OSError, ValueError) as exc:
         sock.close()
-        raise TLSFailed(f"the TLS handshake with {hostname} failed: {_tls_cause(exc)}") from exc
+        # A port that does not speak TLS will not learn it; everything else may have been bad luck.
+        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER"
+        cause = _tls_cause(exc)
+        raise TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger) from exc
     except BaseException:
         sock.close()
         raise

@@ -8,7 +8,6 @@ before the first byte of a message. Leaves connecting again, idle connections an
 
 from __future__ import annotations
 
-import functools
 import smtplib
 import socket
 import ssl
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _login, _message, transaction
 from ._address import mailbox, sender_mailbox
+from ._connecting import default_local_hostname, tls_context, why_not_connected
 from ._deadline import Deadline
 from ._dialogue import UNSET, Answer, Dialogue
 from .config import Timeouts, is_loopback
@@ -27,10 +27,8 @@ from .envelope import Envelope
 from .errors import (
     BadReply,
     ConnectFailed,
-    ConnectionRefused,
     ConnectTimedOut,
     GreetingRefused,
-    HostNotFound,
     InsecureLogin,
     InvalidEnvelope,
     MailError,
@@ -47,18 +45,6 @@ if TYPE_CHECKING:
     from _typeshed import SizedBuffer
 
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-@functools.lru_cache(maxsize=1)
-def default_local_hostname() -> str:
-    """This machine's name for EHLO, as smtplib finds it, but once for each process: it takes seconds on bad DNS."""
-    name = socket.getfqdn()
-    if "." in name:
-        return name
-    try:
-        return f"[{socket.gethostbyname(socket.gethostname())}]"
-    except OSError:
-        return "[127.0.0.1]"
 
 
 class _Client(Dialogue):
@@ -149,7 +135,7 @@ class _Client(Dialogue):
         try:
             sock = self._dial(host, port, limit.remaining())
         except (OSError, ValueError, OverflowError) as exc:
-            raise _why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
+            raise why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
         sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
         try:
             sock.setsockopt(*_NO_DELAY)  # content and lone dot in two segments cost 44 ms with Nagle's algorithm
@@ -177,7 +163,7 @@ class _Client(Dialogue):
         Raises:
             NotSupported, StartTLSRefused, TLSFailed: and there is no connection any more.
         """
-        context = _tls_context(context, certfile, keyfile)  # first, for it may fail
+        context = tls_context(context, certfile, keyfile)  # first, for it may fail
         with self._step(deadline):
             self.ehlo_or_helo_if_needed()
             offered = "starttls" in self.esmtp_features
@@ -405,7 +391,7 @@ class SMTP_SSL(_Client, smtplib.SMTP_SSL):
         context: ssl.SSLContext | None = None,
         **settings: Any,
     ) -> None:
-        self.context = _tls_context(context, certfile, keyfile)
+        self.context = tls_context(context, certfile, keyfile)
         _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
@@ -442,36 +428,6 @@ class LMTP(_Client, smtplib.LMTP):
             sock.close()
             raise
         return sock
-
-
-def _why_not_connected(exc: OSError | ValueError | OverflowError, where: str) -> ConnectFailed:
-    if isinstance(exc, ConnectFailed):
-        return exc
-    if isinstance(exc, OverflowError):
-        return ConnectFailed(f"cannot connect to {where}: {exc}", transient=False)
-    if not isinstance(exc, OSError):  # an empty or too long label, a NUL: no resolver was asked
-        return HostNotFound(f"{where} is no host name: {exc}", transient=False)
-    if isinstance(exc, socket.gaierror):
-        unknown = exc.errno == socket.EAI_NONAME
-        return HostNotFound(
-            f"the host name of {where} cannot be resolved: {exc.strerror}", errno=exc.errno, transient=not unknown
-        )
-    if isinstance(exc, ConnectionRefusedError):
-        return ConnectionRefused(f"{where} refused the connection: nothing listens there", errno=exc.errno)
-    if isinstance(exc, TimeoutError):
-        return ConnectTimedOut(f"{where} did not answer in time", errno=exc.errno)
-    return ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}", errno=exc.errno)
-
-
-def _tls_context(context: ssl.SSLContext | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
-    if context is None:
-        context = ssl.create_default_context()
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if certfile is not None:
-            context.load_cert_chain(certfile, keyfile)
-    elif certfile is not None or keyfile is not None:
-        raise ValueError("context and keyfile or certfile are mutually exclusive")
-    return context
 
 
 def _as_given(replies: dict[str, Answer], given: Sequence[str]) -> dict[str, Answer]:

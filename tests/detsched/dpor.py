@@ -195,9 +195,7 @@ class DPOR:
         elif node.todo.isdisjoint(helpers):
             node.todo.add(helpers[0])
 
-    def _happens_after(
-        self, op: Op, clock: list[int], history: dict[int, Events], at_event: list[list[int]]
-    ) -> None:
+    def _happens_after(self, op: Op, clock: list[int], history: dict[int, Events], at_event: list[list[int]]) -> None:
         for other, events in history.items():
             if other != op.tid:
                 for position, kind in reversed(events):

@@ -237,5 +237,3 @@ def line_tracer(*files: str) -> Callable[[Scheduler, Task], Any]:
         return outer
 
     return tracer
-
-

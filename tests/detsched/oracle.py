@@ -83,7 +83,6 @@ class Ledger:
         else:
             self.report(job, Report(SENT, frozenset(refused or ())))
 
-
     def send_for_receipt(self, job: Job, send: Callable[[Job], Any]) -> None:
         """Send by a function that returns a receipt, or raises an error that carries one."""
         try:

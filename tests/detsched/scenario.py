@@ -1,13 +1,13 @@
 """The usual shape of a mail scenario, so that one fits on a few lines.
 
-    def guarded(run):
-        office = PostOffice(run, ModelServer(bound=1, lockset=True))
-        client = SMTP("model", 25, local_hostname="me")
-        office.senders(threads=2, messages=2, sendmail=client.sendmail)
+def guarded(run):
+    office = PostOffice(run, ModelServer(bound=1, lockset=True))
+    client = SMTP("model", 25, local_hostname="me")
+    office.senders(threads=2, messages=2, sendmail=client.sendmail)
 
-    with watched(SMTP, smtplib.SMTP):
-        result = explore(guarded, DPOR(), scenario="guarded 2x2", granularity="fields")
-    assert (result.complete, result.failing, result.runs, result.data_races) == (True, 0, 6, frozenset())
+with watched(SMTP, smtplib.SMTP):
+    result = explore(guarded, DPOR(), scenario="guarded 2x2", granularity="fields")
+assert (result.complete, result.failing, result.runs, result.data_races) == (True, 0, 6, frozenset())
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""What surrounds a connect.
+
+Owns this machine's name for EHLO, the TLS context of those who bring none, and the reasons why there is no connection,
+in words and as the error that callers can tell apart. Opens nothing itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import ssl
+
+from .errors import ConnectFailed, ConnectionRefused, ConnectTimedOut, HostNotFound
+
+
+@functools.lru_cache(maxsize=1)
+def default_local_hostname() -> str:
+    """This machine's name for EHLO, as smtplib finds it, but once for each process: it takes seconds on bad DNS."""
+    name = socket.getfqdn()
+    if "." in name:
+        return name
+    try:
+        return f"[{socket.gethostbyname(socket.gethostname())}]"
+    except OSError:
+        return "[127.0.0.1]"
+
+
+def tls_context(context: ssl.SSLContext | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
+    """`context`, or one that verifies the server's certificate and name, with TLS 1.2 or later."""
+    if context is None:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if certfile is not None:
+            context.load_cert_chain(certfile, keyfile)
+    elif certfile is not None or keyfile is not None:
+        raise ValueError("context and keyfile or certfile are mutually exclusive")
+    return context
+
+
+def why_not_connected(exc: OSError | ValueError | OverflowError, where: str) -> ConnectFailed:
+    """The error of ours for what the system or the resolver raised."""
+    if isinstance(exc, ConnectFailed):
+        return exc
+    if isinstance(exc, OverflowError):
+        return ConnectFailed(f"cannot connect to {where}: {exc}", transient=False)
+    if not isinstance(exc, OSError):  # an empty or too long label, a NUL: no resolver was asked
+        return HostNotFound(f"{where} is no host name: {exc}", transient=False)
+    if isinstance(exc, socket.gaierror):
+        unknown = exc.errno == socket.EAI_NONAME
+        return HostNotFound(
+            f"the host name of {where} cannot be resolved: {exc.strerror}", errno=exc.errno, transient=not unknown
+        )
+    if isinstance(exc, ConnectionRefusedError):
+        return ConnectionRefused(f"{where} refused the connection: nothing listens there", errno=exc.errno)
+    if isinstance(exc, TimeoutError):
+        return ConnectTimedOut(f"{where} did not answer in time", errno=exc.errno)
+    return ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}", errno=exc.errno)
