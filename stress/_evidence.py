@@ -1,4 +1,4 @@
-"""What was run and what came of it: the certificates of the scenarios, the reproduction of the race, the golden replays.
+"""What was run and what came of it: certificates of the scenarios, the race reproduced, the golden replays.
 
 Owns the measuring, and the judgement of each number: is it the one that was predicted? Guarantees that nothing here is
 typed in: a `Certificate` is made from a search's `Result`, or read back from a row that was. How it is told is left to
@@ -108,7 +108,8 @@ def certificate(scenario: Scenario, result: Result, *, threads: int) -> Certific
     return Certificate(
         scenario.name,
         f"{_some(threads, 'thread')}, {_some(messages, 'message')}; time-outs: {_timeouts(scenario.options)}",
-        result.granularity,
+        result.granularity
+        + (f" of {', '.join(known.__name__ for known in scenario.classes)}" if scenario.classes else ""),
         result.runs,
         UNKNOWN if scenario.schedules is None else BY_FORMULA if scenario.formula else KNOWN,
         scenario.schedules,

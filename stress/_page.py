@@ -1,7 +1,7 @@
 """One document, written as Markdown for the repository and as one self-contained page of HTML.
 
-Owns the two ways of writing, and nothing of what is written. Text knows `code`, **bold** and [links](to). The HTML is
-well-formed XML too, so that its form can be checked; pictures stand in it as they are.
+Owns the two ways of writing, and nothing of what is written. Text knows `code`, **bold**, *emphasis* and [links](to).
+The HTML is well-formed XML too, so that its form can be checked; pictures stand in it as they are.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def _cells(tag: str, cells: Sequence[str], marks: Sequence[str]) -> str:
 
 _MARKS: Final[list[tuple[str, Callable[[re.Match[str]], str]]]] = [
     (r"\*\*(.+?)\*\*", lambda found: f"<strong>{found[1]}</strong>"),
+    (r"\*([^*]+)\*", lambda found: f"<em>{found[1]}</em>"),
     (r"\[([^]]+)\]\(([^)]+)\)", lambda found: f'<a href="{found[2]}">{found[1]}</a>'),
 ]
 

@@ -31,8 +31,8 @@ class Report:
 
     @property
     def good(self) -> bool:
-        parts = (*self.certificates, self.reproduction, *self.shown)
-        return all(part.good for part in parts)
+        parts = [*(one.good for one in self.certificates), *(one.good for one in self.shown)]
+        return self.reproduction.good and all(parts)
 
 
 #: To be stated beside the claim, word for word.
@@ -45,9 +45,9 @@ LIMITS: Final = (
     "`sendall` is atomic in the model (true interleaving inside a large sendall only makes unguarded code worse; "
     "irrelevant under the lock);",
     'the server answers at once, so "no reply yet" is a schedule, not a delay;',
-    'timed waits = "may time out whenever scheduled while busy", an over-approximation (the error of a deadline must be '
-    "an allowed outcome); where the bounds say so, each thread may use that freedom only so many times, and beyond it a "
-    "wait times out only when no thread can move otherwise;",
+    'timed waits = "may time out whenever scheduled while busy", an over-approximation (TimedOut must be an allowed '
+    "outcome); where the bounds say so, each thread may use that freedom only so many times, and beyond it "
+    "a wait times out only when no thread can move otherwise;",
     "TLS, DNS and the C internals of sockets are outside;",
     "sequential consistency at Python-operation level, which both GIL and free-threaded builds give per operation.",
 )
@@ -62,14 +62,15 @@ _ORACLE: Final = (
 )
 
 _BEYOND: Final = (
-    "**From MAIL to the final reply, one lock.** In the scenarios with one shared `SMTP` or `Client` and no lost "
-    "connection, the model server keeps for each connection the set of locks held at every use (the lockset of "
-    "Savage et al., *Eraser*, 1997). Every socket operation of every explored run, each write and each read, happened "
-    "with one and the same lock held, and no operation of another thread came between a MAIL and its final reply.",
+    "**From MAIL to the final reply, one lock.** Mutual exclusion is what was seen: in the scenarios with one shared "
+    "`SMTP` or `Client` that keeps its connection (`shared`, `sync_root held`, `a recipient refused`), every socket "
+    "operation of every explored run, each write and each read, happened with one and the same lock held (the lockset "
+    "of Savage et al., *Eraser*, 1997), from MAIL to the final reply. In all scenarios, no command of another thread "
+    "came between a MAIL and its final reply.",
     "**Nothing else to disagree on.** N threads can take one lock M times each in (N·M)! / (M!)^N orders. The search "
-    "finds exactly that many schedules that differ, with every field access a switch point. If the lock were given back "
-    "anywhere between MAIL and the final reply, or if anything that the threads share were used outside of it, there "
-    "would be more. So one message is one step.",
+    "finds exactly that many schedules that differ, with every field access a switch point. If the lock were given "
+    "back anywhere between MAIL and the final reply, or if anything that the threads share and change were used "
+    "outside of it, there would be more. So one message is one step.",
     "**Mutual exclusion does not depend on N.** A lock that keeps two threads apart keeps any two of N apart. Every "
     "damage in the pictures needs a command of one thread inside the transaction of another: two threads and one "
     "connection. With N threads the steps come in some order, each of them alone; the next one meets the connection as "
@@ -119,14 +120,14 @@ def _claim(report: Report) -> list[Block]:
     runs, failing = report.reproduction.all.runs, report.reproduction.all.failing
     return [
         Text(
-            "**Proved within these bounds, argued beyond:** threads that share a threadmail client, pool or sender do not "
-            "interleave the commands of two messages, whatever the order in which they run."
+            "**Proved within these bounds, argued beyond:** threads that share a threadmail client, pool or sender do "
+            "not interleave the commands of two messages, whatever the order in which they run."
         ),
         Text(
-            f"{len(found)} scenarios over the product's own classes, {schedules:,} schedules, every one that can make a "
-            f"difference within the bounds of its scenario, {violations} violations. In {formula} scenarios the number of "
-            f"schedules was predicted by a formula. The same tool, set on the standard library's `smtplib.SMTP` shared by "
-            f"two threads, finds that {failing} of {runs} schedules fail."
+            f"{len(found)} scenarios over the product's own classes, {schedules:,} schedules, every one that can make "
+            f"a difference within the bounds of its scenario, {violations} violations. In {formula} scenarios the "
+            "number of schedules was predicted by a formula. The same tool, set on the standard library's "
+            f"`smtplib.SMTP` shared by two threads, finds that {failing} of {runs} schedules fail."
         ),
         Text("A run passes if all of this holds at its end:"),
         Items(_ORACLE),
@@ -150,20 +151,19 @@ def _race(found: Reproduction, shown: Sequence[Shown]) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "The race, reproduced"),
         Text(
-            f"Two threads send one message each through one connected `smtplib.SMTP`. Of all **{found.all.runs}** schedules "
-            f"**{found.all.failing}** fail. The {found.all.runs - found.all.failing} that pass are the two serial orders, "
-            f"each also with the second thread's MAIL written just before the first thread reads its last reply. "
-            f"The reduced search ends in the same {len(reduced.outcomes)} states in {reduced.runs} schedules. "
-            "A schedule mostly does more than one kind of damage:"
+            f"Two threads send one message each through one connected `smtplib.SMTP`. Of all **{found.all.runs}** "
+            f"schedules **{found.all.failing}** fail. The {found.all.runs - found.all.failing} that pass are the two "
+            "serial orders, each also with the second thread's MAIL written just before the first thread reads its "
+            f"last reply. The reduced search ends in the same {len(reduced.outcomes)} states in {reduced.runs} "
+            "schedules. A schedule mostly does more than one kind of damage:"
         ),
         Table(("Damage", "Schedules"), [[kind, f"{n:,}"] for kind, n in found.kinds.items()], right=("Schedules",)),
         Text("One preemption, a switch away from a thread that could have gone on, is enough:"),
         Table(("Preemptions at most", "Schedules", "Failing"), bounded, right=("Schedules", "Failing")),
         Heading(2, "The shortest ways to break it"),
         Text(
-            "Each picture is drawn from a replay. A schedule is written as *thread*x*steps*: `0x6 1 0x2` is six steps of "
-            "thread 0, one of thread 1, two of thread 0. A step is one write to the connection, one read of a reply, or "
-            "one operation on a lock."
+            "Each picture is drawn from a replay. The schedule `0x6 1 0x2` is six steps of thread 0, one of thread 1, "
+            "two of thread 0. A step is one write to the connection, one read of a reply, or one operation on a lock."
         ),
         Table(("Picture", "Schedule", "Preemptions", "Violations"), replays),
     ]
@@ -172,7 +172,7 @@ def _race(found: Reproduction, shown: Sequence[Shown]) -> list[Block]:
         blocks += [
             Heading(3, picture.title),
             Text(one.golden.words),
-            Image(f"{picture.name}.svg", f"{picture.title}. {one.golden.words}".replace("`", ""), one.svg),
+            Image(f"{picture.name}.svg", picture.title, one.svg),
         ]
     return blocks
 
@@ -184,10 +184,10 @@ def _certificates(report: Report) -> list[Block]:
         Text("Every row is one exhaustive search."),
         Table(HEAD, [one.cells() for one in report.certificates], right),
         Text(
-            f"The data races of `abort()` ({', '.join(f'`{name}`' for name in sorted(BY_DESIGN))}) are there by design: "
-            "abort() takes no lock, because the call that it ends holds the lock; close() uses it on a call that does not "
-            "end in time. Each is one read or one write, each is a switch point, and all their orders were searched. Any "
-            "other data race would stand in bold and spoil the claim."
+            f"The data races of `abort()` ({', '.join(f'`{name}`' for name in sorted(BY_DESIGN))}) are there by "
+            "design: abort() takes no lock, because the call that it ends holds the lock; close() uses it on a call "
+            "that does not end in time. Each is one read or one write, each is a switch point, and all their orders "
+            "were searched. Any other data race would stand in bold and spoil the claim."
         ),
     ]
     if report.left_out:
@@ -223,7 +223,8 @@ def _reading(report: Report) -> list[Block]:
                 "*Time-outs* says when a timed wait may time out: *any*, whenever its thread is scheduled while it "
                 "cannot succeed; *n each*, so for n waits of each thread; *last*, only when nothing else can happen.",
                 "**Switch points**: where another thread may get the turn. *Fields* are the instance fields of the "
-                "product's classes under test, and of `smtplib.SMTP` below them.",
+                "named classes, those that they inherit included; a field that is written before the threads start "
+                "and only read after that is none (`_locks` and `_pid`, by which each client finds its own lock).",
                 "**Schedules**: how many were run. Of schedules that differ only in the order of operations that "
                 "cannot affect each other, one is run (dynamic partial-order reduction with sleep sets); that the "
                 "reduction leaves out nothing else is checked on random programs against the plain search, by "
