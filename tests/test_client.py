@@ -295,6 +295,12 @@ def test_the_deadline_holds_against_a_dripping_server() -> None:
         assert time.monotonic() - started < 2.0
 
 
+def test_a_deadline_beyond_all_counting_is_none() -> None:
+    """Locks count in nanoseconds and sockets in milliseconds, both in so many bits."""
+    with CaptureServer() as server, Client(server.url) as client:
+        assert client.send(message(), deadline=1e12).outcome is Outcome.SENT
+
+
 def test_a_server_without_greeting_is_a_connect_timeout() -> None:
     with ScriptedServer([Stall()]) as server:
         quick = config(server, timeouts=Timeouts(command=0.1))

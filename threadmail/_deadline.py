@@ -13,6 +13,10 @@ from math import inf
 from .errors import TimedOut
 
 
+#: What locks and sockets can still count, in seconds: 23 days. Nobody waits longer than that, whatever was asked for.
+LONGEST = 2_000_000.0
+
+
 def now() -> float:
     """Seconds on the monotonic clock. Everything in the package reads the time here."""
     return time.monotonic()
@@ -40,7 +44,7 @@ class Deadline:
 
     def remaining(self) -> float | None:
         """Seconds left, at least 0; None where there is no end. What `acquire`, `wait` and `settimeout` take."""
-        return None if self.at == inf else max(0.0, self.at - now())
+        return None if self.at == inf else min(max(0.0, self.at - now()), LONGEST)
 
     @property
     def passed(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from .explore import Run
+from .explore import Run, Verdict
 from .modelserver import ModelServer
 from .oracle import Job, Ledger, verdict
 
@@ -30,10 +30,12 @@ class PostOffice:
         self.ledger = Ledger()
         self.failures = tuple(failures)
         run.context.enter_context(self.server)
-        scheduler = run.scheduler
-        run.judge(
-            lambda: verdict(self.server, self.ledger, failures=self.failures, given_up=scheduler.ending is not None)
-        )
+        run.judge(self.verdict)
+
+    def verdict(self) -> Verdict:
+        """What the oracle says of the run."""
+        given_up = self.run.scheduler.ending is not None
+        return verdict(self.server, self.ledger, failures=self.failures, given_up=given_up)
 
     def jobs(self, thread: int, messages: int, recipients: int = 1) -> list[Job]:
         return [self.ledger.add(f"T{thread}m{number}", recipients) for number in range(messages)]

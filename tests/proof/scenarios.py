@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.detsched import DPOR, Result, Run, Strategy, explore, watched
+from tests.detsched import DPOR, Result, Run, Strategy, Verdict, explore, watched
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.oracle import NOT_SENT, SENT, Job, Report, describe, failed_outcome
@@ -318,39 +318,58 @@ def close(sender: ThreadedSender, _: list[Any]) -> None:
     sender.close(timeout=None)
 
 
-def two_lanes(run: Run) -> None:
-    """Two lanes, two messages in the queue, nobody beside them: dial, send, find nothing more, end."""
-    run.context.enter_context(no_exit_hook())
-    office = PostOffice(run, ModelServer(bound=2))
-    jobs = office.jobs(0, 2)
-    settled: list[SenderJob] = []
-    dispatcher = Dispatcher(
-        CONFIG,
-        workers=2,
-        queue_size=10,
-        policy=RetryPolicy(),
-        throttle=Throttle(),
-        rng=random.Random(1),
-        settled=settled.append,
-    )
-    dispatcher._working = False  # no lanes of its own while the queue is filled
-    mine = []
-    for job in jobs:
-        mine.append(SenderJob(Envelope(job.sender, list(job.recipients), job.content), NEVER, dispatcher))
-        dispatcher.put(mine[-1])
-    dispatcher._working, dispatcher._lane_count = True, 2
-    left = [2]
+def lanes_alone(
+    lanes: int,
+    messages: int,
+    *,
+    faults: Faults | None = None,
+    cancel: int | None = None,
+    closing: bool = False,
+) -> Program:
+    """Lanes and a queue that is full when they start; no caller and no executor beside them.
 
-    def lane() -> None:
-        dispatcher._lane()
-        left[0] -= 1
-        if not left[0]:
-            for job, done in zip(jobs, mine, strict=True):
-                assert done.receipt is not None
-                office.ledger.report(job, Report(done.receipt.outcome.value, frozenset(done.receipt.refused)))
+    Each lane dials, sends, finds nothing more and ends. Where `cancel` says so, a thread takes that message back; with
+    `closing` one closes the dispatcher and takes the whole queue back.
+    """
 
-    run.thread(lane, "lane0")
-    run.thread(lane, "lane1")
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(bound=lanes, faults=faults), failures=("cancelled", "taken back"))
+        dispatcher = Dispatcher(
+            CONFIG,
+            workers=lanes,
+            queue_size=10,
+            policy=RetryPolicy(base=0.0),
+            throttle=Throttle(),
+            rng=random.Random(1),
+            settled=lambda job: None,
+        )
+        dispatcher._working = False  # no lanes of its own while the queue is filled
+        given = office.jobs(0, messages)
+        jobs = [SenderJob(Envelope(j.sender, list(j.recipients), j.content), NEVER, dispatcher) for j in given]
+        for job in jobs:
+            dispatcher.put(job)
+        dispatcher._working, dispatcher._lane_count = True, lanes
+        for number in range(lanes):
+            run.thread(dispatcher._lane, f"lane{number}")
+        if cancel is not None:
+            run.thread(jobs[cancel].future.cancel, "canceller")
+        if closing:
+            run.thread(lambda: dispatcher.close(drain=False, end=NEVER), "closer")
+        verdict = office.verdict
+
+        def judge() -> Verdict:
+            for mine, job in zip(given, jobs, strict=True):
+                if job.future.cancelled():
+                    office.ledger.report(mine, Report(NOT_SENT, detail="cancelled"))
+                elif job.receipt is not None:
+                    told = "" if job.receipt.error is None else "taken back"
+                    refused = frozenset(job.receipt.refused)
+                    office.ledger.report(mine, Report(job.receipt.outcome.value, refused, detail=told))
+            return verdict()
+
+        run.judge(judge)
+
+    return program
 
 
 # ---------------------------------------------------------------- the list
@@ -391,6 +410,11 @@ _ENDED = ("Closed", "Aborted")
 _LATE = ("TimedOut", "ReplyTimedOut")
 _POOLS = {(1, 2, 1): 6, (1, 2, 2): 106, (1, 3, 1): 84, (2, 2, 1): 16, (2, 2, 2): 840, (2, 3, 1): 1164}
 
+#: The server hangs up after the first message, and greets the next connection with 421.
+_IN_VAIN = Faults(hang_up_after={0: 1}, greet_421=frozenset([1]))
+replaced_in_vain = lanes_alone(1, 2, faults=_IN_VAIN, cancel=1)
+put_back_late = lanes_alone(1, 2, faults=_IN_VAIN, closing=True)
+
 SCENARIOS = [
     *(_client(f"SMTP shared, {t}x{m}", guarded(t, m), orders(t, m), formula=True) for t, m in _BOUNDS),
     *(_client(f"Client shared, {t}x{m}", shared_client(t, m), orders(t, m), formula=True) for t, m in _BOUNDS),
@@ -412,7 +436,9 @@ SCENARIOS = [
     # The executor differs between versions of Python, and the numbers with it.
     _sender("sender, 1 lane, 1 message", dispatched(1, 1)),
     _sender("sender, 1 lane, 2 messages", dispatched(1, 2)),
-    _sender("sender, 2 lanes, 2 messages", two_lanes, 2288),
+    _sender("sender, 2 lanes, 2 messages", lanes_alone(2, 2), 2288),
+    _sender("sender, cancel while a connection is replaced in vain", replaced_in_vain, 17, timeouts=1),
+    _sender("sender, closed while a message is put back", put_back_late, 958, timeouts=1),
     _sender("sender, lane ends idle while work arrives", dispatched(1, 1), timeouts=2),
     _sender("sender, retry after a refused session", dispatched(1, 1, faults=_BUSY_AT_FIRST), timeouts=3),
     _sender("sender, cancel beside it", dispatched(1, 1, beside=cancel_all, failures=("cancelled",))),
