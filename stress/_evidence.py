@@ -35,7 +35,9 @@ class Certificate:
     """One search. `origin` says where the expected number of schedules is from, `expected` is None if there is none."""
 
     scenario: str
-    bounds: str
+    threads: int
+    messages: int
+    timeouts: str
     switch_points: str
     schedules: int
     origin: str
@@ -55,7 +57,9 @@ class Certificate:
         number = "" if self.expected in (None, self.schedules) else f"**{self.expected:,} expected** by "
         return [
             self.scenario,
-            self.bounds,
+            str(self.threads),
+            str(self.messages),
+            self.timeouts,
             self.switch_points,
             f"{self.schedules:,}",
             number + self.origin,
@@ -68,18 +72,19 @@ class Certificate:
     @classmethod
     def read(cls, cells: Sequence[str]) -> Certificate:
         """From the cells of a good row."""
-        name, bounds, points, schedules, origin, complete, violations, races, seconds = cells
+        name, threads, messages, timeouts, points, schedules, origin, complete, violations, races, seconds = cells
         number = int(schedules.replace(",", ""))
         expected = None if origin == UNKNOWN else number
         fields = () if races == "none" else tuple(race.strip("`") for race in races.split(", "))
         return cls(
-            name, bounds, points, number, origin, expected, complete == "yes", int(violations), fields, float(seconds)
-        )
+            name, int(threads), int(messages), timeouts, points, number, origin, expected,
+            complete == "yes", int(violations), fields, float(seconds),
+        )  # fmt: skip
 
 
 HEAD: Final = (
-    *("Scenario", "Bounds", "Switch points", "Schedules", "Predicted", "Complete", "Violations", "Data races"),
-    "Seconds",
+    *("Scenario", "Threads", "Messages", "Time-outs", "Switch points beside locks and sockets"),
+    *("Schedules", "Predicted", "Complete", "Violations", "Data races", "Seconds"),
 )
 
 
@@ -107,9 +112,10 @@ def certificate(scenario: Scenario, result: Result, *, threads: int) -> Certific
     messages = max((len(reports) for (_, reports), _ in result.outcomes), default=0)  # type: ignore[misc, has-type]
     return Certificate(
         scenario.name,
-        f"{_some(threads, 'thread')}, {_some(messages, 'message')}; time-outs: {_timeouts(scenario.options)}",
-        result.granularity
-        + (f" of {', '.join(known.__name__ for known in scenario.classes)}" if scenario.classes else ""),
+        threads,
+        messages,
+        _timeouts(scenario.options),
+        _points(result.granularity, scenario.classes),
         result.runs,
         UNKNOWN if scenario.schedules is None else BY_FORMULA if scenario.formula else KNOWN,
         scenario.schedules,
@@ -120,8 +126,9 @@ def certificate(scenario: Scenario, result: Result, *, threads: int) -> Certific
     )
 
 
-def _some(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _points(granularity: str, classes: Sequence[type]) -> str:
+    beside = granularity.removeprefix("locks, sockets").removeprefix(", ") or "none"
+    return f"{beside} of {', '.join(known.__name__ for known in classes)}" if classes else beside
 
 
 def _timeouts(options: Mapping[str, int | None]) -> str:

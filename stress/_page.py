@@ -61,7 +61,7 @@ Block = Heading | Text | Items | Code | Table | Image
 _STYLE: Final = """
 :root { color-scheme: light dark; --edge: #d0d7de; --soft: #f6f8fa; --link: #0969da; }
 @media (prefers-color-scheme: dark) { :root { --edge: #3d444d; --soft: #151b23; --link: #4493f8; } }
-body { font: 16px/1.55 -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; max-width: 60rem;
+body { font: 16px/1.55 -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; max-width: 72rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 0.8rem; }
 h2 { border-bottom: 1px solid var(--edge); padding-bottom: 0.3rem; }
@@ -76,6 +76,8 @@ table { border-collapse: collapse; font-size: 0.87rem; }
 th, td { border: 1px solid var(--edge); padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); }
 .right { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:first-child { white-space: nowrap; }
+p, li { max-width: 54rem; }
 figure { margin: 1rem 0 2rem; }
 figure svg { max-width: 100%; height: auto; }
 """

@@ -178,7 +178,7 @@ def _race(found: Reproduction, shown: Sequence[Shown]) -> list[Block]:
 
 
 def _certificates(report: Report) -> list[Block]:
-    right = ("Schedules", "Violations", "Seconds")
+    right = ("Threads", "Messages", "Schedules", "Violations", "Seconds")
     blocks: list[Block] = [
         Heading(2, "Certificates"),
         Text("Every row is one exhaustive search."),
@@ -219,8 +219,8 @@ def _reading(report: Report) -> list[Block]:
         Heading(2, "How to read it"),
         Items(
             [
-                "**Bounds**: the most threads and messages of a run, threads of the sender and its lanes included. "
-                "*Time-outs* says when a timed wait may time out: *any*, whenever its thread is scheduled while it "
+                "**Threads**, **Messages** and **Time-outs** are the bounds: the most threads of a run, the sender's lanes "
+                "included, and the most messages; and when a timed wait may time out: *any*, whenever its thread is scheduled while it "
                 "cannot succeed; *n each*, so for n waits of each thread; *last*, only when nothing else can happen.",
                 "**Switch points**: where another thread may get the turn. *Fields* are the instance fields of the "
                 "named classes, those that they inherit included; a field that is written before the threads start "
