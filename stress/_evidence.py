@@ -60,7 +60,6 @@ class Certificate:
             str(self.threads),
             str(self.messages),
             self.timeouts,
-            self.switch_points,
             f"{self.schedules:,}",
             number + self.origin,
             "yes" if self.complete else "**no**",
@@ -70,9 +69,9 @@ class Certificate:
         ]
 
     @classmethod
-    def read(cls, cells: Sequence[str]) -> Certificate:
-        """From the cells of a good row."""
-        name, threads, messages, timeouts, points, schedules, origin, complete, violations, races, seconds = cells
+    def read(cls, points: str, cells: Sequence[str]) -> Certificate:
+        """From the cells of a good row, in the table of these switch points."""
+        name, threads, messages, timeouts, schedules, origin, complete, violations, races, seconds = cells
         number = int(schedules.replace(",", ""))
         expected = None if origin == UNKNOWN else number
         fields = () if races == "none" else tuple(race.strip("`") for race in races.split(", "))
@@ -83,7 +82,7 @@ class Certificate:
 
 
 HEAD: Final = (
-    *("Scenario", "Threads", "Messages", "Time-outs", "Switch points beside locks and sockets"),
+    *("Scenario", "Threads", "Messages", "Time-outs"),
     *("Schedules", "Predicted", "Complete", "Violations", "Data races", "Seconds"),
 )
 
@@ -115,7 +114,7 @@ def certificate(scenario: Scenario, result: Result, *, threads: int) -> Certific
         threads,
         messages,
         _timeouts(scenario.options),
-        _points(result.granularity, scenario.classes),
+        result.granularity + (f" of {', '.join(one.__name__ for one in scenario.classes)}" if scenario.classes else ""),
         result.runs,
         UNKNOWN if scenario.schedules is None else BY_FORMULA if scenario.formula else KNOWN,
         scenario.schedules,
@@ -124,11 +123,6 @@ def certificate(scenario: Scenario, result: Result, *, threads: int) -> Certific
         tuple(sorted(result.data_races or ())),
         result.seconds,
     )
-
-
-def _points(granularity: str, classes: Sequence[type]) -> str:
-    beside = granularity.removeprefix("locks, sockets").removeprefix(", ") or "none"
-    return f"{beside} of {', '.join(known.__name__ for known in classes)}" if classes else beside
 
 
 def _timeouts(options: Mapping[str, int | None]) -> str:
