@@ -92,7 +92,8 @@ class Fate:
 class Ledger:
     """What was handed in, what was told about it; threads share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, calm: bool = False) -> None:
+        self._calm = calm  # nobody makes anything go wrong, so nothing may
         self._lock = threading.Lock()
         self._sent: dict[str, Envelope] = {}
         self._fates: dict[str, Fate] = {}
@@ -158,8 +159,15 @@ class Ledger:
                 found.append(f"{name}: no receipt")
                 continue
             found += _judge_copies(envelope, fate, copies)
+            if self._calm and fate.outcome is Outcome.IN_DOUBT:
+                found.append(f"{name}: {fate.why}, although nobody did anything wrong")
             told = [queue_id for queue_id in ids.get(name, ()) if queue_id]
-            if fate.outcome is Outcome.SENT and told and not any(queue_id in fate.reply for queue_id in told):
+            if (
+                fate.reply
+                and fate.outcome is Outcome.SENT
+                and told
+                and not any(queue_id in fate.reply for queue_id in told)
+            ):
                 found.append(f"{name}: told {fate.reply!r}, which is another message's reply")
         return found
 
@@ -174,7 +182,8 @@ def _judge_copies(envelope: Envelope, fate: Fate, copies: Counter[tuple[str, str
         else:
             good = number <= 1
         if not good:
-            yield f"{_name(envelope)}: {fate.outcome.value} ({fate.detail or fate.reply}), yet {number} copies for {recipient}"
+            told = f"{fate.outcome.value} ({fate.detail or fate.reply})"
+            yield f"{_name(envelope)}: {told}, yet {number} copies for {recipient}"
 
 
 def _name(envelope: Envelope) -> str:

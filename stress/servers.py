@@ -64,7 +64,7 @@ class RealPostfix:
         checks = f"{{{REFUSED}=550 5.1.1 nobody here}}, {{{DEFERRED}=451 4.2.1 later}}"
         settings = {
             "smtpd_recipient_restrictions": f"check_recipient_access inline:{{{checks}}}",
-            "smtpd_hard_error_limit": "8",
+            "smtpd_hard_error_limit": "2",
             "smtpd_soft_error_limit": "100",
         }
         self._postfix = Postfix(self._path, settings=settings)

@@ -35,6 +35,7 @@ from .servers import PATIENCE, SERVERS, Server
 from .subjects import SUBJECTS, RawSMTP, Subject
 
 THREADS = 5  # for each subject
+CONTROL_THREADS = 2
 ROUND = 5.0  # seconds of sending
 SWITCH = 1e-6  # the interpreter's switch interval, in seconds
 DEADLINES = (0.0005, 0.002, 0.01, 0.05)  # seconds; one in twelve messages has one
@@ -48,8 +49,8 @@ class Round:
         self._seed, self._seconds = seed, seconds
         self._server = server
         self._rng = random.Random(seed)
-        self.ledger = Ledger()
-        self._calm = "raw" in names
+        self._calm = names == [RawSMTP.name]
+        self.ledger = Ledger(calm=self._calm)
         server.faulty = not self._calm
         self._subjects = [SUBJECTS[name](server.host, server.port, self._rng, self.ledger) for name in names]
         self._stop = threading.Event()
@@ -59,7 +60,7 @@ class Round:
         workers = [
             threading.Thread(target=self._guarded, args=(self._work, subject, number), name=f"soak-{subject.name}")
             for subject in self._subjects
-            for number in range(THREADS)
+            for number in range(CONTROL_THREADS if self._calm else THREADS)
         ]
         if not self._calm:
             workers.append(threading.Thread(target=self._guarded, args=(self._disturb,), name="soak-disturber"))

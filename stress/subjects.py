@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import smtplib
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -204,11 +205,13 @@ class RawSMTP:
         self._where = host, port
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
+        time.sleep(rng.uniform(0, 0.02))  # threads that never paused would leave it no message to get wrong in silence
         try:
             if self._smtp.sock is None:
                 self._smtp.connect(*self._where)
             refused = self._smtp.sendmail(envelope.sender, envelope.recipients, envelope.content)
         except Exception as error:  # noqa: BLE001 - it raises nearly everything, and is forgiven all of it
+            self._smtp.close()  # as its users do: the next one connects again
             return Fate.in_doubt(type(error).__name__)
         return Fate.of_refused(envelope, refused)
 
