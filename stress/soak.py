@@ -39,6 +39,7 @@ CONTROL_THREADS = 2
 ROUND = 5.0  # seconds of sending
 SWITCH = 1e-6  # the interpreter's switch interval, in seconds
 DEADLINES = (0.0005, 0.002, 0.01, 0.05)  # seconds; one in twelve messages has one
+STDERR = 2  # also where a test has replaced sys.stderr
 SHOWN = 20  # violations of a round to print
 
 
@@ -123,8 +124,7 @@ def _join(threads: Sequence[threading.Thread]) -> None:
 def _give_up(why: str) -> NoReturn:
     """End at once, for a thread that hangs would keep the interpreter from ending."""
     print(why, flush=True)
-    faulthandler.dump_traceback(all_threads=True)
-    sys.stderr.flush()
+    faulthandler.dump_traceback(all_threads=True, file=STDERR)
     os._exit(1)
 
 
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=SUBJECTS, help="this subject only")
     args = parser.parse_args(arguments)
     rounds = [[args.only]] if args.only else [*([name] for name in together), together]
-    faulthandler.dump_traceback_later(args.seconds + 5 * PATIENCE, exit=True)
+    faulthandler.dump_traceback_later(args.seconds + 5 * PATIENCE, exit=True, file=STDERR)
     # What is not sent is the ledger's to tell; a callback that raised would be logged as an error.
     logging.getLogger("threadmail").setLevel(logging.ERROR)
     try:

@@ -19,6 +19,7 @@ from threadmail import (
     Client,
     ClientPool,
     Envelope,
+    Outcome,
     Receipt,
     RetryPolicy,
     ServerConfig,
@@ -200,16 +201,21 @@ class RawSMTP:
     closes_under_work = False
 
     def __init__(self, host: str, port: int, rng: random.Random, ledger: Ledger) -> None:
-        # The timeout is what each hang costs; the server answers within milliseconds.
-        self._smtp = smtplib.SMTP(local_hostname="soak.example.org", timeout=0.25)
         self._where = host, port
+        self._smtp = self._connect()
+
+    def _connect(self) -> smtplib.SMTP:
+        # The timeout is what each hang costs; the server answers within milliseconds.
+        return smtplib.SMTP(*self._where, local_hostname="soak.example.org", timeout=0.25)
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         time.sleep(rng.uniform(0, 0.02))  # threads that never paused would leave it no message to get wrong in silence
         try:
             if self._smtp.sock is None:
-                self._smtp.connect(*self._where)
+                self._smtp = self._connect()
             refused = self._smtp.sendmail(envelope.sender, envelope.recipients, envelope.content)
+        except smtplib.SMTPRecipientsRefused as error:
+            return Fate(Outcome.NOT_SENT, frozenset(), frozenset(error.recipients), why=type(error).__name__)
         except Exception as error:  # noqa: BLE001 - it raises nearly everything, and is forgiven all of it
             self._smtp.close()  # as its users do: the next one connects again
             return Fate.in_doubt(type(error).__name__)
