@@ -7,7 +7,7 @@ Three kinds of search over the scheduler of tests/detsched, each judged by the o
 * the scenarios that are too long for the suite, reduced to one schedule for each class of equivalent ones: exhausted,
   or, where the time ends first, reported as incomplete;
 * 8 threads with 10 messages each, far beyond what can be exhausted: a random walk, and PCT;
-* a second net of another mesh: every line of the guard and of the client is a switch point, at most 2 preemptions.
+* a second net of another mesh: every line is a switch point, with 1 preemption, and every line of the guard with 2.
 
 Prints a certificate for each search. Ends with 1 if a schedule broke anything, and says how to see that schedule again.
 """
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.detsched import (
     DPOR,
@@ -108,16 +109,34 @@ def _crowd() -> list[Scenario]:
 
 
 def _lines() -> list[Search]:
-    """Only lines that may run without the lock, or that take and drop it, can show anything that fields cannot."""
+    """Every line with one preemption; with two, the lines that may run without the lock, or take and drop it."""
+    package = tuple(str(path) for path in Path(str(_guard.__file__)).parent.glob("*.py"))
     guard = str(_guard.__file__)
     nets = [
         ("SMTP shared, 2x1", guarded(2, 1), (guard, str(_dialogue.__file__), str(smtp.__file__))),
         ("Client shared, 2x1", shared_client(2, 1), (guard, str(client.__file__))),
     ]
+    long = {"max_steps": 20_000}
     return [
-        Search("lines", Scenario(name, program), lambda seed, length: DepthFirst(2), 8.0, files)
-        for name, program, files in nets
+        *(
+            Search(
+                "lines",
+                Scenario(f"{name}, 1 preemption, every line", program, options=long),
+                _preempting(1),
+                3.0,
+                package,
+            )
+            for name, program, _ in nets
+        ),
+        *(
+            Search("lines", Scenario(f"{name}, 2 preemptions, the guard's lines", program), _preempting(2), 5.0, files)
+            for name, program, files in nets
+        ),
     ]
+
+
+def _preempting(preemptions: int) -> Callable[[int, int], Strategy]:
+    return lambda seed, length: DepthFirst(preemptions)
 
 
 SEARCHES = [
