@@ -72,7 +72,7 @@ code { padding: 0.1em 0.3em; }
 pre { padding: 0.8rem 1rem; overflow-x: auto; border: 1px solid var(--edge); }
 pre code { padding: 0; font-size: 1em; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.87rem; }
+table { border-collapse: collapse; font-size: 0.84rem; }
 th, td { border: 1px solid var(--edge); padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); }
 .right { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
