@@ -1,0 +1,110 @@
+"""The soak's servers: each refuses by domain, drops connections in its own way, and tells what it has got.
+
+Owns their start and end. Guarantees that `arrived` is the whole truth: nothing is on its way any more when it returns.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from threadmail.testing import CaptureServer
+
+from .ledger import DEFERRED, REFUSED, Arrived
+
+PATIENCE = 60.0  # seconds until something that has not ended is taken for hanging
+
+
+class Aiosmtpd:
+    """`CaptureServer`, which drops connections on demand and refuses some messages at the last moment."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng  # used on the server's thread only
+        self._server = CaptureServer(on_recipient=self._refuse, on_message=self._refuse_message)
+        self.faulty = True
+
+    def __enter__(self) -> Aiosmtpd:
+        self._server.start()
+        self.host, self.port = self._server.host, self._server.port
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.close()
+
+    def _refuse(self, recipient: str) -> str | None:
+        domain = recipient.rpartition("@")[2]
+        return {REFUSED: "550 5.1.1 nobody here", DEFERRED: "451 4.2.1 later"}.get(domain)
+
+    def _refuse_message(self, message: object) -> str | None:
+        chance = self._rng.random() if self.faulty else 1.0
+        return "554 5.7.1 no" if chance < 0.01 else "452 4.3.1 full" if chance < 0.03 else None
+
+    def drop(self, rng: random.Random) -> int:
+        return self._server.drop_connections(rng.choice(["fin", "reset", "421"]))
+
+    def arrived(self, at_least: int) -> list[Arrived]:
+        self._server.close()  # it keeps a message before it answers, so that what was answered is there
+        return [Arrived(m.sender, m.recipients, m.content) for m in self._server.messages]
+
+
+class RealPostfix:
+    """Postfix, which hangs up on a session with too many refused recipients."""
+
+    def __init__(self, rng: random.Random) -> None:
+        from tests.support.postfix import Postfix
+
+        self._folder = tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True)
+        self._path = Path(self._folder.name)
+        self._path.chmod(0o755)  # Postfix's processes give up root
+        checks = f"{{{REFUSED}=550 5.1.1 nobody here}}, {{{DEFERRED}=451 4.2.1 later}}"
+        settings = {
+            "smtpd_recipient_restrictions": f"check_recipient_access inline:{{{checks}}}",
+            "smtpd_hard_error_limit": "2",
+            "smtpd_soft_error_limit": "100",
+        }
+        self._postfix = Postfix(self._path, settings=settings)
+        self.faulty = True
+
+    def __enter__(self) -> RealPostfix:
+        self._postfix.__enter__()
+        self.host, self.port = self._postfix.host, self._postfix.port
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._postfix.__exit__(None, None, None)
+        self._folder.cleanup()
+
+    def drop(self, rng: random.Random) -> int:
+        return 0  # it does so itself
+
+    def arrived(self, at_least: int) -> list[Arrived]:
+        self._postfix.wait_for(at_least, PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while not self._at_rest():  # what was in doubt may still be on its way
+            if time.monotonic() > end:
+                raise TimeoutError("Postfix's queue does not come to rest")
+            time.sleep(0.1)
+        return [
+            Arrived(m.sender, m.recipients, m.content, _queue_id(m.received)) for m in self._postfix.messages()
+        ]  # fmt: skip
+
+    def _at_rest(self) -> bool:
+        log = self._postfix.log()
+        if len(re.findall(r"\bconnect from", log)) != len(re.findall(r"\bdisconnect from", log)):
+            return False
+        queues = (self._path / "queue" / name for name in ("incoming", "active", "deferred", "maildrop"))
+        return not any(entry.is_file() for queue in queues for entry in queue.rglob("*"))
+
+
+def _queue_id(received: bytes) -> str:
+    match = re.search(rb"\bid (\w+)", received)
+    return match[1].decode() if match else ""
+
+
+Server: TypeAlias = Aiosmtpd | RealPostfix
+SERVERS: dict[str, Callable[[random.Random], Server]] = {"aiosmtpd": Aiosmtpd, "postfix": RealPostfix}

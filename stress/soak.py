@@ -1,0 +1,219 @@
+"""Real threads, real sockets, everything going wrong at once, and a ledger that must come out even.
+
+    python -m stress.soak [--seconds N] [--seed S] [--server aiosmtpd|postfix] [--only NAME]
+
+Round after round, threads share an `SMTP`, a `Client`, a `ClientPool` and a `ThreadedSender`, each alone and all at
+once, and send messages of every shape, while recipients and messages are refused, connections dropped, calls aborted,
+deadlines missed and subjects closed under work. The interpreter switches threads every microsecond. After each round
+the ledger compares every receipt with what the server has: sent means exactly once and intact, to each accepted
+recipient; not sent means never; in doubt means at most once. No thread and no file descriptor may be left.
+
+The seed decides messages and faults, not how threads interleave: a failing round is likely, not certain, to fail again.
+What schedules can do is stress/explore.py's to show. `--only raw` runs the bare `smtplib.SMTP`, without any fault, and
+must fail: a soak that passes it sees nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from threadmail import Closed, ConnectFailed, MailError, Outcome
+
+from .ledger import Ledger, make_envelope
+from .servers import PATIENCE, SERVERS, Server
+from .subjects import SUBJECTS, RawSMTP, Subject
+
+THREADS = 5  # for each subject
+CONTROL_THREADS = 2
+ROUND = 5.0  # seconds of sending
+SWITCH = 1e-6  # the interpreter's switch interval, in seconds
+DEADLINES = (0.0005, 0.002, 0.01, 0.05)  # seconds; one in twelve messages has one
+STDERR = 2  # also where a test has replaced sys.stderr
+SHOWN = 20  # violations of a round to print
+
+
+class Round:
+    """One server, some subjects, threads that send, and one that disturbs them."""
+
+    def __init__(self, seed: str, names: Sequence[str], server: Server, seconds: float) -> None:
+        self._seed, self._seconds = seed, seconds
+        self._server = server
+        self._rng = random.Random(seed)
+        self._calm = names == [RawSMTP.name]
+        self.ledger = Ledger(calm=self._calm)
+        server.faulty = not self._calm
+        self._subjects = [SUBJECTS[name](server.host, server.port, self._rng, self.ledger) for name in names]
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Send until the time is over, then end everything, some of it while work is under way."""
+        workers = [
+            threading.Thread(target=self._guarded, args=(self._work, subject, number), name=f"soak-{subject.name}")
+            for subject in self._subjects
+            for number in range(CONTROL_THREADS if self._calm else THREADS)
+        ]
+        if not self._calm:
+            workers.append(threading.Thread(target=self._guarded, args=(self._disturb,), name="soak-disturber"))
+        for worker in workers:
+            worker.start()
+        self._stop.wait(self._seconds)
+        early = [] if self._calm else [s for s in self._subjects if s.closes_under_work and self._rng.random() < 0.5]
+        for subject in early:
+            self._guarded(subject.close)
+            self.ledger.count("closed under work")
+        self._stop.set()
+        _join(workers)
+        for subject in self._subjects:
+            self._guarded(subject.close)
+
+    def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:  # noqa: BLE001 - whatever comes out here should not have
+            self.ledger.violated(f"{threading.current_thread().name}: {type(error).__name__}: {error}")
+
+    def _work(self, subject: Subject, number: int) -> None:
+        rng = random.Random(f"{self._seed}/{subject.name}/{number}")
+        message = 0
+        while not self._stop.is_set():
+            message += 1
+            envelope = make_envelope(rng, f"{subject.name}{number}-{message}")
+            deadline = rng.choice(DEADLINES) if not self._calm and rng.random() < 1 / 12 else None
+            self.ledger.hand_in(envelope)
+            try:
+                fate = subject.send(envelope, deadline, rng)
+            except MailError as error:
+                self.ledger.settle_error(envelope, error)
+                if isinstance(error, Closed):
+                    return
+                if isinstance(error, ConnectFailed):
+                    self._stop.wait(0.05)  # whoever fails fast would only count its failures
+            else:
+                self.ledger.settle(envelope, fate)
+
+    def _disturb(self) -> None:
+        rng = random.Random(f"{self._seed}/disturber")
+        while not self._stop.wait(rng.uniform(0.01, 0.2)):
+            if rng.random() < 0.4:
+                self.ledger.count("connection dropped by the server", self._server.drop(rng))
+            else:
+                rudeness = rng.choice(self._subjects).disturb(rng)
+                self.ledger.count(rudeness or "nothing to disturb")
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    end = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    hanging = [thread.name for thread in threads if thread.is_alive()]
+    if hanging:
+        _give_up(f"VIOLATION: these threads hang: {hanging}")
+
+
+def _give_up(why: str) -> NoReturn:
+    """End at once, for a thread that hangs would keep the interpreter from ending."""
+    print(why, flush=True)
+    faulthandler.dump_traceback(all_threads=True, file=STDERR)
+    os._exit(1)
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/dev/fd"):
+        try:
+            found[number] = os.readlink(f"/dev/fd/{number}")
+        except OSError:
+            pass  # the one that lists them
+    return found
+
+
+def soak_round(seed: str, names: Sequence[str], server_name: str, seconds: float) -> tuple[Ledger, list[str], int]:
+    """One round from nothing to nothing. Returns the ledger, what is wrong, and how many messages arrived."""
+    threads, descriptors = set(threading.enumerate()), _descriptors()
+    with SERVERS[server_name](random.Random(f"{seed}/server")) as server:
+        sending = Round(seed, names, server, seconds)
+        sending.run()
+        arrived = server.arrived(sending.ledger.surely_arrived())
+    violations = sending.ledger.judge(arrived)
+    left = [thread for thread in threading.enumerate() if thread not in threads]
+    for thread in left:
+        thread.join(5.0)
+    violations += [f"thread left: {thread.name}" for thread in left if thread.is_alive()]
+    after = _descriptors()
+    violations += [f"descriptor left: {after[number]}" for number in after.keys() - descriptors.keys()]
+    return sending.ledger, violations, len(arrived)
+
+
+def soak(server_name: str, rounds: Sequence[Sequence[str]], seed: int, seconds: float) -> int:
+    """Rounds until the time is over, one of each kind at least. Returns the number of violations."""
+    outcomes: Counter[Outcome] = Counter()
+    faults: Counter[str] = Counter()
+    violations = number = 0
+    started = time.monotonic()
+    length = min(ROUND, seconds / len(rounds))
+    while number < len(rounds) or time.monotonic() - started < seconds:
+        names = rounds[number % len(rounds)]
+        ledger, wrong, arrived = soak_round(f"{seed}/{number}", names, server_name, length)
+        outcomes += ledger.outcomes()
+        faults += ledger.faults
+        violations += len(wrong)
+        counts = ", ".join(f"{count:,} {outcome.value}" for outcome, count in sorted_counts(ledger.outcomes()))
+        print(
+            f"round {number}, {' + '.join(names)}: {counts}; {arrived:,} at the server, {len(wrong)} wrong", flush=True
+        )
+        print("".join(f"  {line}\n" for line in wrong[:SHOWN]), end="", flush=True)
+        number += 1
+    spent = time.monotonic() - started
+    print(f"{outcomes.total():,} messages in {number} rounds, {spent:.0f} s:", end=" ")
+    print(", ".join(f"{count:,} {outcome.value}" for outcome, count in sorted_counts(outcomes)))
+    print("faults survived:", ", ".join(f"{count:,} {fault}" for fault, count in faults.most_common() if count))
+    print(f"{violations} violations; server {server_name}, seed {seed}, Python {sys.version}")
+    return violations
+
+
+def sorted_counts(outcomes: Counter[Outcome]) -> list[tuple[Outcome, int]]:
+    return [(outcome, outcomes[outcome]) for outcome in Outcome if outcomes[outcome]]
+
+
+@contextmanager
+def _switching() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    together = [name for name in SUBJECTS if name != RawSMTP.name]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of sending (60); a round of each kind at least")
+    parser.add_argument("--seed", type=int, default=1, help="of messages and faults (1)")
+    parser.add_argument("--server", choices=SERVERS, default="aiosmtpd")
+    parser.add_argument("--only", choices=SUBJECTS, help="this subject only")
+    args = parser.parse_args(arguments)
+    rounds = [[args.only]] if args.only else [*([name] for name in together), together]
+    faulthandler.dump_traceback_later(args.seconds + 5 * PATIENCE, exit=True, file=STDERR)
+    # What is not sent is the ledger's to tell; a callback that raised would be logged as an error.
+    logging.getLogger("threadmail").setLevel(logging.ERROR)
+    try:
+        with _switching():
+            return 1 if soak(args.server, rounds, args.seed, args.seconds) else 0
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
