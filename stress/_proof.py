@@ -192,8 +192,8 @@ def _certificates(report: Report) -> list[Block]:
     names = ", ".join(f"`{name}`" for name in sorted(BY_DESIGN))
     blocks.append(
         Text(
-            f"The data races of `abort()` ({names}) are there by design: abort() takes no lock, because the call that it "
-            "ends holds the lock; close() uses it on a call that does not end in time. Each is one read or one write, "
+            f"The data races of `abort()` ({names}) are there by design: abort() takes no lock, because the call that "
+            "it ends holds the lock; close() uses it on a call that does not end in time. Each is one read or one write, "
             "each is a switch point, and all their orders were searched. Any other data race would stand in bold and "
             "spoil the claim."
         )

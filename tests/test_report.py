@@ -181,6 +181,7 @@ def test_the_races_of_abort_are_by_design_and_a_good_row_can_be_read_back() -> N
     found = certificate(SUITE[3], result(runs=90, outcomes=frozenset(), data_races=races, seconds=1.5), threads=3)
     assert found.good
     assert found.races == ("Client._aborted", "Wire.aborted")
+    assert found.cells()[HEAD.index("Data races")] == "by design: `Client._aborted`, `Wire.aborted`"
     assert Certificate.read(found.switch_points, found.cells()) == found
     assert found.switch_points == "locks, sockets of SMTP, Client, Wire"
 
