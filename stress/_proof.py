@@ -193,9 +193,9 @@ def _certificates(report: Report) -> list[Block]:
     blocks.append(
         Text(
             f"The data races of `abort()` ({names}) are there by design: abort() takes no lock, because the call that "
-            "it ends holds the lock; close() uses it on a call that does not end in time. Each is one read or one write, "
-            "each is a switch point, and all their orders were searched. Any other data race would stand in bold and "
-            "spoil the claim."
+            "it ends holds the lock; close() uses it on a call that does not end in time. Each is one read or one "
+            "write, each is a switch point, and all their orders were searched. Any other data race would stand in "
+            "bold and spoil the claim."
         )
     )
     if report.left_out:
