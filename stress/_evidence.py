@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Certificate:
             number + self.origin,
             "yes" if self.complete else "**no**",
             f"**{self.violations:,}**" if self.violations else "0",
-            ", ".join(f"`{race}`" if race in BY_DESIGN else f"**`{race}`**" for race in self.races) or "none",
+            _races(self.races),
             f"{self.seconds:.1f}",
         ]
 
@@ -74,7 +75,7 @@ class Certificate:
         name, threads, messages, timeouts, schedules, origin, complete, violations, races, seconds = cells
         number = int(schedules.replace(",", ""))
         expected = None if origin == UNKNOWN else number
-        fields = () if races == "none" else tuple(race.strip("`") for race in races.split(", "))
+        fields = tuple(re.findall(r"`(.+?)`", races))
         return cls(
             name, int(threads), int(messages), timeouts, points, number, origin, expected,
             complete == "yes", int(violations), fields, float(seconds),
@@ -123,6 +124,12 @@ def certificate(scenario: Scenario, result: Result, *, threads: int) -> Certific
         tuple(sorted(result.data_races or ())),
         result.seconds,
     )
+
+
+def _races(races: Sequence[str]) -> str:
+    bad = [f"**`{race}`**" for race in races if race not in BY_DESIGN]
+    good = ", ".join(f"`{race}`" for race in races if race in BY_DESIGN)
+    return "; ".join([*bad, f"by design: {good}"] if good else bad) or "none"
 
 
 def _timeouts(options: Mapping[str, int | None]) -> str:

@@ -61,7 +61,7 @@ Block = Heading | Text | Items | Code | Table | Image
 _STYLE: Final = """
 :root { color-scheme: light dark; --edge: #d0d7de; --soft: #f6f8fa; --link: #0969da; }
 @media (prefers-color-scheme: dark) { :root { --edge: #3d444d; --soft: #151b23; --link: #4493f8; } }
-body { font: 16px/1.55 -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; max-width: 72rem;
+body { font: 16px/1.55 -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 0.8rem; }
 h2 { border-bottom: 1px solid var(--edge); padding-bottom: 0.3rem; }
@@ -72,7 +72,7 @@ code { padding: 0.1em 0.3em; }
 pre { padding: 0.8rem 1rem; overflow-x: auto; border: 1px solid var(--edge); }
 pre code { padding: 0; font-size: 1em; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.87rem; }
+table { border-collapse: collapse; font-size: 0.84rem; }
 th, td { border: 1px solid var(--edge); padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); }
 .right { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -35,6 +35,8 @@ class Report:
         return self.reproduction.good and all(parts)
 
 
+POINTS: Final = "Switch points: "
+
 #: To be stated beside the claim, word for word.
 LIMITS: Final = (
     "bounded: N, M and scenario as listed;",
@@ -181,18 +183,23 @@ def _certificates(report: Report) -> list[Block]:
     right = ("Threads", "Messages", "Schedules", "Violations", "Seconds")
     blocks: list[Block] = [
         Heading(2, "Certificates"),
-        Text("Every row is one exhaustive search."),
-        Table(HEAD, [one.cells() for one in report.certificates], right),
-        Text(
-            f"The data races of `abort()` ({', '.join(f'`{name}`' for name in sorted(BY_DESIGN))}) are there by "
-            "design: abort() takes no lock, because the call that it ends holds the lock; close() uses it on a call "
-            "that does not end in time. Each is one read or one write, each is a switch point, and all their orders "
-            "were searched. Any other data race would stand in bold and spoil the claim."
-        ),
+        Text("Every row is one exhaustive search. There is a table for each set of switch points."),
     ]
+    for points in dict.fromkeys(one.switch_points for one in report.certificates):
+        blocks.append(Heading(3, f"{POINTS}{points}"))
+        rows = [one.cells() for one in report.certificates if one.switch_points == points]
+        blocks.append(Table(HEAD, rows, right))
+    names = ", ".join(f"`{name}`" for name in sorted(BY_DESIGN))
+    blocks.append(
+        Text(
+            f"The data races of `abort()` ({names}) are there by design: abort() takes no lock, because the call that "
+            "it ends holds the lock; close() uses it on a call that does not end in time. Each is one read or one "
+            "write, each is a switch point, and all their orders were searched. Any other data race would stand in "
+            "bold and spoil the claim."
+        )
+    )
     if report.left_out:
-        names = "; ".join(report.left_out)
-        blocks.append(Text(f"Not run for this page, for they take minutes (`--long`): {names}."))
+        blocks.append(Text(f"Not run for this page (`--long` takes minutes): {'; '.join(report.left_out)}."))
     return blocks
 
 
@@ -219,9 +226,10 @@ def _reading(report: Report) -> list[Block]:
         Heading(2, "How to read it"),
         Items(
             [
-                "**Threads**, **Messages** and **Time-outs** are the bounds: the most threads of a run, the sender's lanes "
-                "included, and the most messages; and when a timed wait may time out: *any*, whenever its thread is scheduled while it "
-                "cannot succeed; *n each*, so for n waits of each thread; *last*, only when nothing else can happen.",
+                "**Threads**, **Messages** and **Time-outs** are the bounds: the most threads of a run, the sender's "
+                "lanes included; the most messages; and when a timed wait may time out: *any*, whenever its thread is "
+                "scheduled while it cannot succeed; *n each*, so for n waits of each thread; *last*, only when nothing "
+                "else can happen.",
                 "**Switch points**: where another thread may get the turn. *Fields* are the instance fields of the "
                 "named classes, those that they inherit included; a field that is written before the threads start "
                 "and only read after that is none (`_locks` and `_pid`, by which each client finds its own lock).",
