@@ -12,7 +12,6 @@ from math import inf
 
 from .errors import TimedOut
 
-
 #: What locks and sockets can still count, in seconds: 23 days. Nobody waits longer than that, whatever was asked for.
 LONGEST = 2_000_000.0
 
