@@ -1,0 +1,270 @@
+"""How good is the proof? Takes away each piece of the package's locking, and asks which schedule notices.
+
+    python -m tests.proof.mutation [--module NAME] [--json] [--write]
+
+prints one line for each mutant (mutants.py makes them): where it is, what was taken away, and the scenario, the
+schedule and the violation that kill it, or why it survives; then the score. What killed each is kept in killers.json,
+written by `--write`: the suite (test_mutation.py) replays just those schedules, and asserts that there is one for every
+mutant that the tool finds, so that new locking without a proof fails the suite without anyone remembering.
+
+A mutant is killed by a violation in a run of a scenario that has none in the real package; or, where no run fails, by a
+data race on a field that has none there: two threads use it in an order that no lock decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from tests.detsched import DPOR, NonDeterminism, RandomWalk, Scheduler, read_schedule, write_schedule
+from tests.detsched.task import Task
+
+from .mutant_loading import installed
+from .mutants import Mutant, Names, package_mutants
+
+if TYPE_CHECKING:
+    from .scenarios import Scenario
+
+PACKAGE = "threadmail"
+NAMES = Names(
+    lock=Names.lock.removesuffix(")$") + "|changed|closing|holding|_step|within|_call|_driving)$",
+)
+
+#: Modules whose locking is not part of the claim, each with the reason.
+SKIPPED = {
+    "threadmail.testing": "servers for tests, on real sockets and an event loop: nothing of it runs in production, and "
+    "its own tests are what they are for",
+}
+
+#: Mutants that cannot matter, each with the argument.
+HARMLESS: dict[str, str] = {}
+
+#: Mutants that nobody has killed yet, each with what is known. To be empty.
+OPEN: dict[str, str] = {}
+
+KILLERS = Path(__file__).with_name("killers.json")
+
+_SCENARIO_MODULES = ("tests.proof.scenarios", "tests.proof.scenarios_extra")
+
+#: Beginnings of the names of those scenarios that are tried first, by module.
+_FIRST = {
+    "threadmail._dialogue": ("SMTP", "Client"),
+    "threadmail._guard": ("SMTP", "Client", "fork"),
+    "threadmail._idle": ("idle",),
+    "threadmail._opening": ("deadline",),
+    "threadmail.client": ("Client", "deadline"),
+    "threadmail.pool": ("pool",),
+    "threadmail.sender": ("sender",),
+    "threadmail._dispatch": ("sender",),
+    "threadmail.smtp": ("SMTP", "deadline", "Client"),
+    "threadmail.throttle": ("throttle", "sender"),
+}
+#: Runs for each scenario: first a few in all of them, then more.
+_ROUNDS = ((40, 20), (1500, 200))
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What notices a mutant."""
+
+    scenario: str
+    schedule: str
+    violation: str
+
+    def __str__(self) -> str:
+        return f"{self.scenario} | {self.schedule or '(set-up)'} | {self.violation}"
+
+
+def all_mutants(module: str | None = None) -> list[Mutant]:
+    """Every mutant, or those of one module (its name with or without the package's)."""
+    mutants = list(package_mutants(PACKAGE, NAMES, skip=SKIPPED))
+    return [m for m in mutants if module is None or m.module in (module, f"{PACKAGE}.{module}")]
+
+
+@contextmanager
+def scenarios_over(mutant: Mutant | None) -> Iterator[dict[str, Scenario]]:
+    """All scenarios by name, over a fresh import of the package with `mutant` in it; None: over the real one."""
+    if mutant is None:
+        yield _by_name(importlib.import_module(name) for name in _SCENARIO_MODULES)
+        return
+    saved = {name: importlib.import_module(name) for name in _SCENARIO_MODULES}
+    parent = importlib.import_module("tests.proof")
+    try:
+        # A mutant leaves nothing behind in the process.
+        with mock.patch.object(os, "register_at_fork", lambda **_: None), installed(mutant, PACKAGE):
+            for name in _SCENARIO_MODULES:
+                del sys.modules[name]
+            yield _by_name([importlib.import_module(name) for name in _SCENARIO_MODULES])
+    finally:
+        sys.modules.update(saved)
+        for name, module in saved.items():
+            setattr(parent, name.rpartition(".")[2], module)
+
+
+def _by_name(modules: Iterator[types.ModuleType] | Sequence[types.ModuleType]) -> dict[str, Scenario]:
+    return {scenario.name: scenario for module in modules for scenario in module.SCENARIOS if not scenario.long}
+
+
+# ---------------------------------------------------------------- strategies
+
+
+class Hunt(DPOR):
+    """The reduced search, which also keeps the first schedule with a data race on a field that is not `known`."""
+
+    def __init__(self, known: frozenset[str], start: str = "") -> None:
+        super().__init__()
+        self._known = known
+        self._start = read_schedule(start)
+        self._first = True
+        self.found: tuple[str, str] | None = None
+
+    def pick(self, scheduler: Scheduler, enabled: Sequence[Task], current: Task | None) -> Task | None:
+        at = len(scheduler.trace)
+        chosen = super().pick(scheduler, enabled, current)
+        if not self._first or at >= len(self._start):
+            return chosen
+        node = self._nodes[at]
+        node.chosen = self._start[at]
+        node.todo |= {node.chosen}
+        for task in enabled:
+            if task.tid == node.chosen:
+                return task
+        raise NonDeterminism(f"step {at}: thread {node.chosen} cannot move: a schedule of another program")
+
+    def finished(self, scheduler: Scheduler) -> bool:
+        self._first = False
+        more = super().finished(scheduler)
+        races = self.data_races - self._known
+        if races and self.found is None:
+            self.found = write_schedule(scheduler.schedule), f"data race on {', '.join(sorted(races))}"
+        return more
+
+
+class Baseline:
+    """Which fields are raced for in the real package, by scenario: those that are read without a lock on purpose."""
+
+    def __init__(self, real: dict[str, Scenario]) -> None:
+        self._real = real
+        self._known: dict[str, frozenset[str]] = {}
+
+    def of(self, scenario: str) -> frozenset[str]:
+        if scenario not in self._known:
+            result = self._real[scenario].run(limit=3000)
+            assert not result.failing, f"{scenario} fails without a mutant: {result.first}"
+            self._known[scenario] = result.data_races or frozenset()
+        return self._known[scenario]
+
+
+# ---------------------------------------------------------------- hunting and replaying
+
+
+def hunt(mutant: Mutant, baseline: Baseline) -> Kill | None:
+    """Search the scenarios, likely ones first, for a run that fails; else for a data race."""
+    races: Kill | None = None
+    with scenarios_over(mutant) as scenarios:
+        first = _FIRST.get(mutant.module, ())
+        ordered = sorted(scenarios.values(), key=lambda s: not s.name.startswith(first))
+        for runs, walks in _ROUNDS:
+            for scenario in ordered:
+                found = search(scenario, runs, walks)
+                if isinstance(found, Kill):
+                    return found
+                if found is not None and races is None and found.found is not None:
+                    race = _new_race(found.found, baseline.of(scenario.name))
+                    races = race and Kill(scenario.name, *race)
+            if races is not None:
+                return races
+    return races
+
+
+def _new_race(found: tuple[str, str], known: frozenset[str]) -> tuple[str, str] | None:
+    names = set(found[1].removeprefix("data race on ").split(", ")) - known
+    return (found[0], f"data race on {', '.join(sorted(names))}") if names else None
+
+
+def search(scenario: Scenario, runs: int, walks: int) -> Kill | Hunt | None:
+    """A failing run of one scenario among so many; else the hunter, which may have met a data race."""
+    hunter = Hunt(frozenset())
+    try:
+        for strategy in (hunter, RandomWalk(walks, seed=1)):
+            result = scenario.run(strategy, limit=runs, stop_at_failure=True, patience=5.0)
+            if result.first is not None:
+                return Kill(scenario.name, result.first.schedule, result.first.violations[0])
+    except NonDeterminism:
+        return None  # says nothing
+    except Exception as error:  # noqa: BLE001 - the set-up of a run fails
+        return Kill(scenario.name, "", f"{type(error).__name__}: {error}".splitlines()[0])
+    return hunter
+
+
+def still_killed(scenario: Scenario, kill: Kill) -> bool:
+    """Does the recorded schedule still show it? Where a schedule means something else (another version of Python, whose
+    executor takes other steps), a bounded search of the same scenario decides."""
+    hunter = Hunt(frozenset(), kill.schedule)
+    try:
+        result = scenario.run(hunter, limit=1)
+    except Exception:  # noqa: BLE001 - as in `search`
+        result = None
+    race = kill.violation.startswith("data race")
+    if result is not None and (result.failing or (race and hunter.found is not None and hunter.found[1] == kill.violation)):
+        return True
+    found = search(scenario, *_ROUNDS[1])
+    return isinstance(found, Kill) or (race and found is not None and found.found is not None)
+
+
+def read_killers() -> dict[str, Kill]:
+    return {name: Kill(**kill) for name, kill in json.loads(KILLERS.read_text(encoding="utf-8")).items()}
+
+
+# ---------------------------------------------------------------- the list
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.proof.mutation", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--module", help="only the mutants of this module")
+    parser.add_argument("--match", default="", help="only mutants with this in their name")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--write", action="store_true", help=f"keep what was found in {KILLERS.name}")
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    kept = read_killers() if KILLERS.exists() else {}
+    rows, score = [], [0, 0]
+    with scenarios_over(None) as real:
+        baseline = Baseline(dict(real))
+    for mutant in all_mutants(options.module):
+        if options.match not in mutant.name:
+            continue
+        reason = HARMLESS.get(mutant.name) or OPEN.get(mutant.name)
+        kill = hunt(mutant, baseline) if reason is None else None
+        score[kill is not None] += 1
+        if kill is not None:
+            kept[mutant.name] = kill
+        rows.append({"name": mutant.name, "line": mutant.line, "kind": mutant.kind, "reason": reason,
+                     "kill": kill and asdict(kill)})  # fmt: skip
+        if not options.json:
+            fate = f"killed by {kill}" if kill else f"survives because {reason or 'NOBODY NOTICED'}"
+            print(f"{mutant.module}:{mutant.line} {mutant.function} {mutant.kind}: {mutant.description} -> {fate}", flush=True)
+    if options.write:
+        names = {mutant.name for mutant in all_mutants()}
+        table = {name: asdict(kill) for name, kill in sorted(kept.items()) if name in names}
+        KILLERS.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(f"{score[1]} of {sum(score)} killed, {score[0]} survive; {time.perf_counter() - started:.0f} s")
+    return int(any(row["kill"] is None and row["reason"] is None for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
