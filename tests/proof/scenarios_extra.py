@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from functools import partial
 from typing import Any
@@ -33,16 +34,24 @@ from threadmail import (
     Envelope,
     MailError,
     NotConnected,
+    LoginRefused,
+    Receipt,
     Reentered,
     RetryPolicy,
+    ServerConfig,
     ThreadedSender,
     Throttle,
     TimedOut,
 )
 
+from threadmail._deadline import NEVER
+from threadmail._dispatch import Dispatcher
+from threadmail._jobs import Job, JobState
+
 from .scenarios import (
     CLIENT,
     CONFIG,
+    IDLE,
     OWNER,
     POOL,
     QUIET,
@@ -386,6 +395,11 @@ def counted(size: int, threads: int) -> Program:
     return pooled(size, threads, 1, beside=look)
 
 
+def idle_close(pool: ClientPool) -> None:
+    time.sleep(IDLE + 1)
+    pool.close_idle()
+
+
 def _pool(size: int) -> ClientPool:
     pool = ClientPool(CONFIG, max_size=size, rng=random.Random(1))
     pool._watch = None
@@ -522,7 +536,20 @@ def interrupted(closers: int) -> Program:
 
 def _sender(run: Run, **settings: Any) -> ThreadedSender:
     run.context.enter_context(no_exit_hook())
-    return ThreadedSender(CONFIG, workers=1, retry=RetryPolicy(base=0.0), rng=random.Random(1), **settings)
+    if callable(settings.get("throttle")):
+        settings["throttle"] = settings["throttle"]()
+    settings.setdefault("retry", RetryPolicy(base=0.0))
+    return ThreadedSender(CONFIG, workers=1, rng=random.Random(1), **settings)
+
+
+def _paused() -> Throttle:
+    throttle = Throttle()
+    throttle.pause(10.0)
+    return throttle
+
+
+def _no_first_dial() -> ModelServer:
+    return ModelServer(faults=Faults(refuse_connects=frozenset([0])))
 
 
 def gives_up_in_the_queue(run: Run) -> None:
@@ -558,6 +585,350 @@ def drops_what_hangs(run: Run) -> None:
             sender.send(_LETTER, deadline=5)
         finally:
             sender.close(timeout=None)
+
+    threads.add(act)
+
+
+def closed_twice(run: Run) -> None:
+    """Two threads close a sender whose only message hangs on the wire: one of them is told that it was cut short."""
+    server = _Server(bound=1)
+    server.mute_from_mail = True
+    threads = _Threads(run, server, allowed=(MailError,))
+    sender = _sender(run)
+    unsent: list[object] = []
+
+    def close() -> None:
+        unsent.extend(sender.close(drain=False, timeout=1.0))
+
+    sender.submit(_LETTER)
+    threads.add(close)
+    threads.add(close)
+    threads.at_the_end = lambda: [] if len(unsent) == 1 else ["what was cut short was not told once"]  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- dispatcher
+
+
+def bare(act: Callable[[_Bare], list[Callable[[], object]]], jobs: int = 2, places: int = 1) -> Program:
+    """A dispatcher without lanes, so that nothing but the threads given moves."""
+
+    def program(run: Run) -> None:
+        dispatcher = _Bare(jobs, places)
+        threads = _Threads(run, ModelServer(), allowed=(Closed,))
+        threads.at_the_end = lambda: [] if dispatcher.all_told() else ["a job was not settled, or twice"]  # type: ignore[method-assign]
+        for each in act(dispatcher):
+            threads.add(each)
+
+    return program
+
+
+class _Bare(Dispatcher):
+    def __init__(self, jobs: int, places: int) -> None:
+        self.told: list[Job] = []
+        super().__init__(
+            CONFIG,
+            workers=1,
+            queue_size=places,
+            policy=RetryPolicy(),
+            throttle=Throttle(),
+            rng=random.Random(1),
+            settled=self.told.append,
+        )
+        self._working = False
+        self.jobs = [Job(_LETTER, NEVER, self) for _ in range(jobs)]
+        self.refused: list[Job] = []
+        self.queued = threading.Event()
+
+    def add(self, number: int) -> None:
+        try:
+            self.put(self.jobs[number])
+        except Closed:
+            self.refused.append(self.jobs[number])
+        if number == 0:
+            self.queued.set()
+
+    def all_told(self) -> bool:
+        withdrawn = [job for job in self.jobs if job.state is JobState.WITHDRAWN]
+        waiting = [job for job in self.jobs if job.state is JobState.QUEUED and self._accepting]
+        told = [*self.told, *self.refused, *withdrawn, *waiting]
+        return len(told) == len(self.jobs) == len({id(job) for job in told})
+
+    def shut(self) -> None:
+        self.close(drain=False, end=NEVER)
+
+    def take_back(self) -> None:
+        self.queued.wait()
+        assert self.withdraw(self.jobs[0])
+
+    def call_off(self) -> None:
+        self.queued.wait()
+        if not self.refused:
+            self.abort(self.jobs[0])
+
+
+def _on_time(begun: float, what: str) -> None:
+    assert time.monotonic() - begun < IMMEDIATELY, f"{what} took longer than needed"
+
+
+class _Later(_Server):
+    """Puts the first MAIL off by a 451."""
+
+    put_off = 0
+
+    def __enter__(self) -> _Later:
+        def mail(connection: Connection, argument: str, who: Any) -> str:
+            if not self.put_off:
+                self.put_off = 1
+                return "451 4.3.0 later"
+            return Connection._mail(connection, argument, who)
+
+        super().__enter__()
+        self._stack.enter_context(mock.patch.dict(_COMMANDS, {"MAIL": mail}))
+        return self
+
+
+def sent(
+    act: Callable[[ThreadedSender, Callable[[], None]], object],
+    *others: Callable[[ThreadedSender], object],
+    server: Callable[[], ModelServer] = lambda: ModelServer(ordered=True),
+    allowed: tuple[type[Exception], ...] = (),
+    **settings: Any,
+) -> Program:
+    """`act` on a thread of its own, which closes the sender at its end by the function it is given; that takes no time.
+
+    `others` run beside it when `act` has submitted something and set the sender's `submitted`.
+    """
+
+    def program(run: Run) -> None:
+        threads = _Threads(run, server(), allowed=allowed)
+        sender = _sender(run, **settings)
+        sender.submitted = threading.Event()  # type: ignore[attr-defined]
+
+        def close() -> None:
+            begun = time.monotonic()
+            sender.close(timeout=None)
+            _on_time(begun, "close()")
+            assert all(c.closed for c in threads.server.connections), "close() left a connection open"
+
+        def wait_and(other: Callable[[ThreadedSender], object]) -> None:
+            sender.submitted.wait()  # type: ignore[attr-defined]
+            other(sender)
+
+        threads.add(lambda: act(sender, close))
+        for other in others:
+            threads.add(partial(wait_and, other))
+
+    return program
+
+
+def one_after_the_other(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """The second message finds an idle lane, which sends it at once."""
+    sender.send(_LETTER)
+    begun = time.monotonic()
+    sender.send(_LETTER)
+    _on_time(begun, "the second message")
+    close()
+
+
+def closed_at_once(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """The queue is worked off by `close`."""
+    futures = [sender.submit(_LETTER) for _ in range(2)]
+    close()
+    for future in futures:
+        future.result(0)
+
+
+def after_a_failure(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """The first message ends with the failed dial, the second one finds a server again."""
+    with contextlib.suppress(MailError):
+        sender.send(_LETTER)
+    begun = time.monotonic()
+    with contextlib.suppress(MailError):
+        sender.send(_LETTER)
+    _on_time(begun, "the second message")
+    close()
+
+
+def submit_and_close(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    sender.future = sender.submit(_LETTER)  # type: ignore[attr-defined]
+    sender.submitted.set()  # type: ignore[attr-defined]
+    close()
+
+
+def put_off_while_closing(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """A message is put off by the server while the sender is closed without draining: its future is settled too."""
+    future = sender.submit(_LETTER)
+    sender.submitted.set()  # type: ignore[attr-defined]
+    with contextlib.suppress(MailError):
+        future.result()
+
+
+def close_without_drain(sender: ThreadedSender) -> None:
+    sender.close(drain=False, timeout=None)
+
+
+def cancel(sender: ThreadedSender) -> None:
+    sender.future.cancel()  # type: ignore[attr-defined]
+
+
+def look(sender: ThreadedSender) -> None:
+    """What is counted at any moment: one message, one connection."""
+    stats = sender.stats()
+    assert stats.queued + stats.retrying + stats.in_flight <= 1, "a message was counted twice"
+    assert stats.opened <= 1, "a connection was counted twice"
+
+
+def side_by_side(lanes: int) -> Program:
+    """As many lanes as messages, and each callback waits for all others: no lane sleeps while there is work for it."""
+
+    def program(run: Run) -> None:
+        run.context.enter_context(no_exit_hook())
+        threads = _Threads(run, ModelServer(ordered=True))
+        sender = ThreadedSender(CONFIG, workers=lanes, rng=random.Random(1), on_receipt=lambda receipt: arrive())
+        arrived = [0]
+        all_there = threading.Event()
+
+        def arrive() -> None:
+            arrived[0] += 1
+            if arrived[0] == lanes:
+                all_there.set()
+            all_there.wait()
+
+        def act() -> None:
+            begun = time.monotonic()
+            futures = [sender.submit(_LETTER) for _ in range(lanes)]
+            for future in futures:
+                future.result()
+            _on_time(begun, "sending")
+            begun = time.monotonic()
+            sender.close(timeout=None)
+            _on_time(begun, "close()")
+
+        threads.add(act)
+
+    return program
+
+
+def waiting_for_a_place(callers: int) -> Program:
+    """The queue is full, the lane stuck in a callback: callers who wait for a place are told at once of `close()`."""
+
+    def program(run: Run) -> None:
+        threads = _Threads(run, ModelServer(ordered=True))
+        stuck, filled, told = threading.Event(), threading.Event(), threading.Semaphore(0)
+        first = [True]
+
+        def callback(receipt: Receipt) -> None:
+            if first[0]:
+                first[0] = False
+                stuck.set()
+                for _ in range(callers):
+                    told.acquire()
+
+        sender = _sender(run, queue_size=1, on_receipt=callback)
+
+        def fill() -> None:
+            sender.submit(_LETTER)
+            stuck.wait()
+            sender.submit(_LETTER)
+            filled.set()
+
+        def call() -> None:
+            filled.wait()
+            with contextlib.suppress(Closed):
+                sender.submit(_LETTER)
+            told.release()
+
+        def close() -> None:
+            filled.wait()
+            sender.close(timeout=None)
+
+        threads.add(fill)
+        for _ in range(callers):
+            threads.add(call)
+        threads.add(close)
+
+    return program
+
+
+def queue_ended(callers: int) -> Program:
+    """The server refuses for good: the queue is emptied, and all who waited for a place in it have one at once."""
+
+    def program(run: Run) -> None:
+        faults = Faults(refuse_connects=frozenset(range(9)))
+        threads = _Threads(run, ModelServer(faults=faults), allowed=(MailError,))
+        run.context.enter_context(no_exit_hook())
+        filled, placed = threading.Event(), threading.Semaphore(0)
+        first = [True]
+
+        def callback(receipt: Receipt) -> None:
+            if first[0]:
+                first[0] = False
+                for _ in range(callers):
+                    placed.acquire()
+
+        sender = ThreadedSender(
+            CONFIG,
+            workers=1,
+            queue_size=callers,
+            retry=RetryPolicy(attempts=1, base=0.0),
+            rng=random.Random(1),
+            on_receipt=callback,
+        )
+        left = [callers]
+
+        def fill() -> None:
+            for _ in range(callers):
+                sender.submit(_LETTER)
+            filled.set()
+
+        def call() -> None:
+            filled.wait()
+            sender.submit(_LETTER)
+            placed.release()
+            left[0] -= 1
+            if not left[0]:
+                sender.close(timeout=None)
+
+        threads.add(fill)
+        for _ in range(callers):
+            threads.add(call)
+
+    return program
+
+
+def no_lane_starts(run: Run) -> None:
+    """The interpreter starts no threads any more: `close()` waits for no lane, and the message is told of."""
+    threads = _Threads(run, ModelServer(), allowed=(MailError,))
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    run.context.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", refuse))
+    sender = _sender(run)
+
+    def act() -> None:
+        with contextlib.suppress(Closed):
+            sender.submit(_LETTER).result()
+
+    threads.add(act)
+    threads.add(lambda: sender.close(timeout=None))
+
+
+def refused_for_good(run: Run) -> None:
+    """The login is refused: that message fails, and the next one at once."""
+    run.context.enter_context(mock.patch.dict(_MORE_COMMANDS, {"AUTH": lambda *_: "535 5.7.8 no"}))
+    threads = _Threads(run, _Server(*_EXTENSIONS))
+    run.context.enter_context(no_exit_hook())
+    config = ServerConfig("127.0.0.1", 25, username="user", password="secret", local_hostname="me", max_age=None)
+    sender = ThreadedSender(config, workers=1, rng=random.Random(1))
+
+    def act() -> None:
+        for _ in range(2):
+            begun = time.monotonic()
+            with contextlib.suppress(LoginRefused):
+                sender.send(_LETTER)
+            _on_time(begun, "the refusal")
+        sender.close(timeout=None)
 
     threads.add(act)
 
@@ -610,6 +981,10 @@ def _deadline(name: str, program: Program) -> Scenario:
     return Scenario(f"deadline of {name}", program)
 
 
+def _sent(name: str, program: Program, **options: Any) -> Scenario:
+    return Scenario(f"sender, {name}", program, classes=SENDER, constant=OWNER, options={**QUIET, **options})
+
+
 def _throttle(name: str, make: Callable[[], Throttle], acts: list[Any], check: Callable[[Throttle, list[Any]], bool]) -> Scenario:
     return Scenario(f"throttle, {name}", throttled(make, acts, check), classes=(Throttle,), options=QUIET)
 
@@ -654,6 +1029,12 @@ _IN_TIME: dict[str, tuple[Act, float]] = {
     "leaving": (leave, 2),
 }
 
+_BARE: dict[str, Callable[[_Bare], list[Callable[[], object]]]] = {
+    "closed while two wait for one place": lambda d: [partial(d.add, 0), partial(d.add, 1), d.shut],
+    "a place comes free by cancel": lambda d: [lambda: (d.add(0), d.add(1)), d.take_back],
+    "closed beside a call off": lambda d: [partial(d.add, 0), d.call_off, d.shut, partial(d.add, 1)],
+}
+
 SCENARIOS = [
     *(_dialogue(f"{name} from two threads", dialogue(act, act)) for name, act in _TWICE.items()),
     _dialogue("greeted once by two threads", dialogue(*2 * [lambda c: c.ehlo_or_helo_if_needed()], greeted=False, ehlos=1)),
@@ -684,6 +1065,8 @@ SCENARIOS = [
     Scenario("idle watch of a client stops", watch_stopped(lambda: Client(CONFIG)), options=QUIET),
     Scenario("idle watch of a pool stops", watch_stopped(lambda: ClientPool(CONFIG)), options=QUIET),
     _pool_scenario("pool of 1, 2x1 beside stats()", counted(1, 2)),
+    _pool_scenario("pool of 1, 2x1 beside idle close", pooled(1, 2, 1, beside=idle_close)),
+    _pool_scenario("pool of 1, 1x2 beside idle close", pooled(1, 1, 2, beside=idle_close)),
     _pool_scenario("pool of 1, close() beside a lease", closed_beside_leases(1)),
     _pool_locks("pool of 1, two close() beside a lease", closed_beside_leases(1, closers=2)),
     _pool_locks("pool of 2, close() beside two leases", closed_beside_leases(2)),
@@ -693,6 +1076,26 @@ SCENARIOS = [
     _pool_locks("pool of 1, a waiter is interrupted and two close()", interrupted(2)),
     Scenario("sender, send() gives up in the queue", gives_up_in_the_queue, classes=SENDER, constant=OWNER, options=QUIET),
     Scenario("sender, send() drops what hangs", drops_what_hangs, classes=SENDER, constant=OWNER, options=QUIET),
+    _sent("closed by two threads", closed_twice),
+    *(
+        Scenario(f"sender, bare, {name}", bare(act), classes=SENDER, constant=OWNER, options=QUIET)
+        for name, act in _BARE.items()
+    ),
+    _sent("one message after the other", sent(one_after_the_other)),
+    _sent("two messages, closed at once", sent(closed_at_once)),
+    _sent("a message after a failed dial", sent(after_a_failure, server=_no_first_dial, retry=RetryPolicy(1, 0.0))),
+    _sent("cancelled while it is closed", sent(submit_and_close, cancel)),
+    _sent("cancelled while it is closed, and the throttle says wait", sent(submit_and_close, cancel, throttle=_paused)),
+    _sent("put off while it is closed", sent(put_off_while_closing, close_without_drain, server=lambda: _Later(ordered=True))),
+    _sent("one message beside stats()", sent(submit_and_close, look)),
+    _sent("two lanes side by side", side_by_side(2), limit=300),
+    _sent("three lanes side by side", side_by_side(3), limit=300),
+    _sent("closed while a caller waits for a place", waiting_for_a_place(1), limit=300),
+    _sent("closed while two callers wait for a place", waiting_for_a_place(2), limit=300),
+    _sent("a caller waits for a place, the server is dead", queue_ended(1), limit=300),
+    _sent("two callers wait for a place, the server is dead", queue_ended(2), limit=300),
+    _sent("no lane can be started", no_lane_starts),
+    _sent("refused for good", refused_for_good),
     _throttle("two takes of one token", lambda: Throttle(1, per=10), 2 * [Throttle.take], lambda t, got: got.count(0.0) == 1),
     _throttle("two tokens given back", _drained, 2 * [Throttle.give_back], lambda t, got: _left(t) == 2),
     _throttle(
