@@ -4,8 +4,8 @@ A proof that finds nothing is worth what its suite would have found. This tool w
 and yields one mutant for each piece of its locking; the proof suite must notice every one of them. It reads the
 source, so new code is covered without anyone remembering. The pieces:
 
-* guard: each `with <lock>:` (where it gives a value, that is had and let go of before the body), each pair of `<lock>.acquire()` and `<lock>.release()` in a function, each guarding
-  decorator;
+* guard: each `with <lock>:` (a value it gives is had, and the lock let go of, before the body), each pair of
+  `<lock>.acquire()` and `<lock>.release()` in a function, each guarding decorator;
 * loop: each `while` that has a wait in it becomes one pass through its body, if its condition holds (`if` for
   `while`);
 * notify: each `notify()` and `notify_all()` is left out, and each `notify_all()` is weakened to `notify()`;

@@ -18,6 +18,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 import types
@@ -57,8 +58,8 @@ HARMLESS: dict[str, str] = {
         ),
         "only close() waits on _calm, and ThreadedSender._closing lets one thread at a time into it",
     ),
-    "threadmail._dispatch:Dispatcher._wake: notify() for self._work.notify_all()": "while the gate is not healthy no lane "
-    "has a connection, or the refusal is known to be for good: whichever lane is woken does what all would do (dial, "
+    "threadmail._dispatch:Dispatcher._wake: notify() for self._work.notify_all()": "while the gate is not healthy no "
+    "lane has a connection, or the refusal is known to be for good: whichever lane is woken does what all would do (dial, "
     "wait for the gate, give the queue up), and whoever dials wakes all others when it is done",
     "threadmail._dispatch:Dispatcher.judge: without self._work.notify()": "the lane that judged knows of the retry and "
     "goes on to wait for it or to another message; each later put() wakes the lane that sleeps longest, so that a lane "
@@ -86,7 +87,7 @@ _ASKED = {
     "threadmail.throttle": ("throttle", "sender"),
 }
 #: Runs for each scenario: first a few in all of them, then more.
-_ROUNDS = ((40, 20), (400, 60))
+_ROUNDS = ((40, 20), (200, 40))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def scenarios_over(mutant: Mutant | None) -> Iterator[dict[str, Scenario]]:
     parent = importlib.import_module("tests.proof")
     try:
         # A mutant leaves nothing behind in the process.
-        with mock.patch.object(os, "register_at_fork", lambda **_: None), installed(mutant, PACKAGE):
+        with mock.patch.object(os, "register_at_fork"), installed(mutant, PACKAGE):
             for name in _SCENARIO_MODULES:
                 del sys.modules[name]
             yield _by_name([importlib.import_module(name) for name in _SCENARIO_MODULES])
@@ -185,8 +186,11 @@ class Baseline:
 
 
 def hunt(mutant: Mutant, baseline: Baseline, kept: Kill | None = None) -> Kill | None:
-    """Search the scenarios, likely ones first, for a run that fails; else for a data race. First of all `kept` is tried,
-    which killed it before."""
+    """Search the scenarios, likely ones first, for a run that fails; else for a data race.
+
+    Args:
+        kept: what killed it before; tried first of all.
+    """
     races: Kill | None = None
     with scenarios_over(mutant) as scenarios:
         if kept is not None and kept.scenario in scenarios and replayed(scenarios[kept.scenario], kept):
@@ -216,7 +220,7 @@ def search(scenario: Scenario, runs: int, walks: int) -> Kill | Hunt | None:
     hunter = Hunt(frozenset())
     try:
         for strategy in (hunter, RandomWalk(walks, seed=1)):
-            result = scenario.run(strategy, limit=runs, stop_at_failure=True, seconds=3.0)
+            result = scenario.run(strategy, limit=runs, stop_at_failure=True, seconds=2.0)
             if result.first is not None:
                 return Kill(scenario.name, result.first.schedule, result.first.violations[0])
     except NonDeterminism:
@@ -254,42 +258,46 @@ def read_killers() -> dict[str, Kill]:
     return {name: Kill(**kill) for name, kill in json.loads(KILLERS.read_text(encoding="utf-8")).items()}
 
 
+def keep(name: str, kill: Kill) -> None:
+    """Record what kills a mutant; records of mutants that are no more go."""
+    table = read_killers() if KILLERS.exists() else {}
+    table[name] = kill
+    names = {mutant.name for mutant in all_mutants()} - HARMLESS.keys() - OPEN.keys()
+    kept = {name: asdict(kill) for name, kill in sorted(table.items()) if name in names}
+    KILLERS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 # ---------------------------------------------------------------- the list
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.proof.mutation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--module", help="only the mutants of this module")
-    parser.add_argument("--match", default="", help="only mutants with this in their name")
+    parser.add_argument("--match", default="", help="only mutants whose name has this regular expression in it")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {KILLERS.name}")
     options = parser.parse_args(arguments)
     logging.getLogger(PACKAGE).addHandler(logging.NullHandler())  # what the mutants have to say is of no interest
     started = time.perf_counter()
     kept = read_killers() if KILLERS.exists() else {}
-    found: dict[str, Kill] = {}
     rows, score = [], [0, 0]
     with scenarios_over(None) as real:
         baseline = Baseline(dict(real))
     for mutant in all_mutants(options.module):
-        if options.match not in mutant.name:
+        if not re.search(options.match, mutant.name):
             continue
         reason = HARMLESS.get(mutant.name) or OPEN.get(mutant.name)
         kill = hunt(mutant, baseline, kept.get(mutant.name)) if reason is None else None
         score[kill is not None] += 1
         if kill is not None:
-            kept[mutant.name] = found[mutant.name] = kill
+            if options.write and kill != kept.get(mutant.name):
+                keep(mutant.name, kill)
         rows.append({"name": mutant.name, "line": mutant.line, "kind": mutant.kind, "reason": reason,
                      "kill": kill and asdict(kill)})  # fmt: skip
         if not options.json:
             fate = f"killed by {kill}" if kill else f"survives because {reason or 'NOBODY NOTICED'}"
-            print(f"{mutant.module}:{mutant.line} {mutant.function} {mutant.kind}: {mutant.description} -> {fate}", flush=True)
-    if options.write:
-        names = {mutant.name for mutant in all_mutants()}
-        if KILLERS.exists():
-            kept = {**read_killers(), **found}
-        table = {name: asdict(kill) for name, kill in sorted(kept.items()) if name in names}
-        KILLERS.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            place = f"{mutant.module}:{mutant.line} {mutant.function} {mutant.kind}"
+            print(f"{place}: {mutant.description} -> {fate}", flush=True)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:

@@ -32,9 +32,9 @@ from threadmail import (
     ClientPool,
     Closed,
     Envelope,
+    LoginRefused,
     MailError,
     NotConnected,
-    LoginRefused,
     Receipt,
     Reentered,
     RetryPolicy,
@@ -43,7 +43,6 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-
 from threadmail._deadline import NEVER
 from threadmail._dispatch import Dispatcher
 from threadmail._jobs import Job, JobState
@@ -104,7 +103,14 @@ class _Server(ModelServer):
             if not self.mute:
                 said(connection, text, who, cause)
 
+        ended = Connection.hang_up
+
+        def hang_up(connection: Connection) -> None:
+            if not (self.mute and connection.transcript[-1][2].lower() == "quit"):
+                ended(connection)
+
         self._stack.enter_context(mock.patch.object(Connection, "reply", reply))
+        self._stack.enter_context(mock.patch.object(Connection, "hang_up", hang_up))
         super().__enter__()
         return self
 
