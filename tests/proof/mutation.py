@@ -59,8 +59,8 @@ HARMLESS: dict[str, str] = {
         "only close() waits on _calm, and ThreadedSender._closing lets one thread at a time into it",
     ),
     "threadmail._dispatch:Dispatcher._wake: notify() for self._work.notify_all()": "while the gate is not healthy no "
-    "lane has a connection, or the refusal is known to be for good: whichever lane is woken does what all would do (dial, "
-    "wait for the gate, give the queue up), and whoever dials wakes all others when it is done",
+    "lane has a connection, or the refusal is known to be for good: whichever lane is woken does what all would do "
+    "(dial, wait for the gate, give the queue up), and whoever dials wakes all others when it is done",
     "threadmail._dispatch:Dispatcher.judge: without self._work.notify()": "the lane that judged knows of the retry and "
     "goes on to wait for it or to another message; each later put() wakes the lane that sleeps longest, so that a lane "
     "that slept since before the retry learns of it before the one that knows is taken by other work",
@@ -289,9 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = HARMLESS.get(mutant.name) or OPEN.get(mutant.name)
         kill = hunt(mutant, baseline, kept.get(mutant.name)) if reason is None else None
         score[kill is not None] += 1
-        if kill is not None:
-            if options.write and kill != kept.get(mutant.name):
-                keep(mutant.name, kill)
+        if kill is not None and options.write and kill != kept.get(mutant.name):
+            keep(mutant.name, kill)
         rows.append({"name": mutant.name, "line": mutant.line, "kind": mutant.kind, "reason": reason,
                      "kill": kill and asdict(kill)})  # fmt: skip
         if not options.json:
