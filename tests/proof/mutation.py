@@ -69,12 +69,15 @@ HARMLESS: dict[str, str] = {
 
 #: Mutants that nobody has killed yet, each with what is known. To be empty.
 OPEN: dict[str, str] = {
-    "threadmail._dispatch:Dispatcher.judge: without `with self._lock`": "judge() without the lock races with withdraw() and abort() on fields of the job only; the scenarios beside cancel and abort did not show it within the bounds searched",
-    "threadmail._dispatch:Dispatcher.dialled: notify() for self._work.notify_all()": "needs three lanes, two of them asleep while the third one dials; three lanes side by side is searched in part only",
-    "threadmail._dispatch:Dispatcher.close: `if executor is not None` never after the wait": "a thread of the executor that goes on is ended by its weak reference here; needs an oracle for threads left over",
-    "threadmail._dispatch:Dispatcher._wait: `if` for `while not done() and (not end.passed)`": "a wake-up before all is done; the search of its scenarios did not reach it, or was not deterministic",
-    "threadmail.pool:ClientPool._take_back: notify() for self._all_back.notify_all()": "two close() beside an interrupted waiter: killed by a longer search of that scenario, no schedule recorded yet",
-    "threadmail.sender:ThreadedSender.close: without `with self._closing`": "two close() that both report what was cut short: needs a longer search of `sender, closed by two threads`",
+    "threadmail._dispatch:Dispatcher.judge: without `with self._lock`": "not shown within the bounds searched",
+    "threadmail._dispatch:Dispatcher.dialled: notify() for self._work.notify_all()": "needs three lanes at least",
+    "threadmail._dispatch:Dispatcher.close: `if executor is not None` never after the wait": "a thread of the executor "
+    "that nobody ends is ended by its weak reference: needs an oracle for threads left over",
+    "threadmail._dispatch:Dispatcher._wait: `if` for `while not done() and (not end.passed)`": "not shown within the "
+    "bounds searched",
+    "threadmail.pool:ClientPool._take_back: notify() for self._all_back.notify_all()": "a long search of `a waiter is "
+    "interrupted and two close()` killed it; its schedule is not recorded yet",
+    "threadmail.sender:ThreadedSender.close: without `with self._closing`": "not shown within the bounds searched",
 }
 
 KILLERS = Path(__file__).with_name("killers.json")
