@@ -4,8 +4,8 @@ A proof that finds nothing is worth what its suite would have found. This tool w
 and yields one mutant for each piece of its locking; the proof suite must notice every one of them. It reads the
 source, so new code is covered without anyone remembering. The pieces:
 
-* guard: each `with <lock>:`, each pair of `<lock>.acquire()` and `<lock>.release()` in a function, each guarding
-  decorator;
+* guard: each `with <lock>:` (a value it gives is had, and the lock let go of, before the body), each pair of
+  `<lock>.acquire()` and `<lock>.release()` in a function, each guarding decorator;
 * loop: each `while` that has a wait in it becomes one pass through its body, if its condition holds (`if` for
   `while`);
 * notify: each `notify()` and `notify_all()` is left out, and each `notify_all()` is weakened to `notify()`;
@@ -227,8 +227,15 @@ def _expression(text: str) -> ast.expr:
 
 
 def _no_guard(node: ast.AST) -> None:
+    """Nothing is held in the body. Where the body uses what the guard gives, it is held for a moment to be had."""
     assert isinstance(node, ast.withitem)
     null = _expression("__import__('contextlib').nullcontext()")
+    assert isinstance(null, ast.Call)
+    if node.optional_vars is not None:
+        moment = _expression("(lambda guard: (guard.__enter__(), guard.__exit__(None, None, None))[0])()")
+        assert isinstance(moment, ast.Call)
+        moment.args = [node.context_expr]
+        null.args = [moment]
     node.context_expr = ast.copy_location(null, node.context_expr)
 
 

@@ -1,0 +1,74 @@
+"""The proof notices the loss of any piece of the package's locking.
+
+What kills each mutant is recorded in killers.json; here each recorded schedule is run again on its mutant, and must
+still fail. A mutant without a record fails the suite: new locking needs a scenario that would notice its loss. To find
+one: `python -m tests.proof.mutation --write`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.proof.mutants import Mutant, mutants_of
+from tests.proof.mutation import HARMLESS, OPEN, all_mutants, read_killers, scenarios_over, still_killed
+from tests.proof.scenarios import Scenario
+from tests.proof.scenarios_extra import SCENARIOS
+
+MUTANTS = {mutant.name: mutant for mutant in all_mutants()}
+KILLERS = read_killers()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    handler = logging.NullHandler()
+    logging.getLogger("threadmail").addHandler(handler)
+    yield
+    logging.getLogger("threadmail").removeHandler(handler)
+
+
+def test_every_mutant_is_killed_or_argued_for() -> None:
+    assert len(MUTANTS) >= 120, "the tool finds less than there was"
+    assert KILLERS.keys() | HARMLESS.keys() | OPEN.keys() == MUTANTS.keys()
+    assert not KILLERS.keys() & (HARMLESS.keys() | OPEN.keys())
+
+
+@pytest.mark.parametrize("name", KILLERS)
+def test_its_schedule_still_kills_it(name: str) -> None:
+    kill = KILLERS[name]
+    with scenarios_over(MUTANTS[name]) as scenarios:
+        assert still_killed(scenarios[kill.scenario], kill)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+def test_without_a_mutant_nothing_breaks_it(scenario: Scenario) -> None:
+    result = scenario.run()
+    assert result.complete or "limit" in scenario.options
+    assert not result.failing, str(result.first)
+
+
+def test_a_guard_that_gives_a_value_gives_it_and_holds_nothing() -> None:
+    source = "def f():\n    with self._lock as value:\n        return value\n"
+    (mutant,) = mutants_of(source, "module")
+    assert held_while(mutant) == ("value", [])
+
+
+def held_while(mutant: Mutant) -> tuple[object, list[str]]:
+    held: list[str] = []
+
+    class Lock:
+        def __enter__(self) -> str:
+            held.append("lock")
+            return "value"
+
+        def __exit__(self, *exc: object) -> None:
+            held.pop()
+
+    class Self:
+        _lock = Lock()
+
+    namespace: dict[str, object] = {"self": Self()}
+    exec(compile(mutant.tree, "mutant", "exec"), namespace)
+    return namespace["f"](), held  # type: ignore[operator]
