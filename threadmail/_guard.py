@@ -66,9 +66,10 @@ class Guarded:
 
     def enter_child(self, pid: int) -> Any:
         """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
-        lock = self._locks.setdefault(pid, threading.RLock())
-        with lock:
-            if self._pid != pid:
+        fresh = threading.RLock()
+        with fresh:  # held before anybody can find it, so that nobody gets at the parent's connection first
+            lock = self._locks.setdefault(pid, fresh)
+            if lock is fresh:
                 self._pid = pid
                 self._after_fork()
         return lock
@@ -82,6 +83,35 @@ class Guarded:
             f"a {type(self).__name__} holds a live connection and cannot be pickled: "
             "send a ServerConfig, and make one there"
         )
+
+
+class BornAnew:
+    """Base of what begins anew in a forked child: `_reset` runs once there, before anybody of the child goes on."""
+
+    def __init__(self) -> None:
+        self._ready_in = os.getpid()  # the process that `_reset` has run in
+        self._births: dict[int, Any] = {}
+        after_fork(self)
+
+    def _check_process(self) -> None:
+        if self._ready_in != os.getpid():
+            self.enter_child(os.getpid())
+
+    def enter_child(self, pid: int) -> None:
+        """In a forked child: begin anew, or wait for the thread that is about it."""
+        fresh = threading.Lock()
+        with fresh:  # held before anybody can find it
+            birth = self._births.setdefault(pid, fresh)
+            if birth is fresh:
+                self._reset()
+                self._ready_in = pid
+                return
+        with birth:
+            pass
+
+    def _reset(self) -> None:
+        """Forget what the parent had: locks, queues, connections."""
+        raise NotImplementedError
 
 
 class ForkAware(Protocol):

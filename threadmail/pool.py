@@ -10,7 +10,6 @@ a time, with growing pauses, whatever the number of threads. Leaves the dialogue
 from __future__ import annotations
 
 import enum
-import os
 import random
 import threading
 from collections import Counter, deque
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ._deadline import Deadline, now
-from ._guard import after_fork
+from ._guard import BornAnew
 from ._idle import IdleWatch
 from .client import Client, Message
 from .config import ServerConfig
@@ -63,7 +62,7 @@ class PoolStats:
     closed: Mapping[str, int] = field(default_factory=dict)
 
 
-class ClientPool:
+class ClientPool(BornAnew):
     """A bounded pool of clients of one server.
 
     Nothing happens before the first lease. Use it as a context manager, or call `close()`.
@@ -82,11 +81,11 @@ class ClientPool:
             raise ValueError(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
         self._rng = rng or random.Random()
-        self._pid = os.getpid()
         self._reset()
-        after_fork(self)
+        super().__init__()
 
     def _reset(self) -> None:
+        # Also in a forked child, which begins anew: the parent's clients drop their sockets themselves.
         # Guards everything below: who waits, who has what, how many there are. Never held over network I/O.
         self._lock = threading.Lock()
         self._all_back = threading.Condition(self._lock)
@@ -158,27 +157,39 @@ class ClientPool:
 
     def _wait_for_client(self, end: Deadline) -> Client:
         self._check_process()
-        with self._lock:
-            waiter = _Waiter(self._lock)
-            self._waiters.append(waiter)
-            try:
-                self._serve()
-                while waiter.granted is None:
-                    self._require_open()
-                    self._fail_fast()
-                    if end.passed:
-                        raise TimedOut(f"no client of the pool came free in time ({len(self._leased)} are in use)")
-                    waiter.woken.wait(end.within(self._gate.pause(now())).remaining())
-                    self._serve()  # the pause of the gate may be over
-            except BaseException:
-                if waiter.granted is None:
-                    self._waiters.remove(waiter)
-                elif waiter.granted in self._dialling:  # it may dial, and will not: somebody else may
-                    self._forget(waiter.granted)
-                else:  # it came free for one that gives up: to the next
-                    self._take_back(waiter.granted)
-                raise
-            return waiter.granted
+        orphan: Client | None = None
+        try:
+            with self._lock:
+                waiter = _Waiter(self._lock)
+                self._waiters.append(waiter)
+                try:
+                    self._wait(waiter, end)
+                except BaseException:
+                    if waiter.granted is None:
+                        self._waiters.remove(waiter)
+                    elif waiter.granted in self._dialling:  # it may dial, and will not: somebody else may
+                        self._forget(waiter.granted)
+                    elif self._life is _Life.OPEN:  # it came free for one that gives up: to the next
+                        self._take_back(waiter.granted)
+                    else:
+                        orphan = waiter.granted  # nobody will look into a closed pool again
+                    raise
+                assert waiter.granted is not None
+                return waiter.granted
+        finally:
+            if orphan is not None:
+                self._discard(orphan, None)
+
+    def _wait(self, waiter: _Waiter, end: Deadline) -> None:
+        """Until the waiter has been granted a client. Under the lock."""
+        self._serve()
+        while waiter.granted is None:
+            self._require_open()
+            self._fail_fast()
+            if end.passed:
+                raise TimedOut(f"no client of the pool came free in time ({len(self._leased)} are in use)")
+            waiter.woken.wait(end.within(self._gate.pause(now())).remaining())
+            self._serve()  # the pause of the gate may be over
 
     def _require_open(self) -> None:
         if self._life is not _Life.OPEN:
@@ -334,15 +345,3 @@ class ClientPool:
         raise TypeError(
             "a ClientPool holds live connections and cannot be pickled: send its config, and make one there"
         )
-
-    # ------------------------------------------------------------ fork
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            self.enter_child(os.getpid())
-
-    def enter_child(self, pid: int) -> None:
-        """In a forked child: begin anew. The parent's clients drop their sockets themselves."""
-        if self._pid != pid:
-            self._pid = pid
-            self._reset()

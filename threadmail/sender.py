@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
 import queue
 import random
 import threading
@@ -23,7 +22,7 @@ from typing import NamedTuple
 from . import _exit
 from ._deadline import Deadline
 from ._dispatch import Dispatcher
-from ._guard import after_fork
+from ._guard import BornAnew
 from ._jobs import Job, SendFuture
 from .client import Message
 from .config import ServerConfig
@@ -79,7 +78,7 @@ class SenderStats:
     closed: Mapping[str, int] = field(default_factory=dict)
 
 
-class ThreadedSender:
+class ThreadedSender(BornAnew):
     """Sends messages on several threads, each with a connection of its own.
 
     Nothing starts before the first message. Use it as a context manager, or call `close()`.
@@ -116,12 +115,12 @@ class ThreadedSender:
         self.throttle = throttle or Throttle()
         self._on_receipt = on_receipt
         self._rng = rng or random.Random()
-        self._pid = os.getpid()
         self._closed_at_exit = False
         self._reset()
-        after_fork(self)
+        super().__init__()
 
     def _reset(self) -> None:
+        # Also in a forked child, which begins with an empty queue: what the parent queued, the parent sends.
         self._closing = threading.Lock()  # guards _life, and lets one thread at a time close
         self._life = _Life.OPEN
         self._dispatcher = Dispatcher(
@@ -368,18 +367,11 @@ class ThreadedSender:
 
     def _here(self, *, opened: bool = True) -> Dispatcher:
         """The dispatcher of this process."""
-        if self._pid != os.getpid():
-            self.enter_child(os.getpid())
+        self._check_process()
         if opened and not self._closed_at_exit:
             self._closed_at_exit = True
             _exit.close_at_exit(self)
         return self._dispatcher
-
-    def enter_child(self, pid: int) -> None:
-        """In a forked child: begin anew, with an empty queue. What the parent queued, the parent sends."""
-        if self._pid != pid:
-            self._pid = pid
-            self._reset()
 
 
 def _hand_over(done: queue.SimpleQueue[_Done], index: int, future: Future[Receipt]) -> None:

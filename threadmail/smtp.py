@@ -227,15 +227,16 @@ class _Client(Dialogue):
 
     def auth(self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True) -> Answer:
         """Log in by a mechanism of one's own: `authobject(challenge)` gives the answer to each challenge."""
-        self._auth_challenge_count = 0
 
         def answerer(challenge: bytes | None) -> str | None:
             self._auth_challenge_count += 1  # smtplib's own mechanisms count on it
             answer: str | None = authobject() if challenge is None else authobject(challenge)
             return answer
 
-        with self._step(), self._driving() as wire:
-            return _login.authenticate(wire, mechanism.upper(), answerer, None, initial_ok=initial_response_ok).pair
+        with self._step():
+            self._auth_challenge_count = 0
+            with self._driving() as wire:
+                return _login.authenticate(wire, mechanism.upper(), answerer, None, initial_ok=initial_response_ok).pair
 
     def _peer_is_local(self) -> bool:
         assert self.sock is not None

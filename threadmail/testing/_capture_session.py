@@ -88,6 +88,7 @@ class Session(aiosmtpd.SMTP):
         self.command_size_limit = UNLIMITED
         self.number: int | None = None
         self.gone: asyncio.Future[None] = loop.create_future()
+        self._dismissed = False
         self._raw = raw
         self._book = book
         self._sessions = sessions
@@ -143,6 +144,7 @@ class Session(aiosmtpd.SMTP):
             transport.abort()
             return
         if mode == "421":
+            self._dismissed = True
             transport.write(b"421 4.4.2 idle timeout\r\n")
         transport.close()
         if self.encrypted:
@@ -275,6 +277,8 @@ class Session(aiosmtpd.SMTP):
         """Answer a content that has come whole; None stands for one that was too big."""
         envelope = self.envelope
         assert envelope is not None
+        if self._dismissed:
+            return  # the client reads the 421 as the answer to its content: nobody may have the message
         if content is None:
             # RFC 2033 section 4.2: a reply for each recipient, also when all are the same.
             replies = len(envelope.rcpt_tos) if self._manners.lmtp else 1
