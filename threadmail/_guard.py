@@ -66,10 +66,10 @@ class Guarded:
 
     def enter_child(self, pid: int) -> Any:
         """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
-        fresh = threading.RLock()
-        with fresh:  # held before anybody can find it, so that nobody gets at the parent's connection first
-            lock = self._locks.setdefault(pid, fresh)
-            if lock is fresh:
+        new_lock = threading.RLock()
+        with new_lock:  # held before anybody can find it, so that nobody gets at the parent's connection first
+            lock = self._locks.setdefault(pid, new_lock)
+            if lock is new_lock:
                 self._pid = pid
                 self._after_fork()
         return lock
@@ -99,14 +99,14 @@ class BornAnew:
 
     def enter_child(self, pid: int) -> None:
         """In a forked child: begin anew, or wait for the thread that is about it."""
-        fresh = threading.Lock()
-        with fresh:  # held before anybody can find it
-            birth = self._births.setdefault(pid, fresh)
-            if birth is fresh:
+        new_lock = threading.Lock()
+        with new_lock:  # held before anybody can find it
+            first_lock = self._births.setdefault(pid, new_lock)
+            if first_lock is new_lock:
                 self._reset()
                 self._ready_in = pid
                 return
-        with birth:
+        with first_lock:
             pass
 
     def _reset(self) -> None:

@@ -77,6 +77,10 @@ OPEN: dict[str, str] = {
     "bounds searched",
     "threadmail.pool:ClientPool._take_back: notify() for self._all_back.notify_all()": "a long search of `a waiter is "
     "interrupted and two close()` killed it; its schedule is not recorded yet",
+    "threadmail.pool:ClientPool._take_back: without self._all_back.notify_all()": "close() then waits out its time "
+    "instead of being woken: no scenario bounds that yet",
+    "threadmail._guard:BornAnew.enter_child: without `with new_lock`": "needs a fork scenario of pool and sender",
+    "threadmail._guard:BornAnew.enter_child: without `with first_lock`": "needs a fork scenario of pool and sender",
     "threadmail.sender:ThreadedSender.close: without `with self._closing`": "not shown within the bounds searched",
 }
 
