@@ -11,7 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -680,7 +680,8 @@ def test_a_handshake_without_a_time_limit_takes_as_long_as_it_takes(ca: TestCA) 
 
     def serve() -> None:
         hold.wait(0.05)  # longer than any limit that stands for none
-        with context.wrap_socket(theirs, server_side=True) as wrapped:
+        # The client leaves as soon as it has seen enough, and may be gone before the last of the handshake is written.
+        with suppress(OSError), context.wrap_socket(theirs, server_side=True) as wrapped:
             wrapped.recv(1)
 
     with ours, theirs, running(serve):
