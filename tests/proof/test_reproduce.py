@@ -49,9 +49,7 @@ def all_schedules() -> Result:
 
 def test_nearly_every_schedule_fails(all_schedules: Result) -> None:
     assert (all_schedules.complete, all_schedules.runs, all_schedules.failing) == (True, 586, 582)
-    # The best of a few, for the machine may have other things to do.
-    again = (explore(raw, DepthFirst()).seconds for _ in range(4))
-    assert all_schedules.seconds < 2 or any(seconds < 2 for seconds in again)
+    assert all_schedules.seconds < 2
 
 
 def test_every_kind_of_damage_is_among_them(all_schedules: Result) -> None:
