@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.detsched import Replay
+from tests.detsched import NonDeterminism, Replay
 from tests.proof.scenario import Scenario
 from tests.proof.scenarios import SMALL, SUITE
 from threadmail._dispatch import Dispatcher
@@ -154,6 +154,11 @@ FOUND = [
 def test_with_its_mend_taken_out_the_schedule_shows_it(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = SCENARIOS[found.scenario]
     found.put_back(monkeypatch)
-    bad = scenario.run(Replay(found.schedule))
-    assert bad.first is not None, "the schedule shows nothing"
-    assert found.violation in bad.first.violations
+    try:
+        result = scenario.run(Replay(found.schedule))
+    except (
+        NonDeterminism
+    ):  # a schedule of Python 3.11, and in this version the executor takes other steps: find it anew
+        result = scenario.run(limit=500, stop_at_failure=True)
+    assert result.first is not None, "the schedule shows nothing"
+    assert found.violation in result.first.violations
