@@ -21,7 +21,6 @@ from threadmail import Envelope, Outcome, ThreadedSender
 
 from .sink import Sink
 
-
 #: Free of it, an object made by one thread and let go by another is freed only when the first comes round to it.
 GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 

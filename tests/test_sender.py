@@ -225,7 +225,7 @@ def test_ten_thousand_messages_from_a_generator_need_the_memory_of_a_queue(way: 
     gc.collect()
     assert outcomes == {Outcome.SENT: 10_000}
     print(f"{way}: at most {Watched.peak} envelopes alive")
-    # Free of the GIL, an object made by one thread and let go by another is freed only when the first comes round to it.
+    # Free of the GIL, what one thread made and another let go of is freed only when the first comes round to it.
     assert Watched.peak <= (50 + 2 + 8) * (1 if GIL else 2)
     assert pulled_by == {threading.get_ident()}
 
