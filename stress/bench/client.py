@@ -289,14 +289,14 @@ def aiosmtplib(job: Job, clock: Clock) -> None:
 
 def django(job: Job, clock: Clock) -> None:
     from django.conf import settings  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    from django.core.mail import EmailMessage, get_connection  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E501
+    from django.core import mail  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     settings.configure(USE_I18N=False)
-    messages = [EmailMessage(f"Order {n}", job.text, SENDER, job.to(n)) for n in range(job.messages)]
+    messages = [mail.EmailMessage(f"Order {n}", job.text, SENDER, job.to(n)) for n in range(job.messages)]
     backends: list[Any] = []
 
     def send(mine: Sequence[Any]) -> None:
-        backend = get_connection("django.core.mail.backends.smtp.EmailBackend", host=job.host, port=job.port)
+        backend = mail.get_connection("django.core.mail.backends.smtp.EmailBackend", host=job.host, port=job.port)
         backends.append(backend)
         backend.open()
         backend.send_messages(mine)

@@ -4,7 +4,10 @@ Owns a process that passes TCP connections on to a server and holds every chunk 
 direction. Guarantees: a chunk leaves when its own time has come, whatever came before or after it; order and ends of
 streams are kept; a new connection costs what it costs on a wire (SYN, SYN-ACK and ACK before the server may speak, so
 that the greeting comes after two round trips); as much is under way as the senders like, so that delay alone is added
-and no limit. `check` measures all that. What it does not imitate: loss, slow start, and the bandwidth of a real line.
+and no limit. `check` measures all that. It counts round trips as well: `trips` grows by one when something reaches the
+client that was caused by something the client sent after it had learnt of the one before, which is what takes a round
+trip however long the line is and however busy the machine. What it does not imitate: loss, slow start, and the
+bandwidth of a real line.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,7 +44,9 @@ class DelayLine:
         self.rtt = rtt
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.host, self.port = self._listener.getsockname()
-        self._process = spawn.Process(target=_serve, args=(self._listener, server, rtt), name="line", daemon=True)
+        self._trips = spawn.RawValue("q", 0)  # written by one thread only, so it needs no lock
+        arguments = (self._listener, server, rtt, self._trips)
+        self._process = spawn.Process(target=_serve, args=arguments, name="line", daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -53,19 +58,24 @@ class DelayLine:
         self._process.join(10.0)
         self._process.close()
 
+    @property
+    def trips(self) -> int:
+        """Round trips so far, of all connections together, two for the opening of each among them."""
+        return int(self._trips.value)
 
-def _serve(listener: socket.socket, server: tuple[str, int], rtt: float) -> None:
+
+def _serve(listener: socket.socket, server: tuple[str, int], rtt: float, trips: Any) -> None:
     if sys.platform == "linux":
         # By default Linux may wake a sleeper 50 us late, which is a tenth of the half of 1 ms.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    _Loop(listener, server, rtt).run()
+    _Loop(listener, server, rtt, trips).run()
 
 
 class _Loop:
     """One thread that waits for sockets and for times."""
 
-    def __init__(self, listener: socket.socket, server: tuple[str, int], rtt: float) -> None:
-        self._listener, self._server, self.rtt = listener, server, rtt
+    def __init__(self, listener: socket.socket, server: tuple[str, int], rtt: float, trips: Any) -> None:
+        self._listener, self._server, self.rtt, self.trips = listener, server, rtt, trips
         self.poll = selectors.DefaultSelector()
         self._number = itertools.count()  # breaks ties, so that what is due first came first
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -102,7 +112,10 @@ class _Loop:
         for sock in (client, server):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.trips.value += 2
         up, down = _Pipe(self, client, server), _Pipe(self, server, client)
+        up.back, down.back = down, up
+        up.first = True
         _End(self, client, reads=up, writes=down).watch()
         _End(self, server, reads=down, writes=up).watch()
 
@@ -143,15 +156,18 @@ class _Pipe:
 
     source_end: _End
     target_end: _End
+    back: _Pipe
+    first = False  # from the client: what it sends begins a round trip
 
     def __init__(self, loop: _Loop, source: socket.socket, target: socket.socket) -> None:
         self._loop, self._source, self._target = loop, source, target
-        self._held: collections.deque[bytes] = collections.deque()
+        self._held: collections.deque[tuple[bytes, int]] = collections.deque()
         self._due: collections.deque[memoryview] = collections.deque()
         self._size = 0  # bytes in both
         self._ended = False  # no more comes in
         self._end_due = False  # and the target is to know
         self.over = False
+        self._told = 0  # round trips that the target has heard of
 
     @property
     def wants_input(self) -> bool:
@@ -170,12 +186,16 @@ class _Pipe:
             data = b""
         self._ended = not data
         self._size += len(data)
-        self._held.append(data)
+        # Whoever sends this has heard of so many round trips; the client's next words begin another one.
+        self._held.append((data, self.back._told + self.first))
         self._loop.at(time.monotonic() + self._loop.rtt / 2, self._release)
         self.source_end.watch()
 
     def _release(self) -> None:
-        data = self._held.popleft()
+        data, trips = self._held.popleft()
+        if trips > self._told:
+            self._loop.trips.value += 0 if self.first else trips - self._told
+            self._told = trips
         if data:
             self._due.append(memoryview(data))
         else:
@@ -223,8 +243,9 @@ class Checked:
 
     def __str__(self) -> str:
         return (
-            f"measured {self.rtt * 1e3:.2f} ms (19 of 20 below {self.worst * 1e3:.2f}), chunks {self.apart_sent * 1e3:.1f} "
-            f"ms apart stay {self.apart * 1e3:.1f} ms apart, {self.rate / (1 << 20):,.0f} MiB/s"
+            f"measured {self.rtt * 1e3:.2f} ms (19 of 20 below {self.worst * 1e3:.2f}), chunks sent "
+            f"{self.apart_sent * 1e3:.1f} ms apart arrive {self.apart * 1e3:.1f} ms apart, "
+            f"{self.rate / (1 << 20):,.0f} MiB/s"
         )
 
 

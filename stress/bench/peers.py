@@ -53,7 +53,10 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("threadmail", "threadmail", "threadmail", forms=("ready", "message", "file"), trips=1.1),
-        Peer("threadmail-window", f"threadmail, window={WINDOW}", "threadmail", forms=("ready",), window=WINDOW, trips=0.1),
+        Peer(
+            "threadmail-window", f"threadmail, window={WINDOW}", "threadmail",
+            forms=("ready",), window=WINDOW, trips=0.1,
+        ),
         Peer(
             "threadmail-window-kept", f"threadmail, window={WINDOW}, max_messages=None", "threadmail",
             forms=("ready",), window=WINDOW, max_messages=-1, trips=0.1,

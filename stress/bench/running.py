@@ -38,6 +38,7 @@ class Run:
         seconds: from the first message handed over to the last receipt; of a program that does not say, its life.
         cpu: seconds, user and system, of the client in that time.
         peak, base: MiB resident: the most in the life of the process, and before the first message was made.
+        trips: round trips on the delay line, if there was one.
         busy: what part of the time the server's processes were at work: near 1 for one process, the server is measured.
     """
 
@@ -47,6 +48,7 @@ class Run:
     peak: float
     base: float
     busy: float = 0.0
+    trips: int = 0
 
     @property
     def rate(self) -> float:

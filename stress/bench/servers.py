@@ -7,7 +7,7 @@ messages that arrived in it, and nothing of it runs after the block.
 |---|---|---|
 | `sink` | PIPELINING, CHUNKING | `stress.sink`: one Python thread; searches content for its end and keeps nothing |
 | `smtp-sink` | PIPELINING | Postfix's own, in C |
-| `postfix` | PIPELINING, CHUNKING | smtpd, cleanup, queue (with fsync) and queue manager; the discard transport delivers |
+| `postfix` | PIPELINING, CHUNKING | smtpd, cleanup, queue (with fsync), queue manager; mail ends in its discard |
 """
 
 from __future__ import annotations
