@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .client import NAME, SENDER, Job
+from .job import NAME, SENDER, Job
 from .tools import Tools, Unavailable, version
 
 ROOT = Path(__file__).resolve().parents[2]

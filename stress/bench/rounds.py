@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .client import Job
-from .line import Checked, DelayLine, check
+from .job import Job
+from .line import DelayLine
+from .linecheck import Checked, check
 from .peers import PEERS
 from .plan import Cell, first_guess, fitting
 from .running import Run, RunFailed, run

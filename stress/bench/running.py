@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .client import Job
+from .job import Job
 from .peers import Peer, command
 from .servers import Server, on_core
 from .tools import Tools

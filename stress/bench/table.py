@@ -39,14 +39,14 @@ def page(results: Results, pictures: Iterable[str] = ()) -> str:
 
 
 def targets(results: Results) -> str:
-    """The targets row by row."""
+    """The targets row by row; of those that nothing was measured for, the first line only."""
     rows = []
     for target in TARGETS:
         rows.append(
             [str(target.number), f"**{target.what}**", target.wording, "", f"**{target.judge(results).value}**"]
         )
-        for check in target.checks:
-            found, verdict = check.judge(results)
+        judged = [(check, *check.judge(results)) for check in target.checks]
+        for check, found, verdict in judged if any(found for _, found, _ in judged) else ():
             value = f"{with_range(found)}{'' if check.unit == 'x' else ' '}{check.unit}" if found else "-"
             said = verdict.value if verdict is not Verdict.SHORT else "**short**"
             rows.append(["", check.what, check.asked, value, said])
