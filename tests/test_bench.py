@@ -212,8 +212,10 @@ def test_a_filter_keeps_what_was_asked_for() -> None:
 
 def test_runs_are_long_enough_for_every_connection() -> None:
     cell = Cell("speed", ("threadmail",), connections=32, size=25 << 20)
-    assert plan.fitting(cell, 1.0) == 32
-    assert plan.fitting(dataclasses.replace(cell, size=2048), 1000.0) == 992
+    assert plan.fitting(cell, "threadmail", 1.0) == 32
+    assert plan.fitting(dataclasses.replace(cell, size=2048), "threadmail", 1000.0) == 992
+    assert plan.fitting(dataclasses.replace(cell, size=2048), "threadmail", 1.0) == 128
+    assert plan.fitting(dataclasses.replace(cell, size=2048), "smtplib-locked", 1.0) == 32
 
 
 # Runs ---------------------------------------------------------------------------------------------------------------

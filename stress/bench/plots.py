@@ -53,7 +53,7 @@ def _speed(results: Results) -> str:
         points = []
         for cell in cells:
             rate = figures.median(results, cell, peer.name, figures.rate)
-            if rate is not None and cell.connections == cells[0].connections:
+            if rate is not None and (cell.connections, cell.size) == (cells[0].connections, cells[0].size):
                 points.append((max(cell.rtt, 0.3), rate.value))
         if len(points) > 1:
             lines.append(Line(peer.label, sorted(points), peer.ours, peer.name == "threadmail"))

@@ -149,7 +149,7 @@ class Bench:
         number = self._messages.get((cell, peer)) or first_guess(cell, peer)
         one = self._send(cell, peer, server, number)
         if not cell.messages and not 0.4 < one.seconds / cell.seconds < 2.5:
-            better = fitting(cell, cell.seconds * one.rate)
+            better = fitting(cell, peer, cell.seconds * one.rate)
             if better > 1.5 * number:
                 one = self._send(cell, peer, server, better)
             number = better  # where the run took too long, the next one is shorter; this one counts
