@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 import smtplib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -76,6 +77,28 @@ def test_the_line_delays_and_counts_and_loses_nothing(sink: Sink) -> None:
             smtp.sendmail("a@b.example", ["c@d.example"], content(1 << 20))
             assert line.trips - opening == 6 * 4  # however long
     assert sink.messages - before == 6
+
+
+def converse(line: DelayLine, groups: list[tuple[bytes, int]]) -> int:
+    """Send each group when all replies to the one before are there; returns the round trips, less those of opening."""
+    with socket.create_connection((line.host, line.port), timeout=30) as sock, sock.makefile("rb") as replies:
+        assert replies.readline().startswith(b"220")
+        before = line.trips
+        for group, answers in groups:
+            sock.sendall(group)
+            for _ in range(answers):
+                assert replies.readline()
+        return line.trips - before
+
+
+def test_the_line_counts_groups_and_windows(sink: Sink) -> None:
+    commands = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
+    text = b"x: y\r\n\r\n" + b"z" * 100 + b"\r\n"
+    chunk = b"RSET\r\n" + commands + b"BDAT %d LAST\r\n" % len(text) + text
+    riding = [(commands + b"DATA\r\n", 3), *[(text + b".\r\n" + commands + b"DATA\r\n", 4)] * 9, (text + b".\r\n", 1)]
+    with DelayLine((sink.host, sink.port), 0.002) as line:
+        assert converse(line, riding) == 11  # ten messages
+        assert converse(line, [(chunk * 16, 64)] * 3) == 3  # 48 messages
 
 
 def test_the_line_is_checked() -> None:
