@@ -47,7 +47,7 @@ from threadmail import (
     StartTLSRefused,
     TimedOut,
     TLSFailed,
-    transaction,
+    _delivery,
 )
 from threadmail import testing as play
 from threadmail._wire import protocol_log
@@ -753,7 +753,7 @@ def test_an_interrupt_between_354_and_the_content_closes(monkeypatch: pytest.Mon
     script = [greeting(), ehlo(), answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), answer("DATA", "354 go"), Stall()]
     with ScriptedServer(script) as server, client_of(server) as client:
         client.ehlo()
-        monkeypatch.setattr(transaction, "stuffed", interrupted)
+        monkeypatch.setattr(_delivery, "stuffed", interrupted)
         if by_hand:
             client.mail(ANN)
             client.rcpt(A)

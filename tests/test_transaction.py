@@ -30,6 +30,7 @@ from threadmail import (
     Timeouts,
 )
 from threadmail import testing as play
+from threadmail._delivery import send
 from threadmail._wire import BLOCK, Wire
 from threadmail.testing import (
     Drip,
@@ -44,7 +45,7 @@ from threadmail.testing import (
     Stall,
     answer,
 )
-from threadmail.transaction import Terms, Transaction, send
+from threadmail.transaction import Terms, Transaction
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"

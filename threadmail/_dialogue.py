@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import _message, transaction
+from . import _delivery, _message
 from ._address import mailbox, sender_mailbox
 from ._deadline import NEVER, Deadline
 from ._guard import Guarded, holding
@@ -306,7 +306,7 @@ class Dialogue(Guarded, smtplib.SMTP):
                 reply = wire.command("data")
                 if reply.code == 354:
                     phase = Phase.CONTENT
-                    wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
+                    wire.write(_delivery.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
                     phase = Phase.FINAL
                     reply = wire.read_reply(wire.timeouts.final)
             except MailError as error:

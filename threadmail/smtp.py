@@ -17,7 +17,7 @@ from dataclasses import replace
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
-from . import _login, _message, transaction
+from . import _delivery, _login, _message
 from ._address import mailbox, sender_mailbox
 from ._connecting import default_local_hostname, tls_context, why_not_connected
 from ._deadline import Deadline
@@ -300,7 +300,7 @@ class _Client(Dialogue):
         Args:
             terms: on which terms; None uses every extension the server offers.
             deadline: seconds that waiting for the client and all of the transaction may take.
-            before_mail, before_final: as in `transaction.send`.
+            before_mail, before_final: as in `_delivery.send`.
         Raises:
             MailError: with a receipt.
         """
@@ -309,7 +309,7 @@ class _Client(Dialogue):
             self.ehlo_or_helo_if_needed()
             terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
             with self._driving() as wire:
-                return transaction.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
+                return _delivery.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
 
     def send_message(
         self,
