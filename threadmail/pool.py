@@ -229,10 +229,10 @@ class ClientPool(BornAnew):
         self._discard(client, None)
 
     def _take_back(self, client: Client) -> None:
+        """Keep it for the next one. Under the lock, in an open pool, so that nobody waits for all to be back."""
         self._leased.pop(client, None)
         self._idle.append((client, now()))
         self._serve()
-        self._all_back.notify_all()
 
     def _discard(self, client: Client, cause: BaseException | None, *, answered: bool = True) -> bool:
         """End a client that is of no more use. Returns whether any other is leased or idle.
@@ -329,13 +329,15 @@ class ClientPool(BornAnew):
 
     def stats(self) -> PoolStats:
         """What the pool is doing now, and has done so far."""
+        self._check_process()
         with self._lock:
             clients = [*self._leased, *(client for client, _ in self._idle)]
             numbers = len(self._waiters), len(self._leased), len(self._idle), self._opened, Counter(self._closed)
         waiting, leased, idle, opened, closed = numbers
         for client in clients:  # outside the lock: a client's numbers are behind its own
-            opened += client.stats().opened
-            closed.update(client.stats().closed)
+            stats = client.stats()
+            opened += stats.opened
+            closed.update(stats.closed)
         return PoolStats(waiting, leased, idle, opened, dict(closed))
 
     def __repr__(self) -> str:
