@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.reliability.cutting import Layout, Mode, Place
 from tests.reliability.cutting_ways import Fate, Way
@@ -33,18 +33,21 @@ class Trial:
     """One session with a fault in it.
 
     Attributes:
+        deadline: what the sender was given, in seconds.
+        connections: how many it took.
+        spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
         arrived: how often the server took the message.
         intact: whether each of those is the message as it was sent.
-        spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
     """
 
     place: Place
+    envelope: Envelope
     fate: Fate
     deadline: float
-    arrived: int
-    intact: bool
+    connections: int
     spoken: frozenset[str]
-    message_id: str
+    arrived: int = 0
+    intact: bool = True
 
 
 def new_envelope(padding: int) -> Envelope:
@@ -85,43 +88,42 @@ class Bench:
         config = ServerConfig(**{**fields, "local_hostname": "me", "timeouts": timeouts, **self.mode.settings})
         return proxy.reroute(config)
 
-    def _attempt(self, place: Place) -> tuple[Envelope, Fate, float, frozenset[str]]:
+    def _attempt(self, place: Place) -> Trial:
         # Who tries again needs time beyond the silence: for him the time-outs are short instead of the deadline.
         timeout = SILENT if place.is_silent and self.way.replaced else CALM
         deadline = SILENT if place.is_silent and not self.way.replaced else CALM
         envelope = new_envelope(self.mode.padding)
         with FaultProxy(self._server, place.plan(), record=not self.mode.padding) as proxy:
             fate = self.way.send(self._config(proxy, timeout), envelope, deadline)
-            said = b"".join(passage.client_said for passage in proxy.passages)
-        spoken = re.findall(rb"Message-ID: (<m[^>\r\n]*>)", said)
-        return envelope, fate, deadline, frozenset(m.decode("latin-1") for m in spoken)
+            passages = proxy.passages
+        said = b"".join(passage.client_said for passage in passages)
+        spoken = frozenset(m.decode("latin-1") for m in re.findall(rb"Message-ID: (<m[^>\r\n]*>)", said))
+        return Trial(place, envelope, fate, deadline, len(passages), spoken)
 
     def run(self, places: Sequence[Place]) -> Iterator[Trial]:
         """A trial for each place, several at a time; what arrived is counted when all connections are gone."""
         workers = WAITERS if any(place.is_silent for place in places) else WORKERS
         with ThreadPoolExecutor(workers, "cutting") as pool:
-            attempts = list(pool.map(self._attempt, places))
+            trials = list(pool.map(self._attempt, places))
         self._server.wait_for_connections(0)
-        contents: dict[str, list[bytes]] = {}
+        contents: dict[bytes, list[bytes]] = {}
         for message in self._server.messages:
-            contents.setdefault(_message_id(message.content), []).append(message.content)
-        for place, (envelope, fate, deadline, spoken) in zip(places, attempts, strict=True):
-            assert envelope.message_id is not None
-            taken = contents.get(envelope.message_id, [])
-            intact = all(content == envelope.content for content in taken)
-            yield Trial(place, fate, deadline, len(taken), intact, spoken, envelope.message_id)
+            contents.setdefault(_first_line(message.content), []).append(message.content)
+        for trial in trials:
+            sent = trial.envelope.content
+            taken = contents.get(_first_line(sent), [])
+            yield replace(trial, arrived=len(taken), intact=all(content == sent for content in taken))
 
     def run_one(self, place: Place) -> Trial:
         """A trial whose message may arrive damaged beyond recognition: whatever arrives meanwhile is it."""
         before = len(self._server.messages)
-        envelope, fate, deadline, spoken = self._attempt(place)
+        trial = self._attempt(place)
         self._server.wait_for_connections(0)
-        assert envelope.message_id is not None
-        return Trial(place, fate, deadline, len(self._server.messages) - before, True, spoken, envelope.message_id)
+        return replace(trial, arrived=len(self._server.messages) - before)
 
 
-def _message_id(content: bytes) -> str:
-    return content.partition(b"\r\n")[0].decode("latin-1").removeprefix("Message-ID: ")
+def _first_line(content: bytes) -> bytes:
+    return content.partition(b"\r\n")[0]  # the Message-ID
 
 
 def run_damaged(mode: Mode, way: Way, places: Sequence[Place]) -> list[Trial]:

@@ -62,16 +62,16 @@ class Way:
 
 
 def _told(begin: float, send: Callable[[], Receipt | Outcome], handed_over: list[Envelope] | None = None) -> Fate:
-    error, attempts = "", 1
+    error, attempts, raised = "", 1, None
     try:
         told = send()
     except MailError as exc:
-        told, error = exc.receipt or exc.outcome, f"{type(exc).__name__}: {exc}"
-        assert exc.receipt is None or exc.receipt.outcome is exc.outcome, "receipt and error contradict each other"
+        told, raised, error = exc.receipt or exc.outcome, exc.outcome, f"{type(exc).__name__}: {exc}"
     seconds = time.monotonic() - begin
     if isinstance(told, Receipt):
         attempts = told.attempts
         told = told.outcome
+    assert raised in (None, told), "receipt and error contradict each other"
     return Fate(told, seconds, error, attempts, None if handed_over is None else bool(handed_over))
 
 

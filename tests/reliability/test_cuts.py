@@ -15,7 +15,7 @@ from tests.reliability.cutting import LARGE, MODES, Layout, Mode, Place
 from tests.reliability.cutting_bench import CALM, Trial
 from tests.reliability.cutting_tally import Tally, complaints
 from tests.reliability.cutting_ways import CLIENT, KEPT, POOL, RAW, RESENDER, SENDER, SMTP_WAY, Fate, Way
-from threadmail import Outcome
+from threadmail import Envelope, Outcome
 from threadmail.testing import Cut, Hold, Plan
 
 EXACT = [mode for mode in MODES if mode.exact]
@@ -118,6 +118,7 @@ def test_the_raw_client_does_not_pass() -> None:
 LAYOUT = Layout(up=126, down=162, content=77, end=120, go_ahead=133, final=147, ready=78)
 BEFORE, AMID, AFTER = Place("up", Cut(77)), Place("up", Cut(100)), Place("down", Cut(147))
 ID = "<m1@a.test>"
+MESSAGE = Envelope("a@a.test", "b@b.test", f"Message-ID: {ID}\r\n\r\n")
 
 
 def trial(
@@ -131,7 +132,7 @@ def trial(
     handed_over: bool | None = None,
 ) -> Trial:
     fate = Fate(outcome, seconds, handed_over=handed_over)
-    return Trial(place, fate, CALM, arrived, intact, frozenset(spoken), ID)
+    return Trial(place, MESSAGE, fate, CALM, 1, frozenset(spoken), arrived, intact)
 
 
 @pytest.mark.parametrize(

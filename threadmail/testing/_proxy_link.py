@@ -89,7 +89,7 @@ class Flow:
                 self._strike()
                 if self.cut is not None or not self.writes or not self._send():
                     break
-            at_the_end = self._heard_all and not self._waiting and not self._inserted
+            at_the_end = self._heard_all and not self.lost and not self._waiting and not self._inserted
             if at_the_end and not self.ended and (self.cut is None or self._hold is not None):
                 self._end()
         except OSError:

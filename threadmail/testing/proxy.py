@@ -201,9 +201,9 @@ class FaultProxy:
         try:
             server = socket.create_connection(self._target, DIAL_TIMEOUT)
         except OSError:
-            reset(client)
             with self._changed:
-                self._refused += 1
+                self._refused += 1  # first, so that whoever was refused finds it counted
+            reset(client)
             return None
         with self._changed:
             plan = self._plans.popleft() if self._plans else Plan()
