@@ -21,6 +21,7 @@ from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
 from ._lane import Do, Lane, Withdrawn, report
 from ._pace import Pace
+from .client import Client
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
 from .receipt import Receipt
@@ -403,6 +404,10 @@ class Dispatcher:
         with self._lock:
             later = self._queue.waiting_for_retry
             return len(self._queue) - later, later, len(self._in_flight), self._lane_count, self._connected
+
+    def clients(self) -> list[Client]:
+        """The clients of all lanes. Without the lock: for a forked child, where a dead thread may hold it."""
+        return [lane.client for lane in self._lanes]
 
     def connections(self) -> tuple[int, Counter[str]]:
         """Connections opened, and closed by reason."""
