@@ -179,6 +179,8 @@ class Dialogue(Guarded, smtplib.SMTP):
 
         That call ends with `Aborted`, its outcome NOT_SENT or IN_DOUBT by the phase it was in.
         """
+        if self.is_inherited:
+            return  # the call under way, and the connection under it, are the parent's
         self._abort_requested = True
         wire = self._wire
         if wire is not None:

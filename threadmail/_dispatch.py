@@ -21,6 +21,7 @@ from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
 from ._lane import Do, Lane, Withdrawn, report
 from ._pace import Pace
+from .client import Client
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
 from .receipt import Receipt
@@ -413,3 +414,7 @@ class Dispatcher:
             opened += stats.opened
             closed.update(stats.closed)
         return (*jobs, *lanes, *done, opened, dict(closed))
+
+    def clients(self) -> list[Client]:
+        """The clients of all lanes. Without the lock: for a forked child, where a dead thread may hold it."""
+        return [lane.client for lane in self._lanes]

@@ -197,7 +197,7 @@ class Client(Guarded):
     def is_connected(self) -> bool:
         """Whether there is a connection. It proves nothing: the server may have hung up since."""
         smtp = self._smtp
-        return smtp is not None and smtp.sock is not None
+        return smtp is not None and smtp.sock is not None and not self.is_inherited
 
     @property
     def is_authenticated(self) -> bool:
@@ -219,6 +219,8 @@ class Client(Guarded):
         That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it still dials it ends when
         the dial does. The client stays usable.
         """
+        if self.is_inherited:
+            return  # the call under way, and the connection under it, are the parent's
         self._aborted = True
         smtp = self._smtp
         if smtp is not None:
