@@ -20,6 +20,7 @@ from . import _message, transaction
 from ._address import mailbox, sender_mailbox
 from ._deadline import NEVER, Deadline
 from ._guard import Guarded, holding
+from ._lookup import Waiter
 from ._wire import Wire
 from .config import Timeouts
 from .errors import DataRefused, HeloRefused, InvalidEnvelope, MailError, NotConnected, Outcome, Phase, Reentered
@@ -49,6 +50,8 @@ class Dialogue(Guarded, smtplib.SMTP):
         timeouts: how long to wait at each step, instead of `timeout`.
         sync_root: the lock to use, for owners that guard more than the dialogue with it.
     """
+
+    _waiter: Waiter | None = None  # the last wait for a name to be resolved; under way, or over
 
     def __init__(
         self,
@@ -180,7 +183,9 @@ class Dialogue(Guarded, smtplib.SMTP):
         That call ends with `Aborted`, its outcome NOT_SENT or IN_DOUBT by the phase it was in.
         """
         self._abort_requested = True
-        wire = self._wire
+        waiter, wire = self._waiter, self._wire
+        if waiter is not None:
+            waiter.call_off()
         if wire is not None:
             wire.abort()
 

@@ -216,8 +216,8 @@ class Client(Guarded):
     def abort(self) -> None:
         """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
 
-        That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it still dials it ends when
-        the dial does. The client stays usable.
+        That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it dials an address it ends
+        when that does. The client stays usable.
         """
         self._aborted = True
         smtp = self._smtp
@@ -314,7 +314,7 @@ class Client(Guarded):
         if self._login_refused is not None and now() < self._login_refused[1]:
             refusal = self._login_refused[0]
             raise LoginRefused(refusal.smtp_code, refusal.smtp_error)
-        smtp = self._smtp = unconnected(self.config, self.sync_root)  # from here on abort() reaches it
+        smtp = self._smtp = unconnected(self.config, self.sync_root, end)  # from here on abort() reaches it
         try:
             open_session(smtp, self.config, end)
             if self._aborted:
