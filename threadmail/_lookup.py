@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
+from ._address import a_label
 from ._deadline import Deadline
 from .config import is_loopback
 
@@ -118,6 +119,8 @@ def addresses(host: str, port: int, waiter: Callable[[], Waiter], limit: Deadlin
     """
     if isinstance(port, int) and not 0 <= port <= 65535:  # code written for smtplib may give the name of a service
         raise OverflowError("port must be 0-65535")  # the resolver would take it modulo 65536
+    if not a_label(host).isascii():
+        raise ValueError("it would be looked up as another name: write it in ASCII (xn--...)")
     try:
         found = _resolve(host, port, socket.AI_NUMERICHOST)  # no resolver is asked for an address
     except socket.gaierror:
