@@ -291,7 +291,7 @@ class Client(Guarded):
             if reason is None:
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
                 return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
-            self._disconnect(reason)
+            self._disconnect(reason, end)
         return self._connect(end), True
 
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
@@ -334,7 +334,7 @@ class Client(Guarded):
             self._watch.start()
         return smtp
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
         smtp, self._smtp = self._smtp, None
         self._logged_in = False
         if smtp is None:
@@ -343,7 +343,7 @@ class Client(Guarded):
         self._stats = replace(self._stats, closed=closed)
         if smtp.sock is not None and reason not in ("stale", "lost"):
             try:
-                smtp.quit()
+                smtp.quit(deadline=end)
             except MailError:
                 pass  # the farewell is a courtesy
         smtp.close()
