@@ -276,6 +276,8 @@ def test_whatever_the_system_says_to_a_connect_is_our_own_error(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise raised
 
+    place = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", 25))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place])
     monkeypatch.setattr(socket, "create_connection", fail)
     with pytest.raises(kind, match=r"mx\.example\.org") as info:
         SMTP("mx.example.org", 25, "test")

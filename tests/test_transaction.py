@@ -277,7 +277,7 @@ def test_any_content_arrives_as_it_was(content: bytes) -> None:
     """What a server takes off the wire is the content and a line end."""
     e = envelope(content=b"A: b\r\n\r\n" + content)
     with ScriptedServer([ok()]) as server, wire_to(server) as wire:
-        send(wire, e, Terms())
+        send(wire, e, Terms({"8bitmime": ""}))
     arrived = server.messages[0].content
     assert arrived == e.content + (b"" if e.content.endswith(b"\r\n") else b"\r\n")
 

@@ -250,7 +250,7 @@ class Wire:
     def _log(self, direction: str, said: str | bytes | memoryview) -> None:
         if self.trace is None and not protocol_log.isEnabledFor(logging.DEBUG):
             return
-        text = said if isinstance(said, str) else printable(bytes(said)).rstrip()
+        text = printable(said if isinstance(said, str) else bytes(said)).rstrip()
         try:
             if self.trace is not None:
                 self.trace(direction, text)

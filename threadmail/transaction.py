@@ -97,6 +97,8 @@ class Transaction:
         named = {option.partition("=")[0].lower() for option in asked}
         if (self.envelope.smtputf8 or "smtputf8" in named) and "smtputf8" not in offers:
             raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
+        if "8bitmime" not in offers and "body" not in named:
+            self.envelope = self.envelope.in_seven_bits()  # RFC 6152 §3
         options = []
         if "size" in offers:
             size = len(self.envelope.content)
@@ -106,7 +108,7 @@ class Transaction:
                 text = f"5.3.4 the message has {size} octets and the server takes {limit}"
                 raise MessageTooLarge(552, text, self.envelope.sender, text[6:])
             options.append(f"size={size}")
-        if self.envelope.eight_bit and "8bitmime" in offers and "body" not in named:
+        if self.envelope.eight_bit and "body" not in named:
             options.append("BODY=8BITMIME")
         if self.envelope.smtputf8 and "smtputf8" not in named:
             options.append("SMTPUTF8")
