@@ -226,6 +226,7 @@ class Dispatcher:
                 if pause == 0.0:
                     job = self._queue.take(now())
                     assert job is not None
+                    job.pauses_seen = self._pace.pauses
                     self._in_flight[job] = None
                     self._room.notify()
                     return job
@@ -259,7 +260,7 @@ class Dispatcher:
             if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
                 self._queue.put_first(job)
                 return self._off_the_lane(job, receipt.error)
-            self._pace.learn(receipt, self._lane_count)
+            job.spared += self._pace.learn(receipt, self._lane_count, job.pauses_seen)
             merged = receipt if job.receipt is None else job.receipt.followed_by(receipt)
             pause = self._pause_before_next(job, merged)
             if pause is None:
@@ -275,7 +276,7 @@ class Dispatcher:
     def _pause_before_next(self, job: Job, receipt: Receipt) -> float | None:
         if job.called_off:
             return None
-        pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng)
+        pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng, spared=job.spared)
         return None if pause is None or now() + pause >= job.end.at else pause
 
     def _off_the_lane(self, job: Job, error: MailError | None) -> MailError | None:

@@ -25,7 +25,8 @@ class RetryPolicy:
     Only what is surely not sent and may succeed later is tried again, and only for the recipients it concerns.
 
     Args:
-        attempts: at most this many, the first included.
+        attempts: at most this many, the first included. With more than one, those that the server put off for its own
+            sake (greylisting, rate and connection limits) do not count: they end with `total`.
         base: seconds before the second attempt, at most; doubled for each one after it.
         longest: seconds between two attempts, at most.
         total: seconds from the first attempt to the last, at most.
@@ -59,14 +60,15 @@ class RetryPolicy:
             return tuple(r for r in receipt.recipients if r not in receipt.accepted and r not in receipt.refused)
         return receipt.deferred
 
-    def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random) -> float | None:
+    def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random, *, spared: int = 0) -> float | None:
         """Seconds until the next attempt, or None if there is none.
 
         Args:
             receipt: of all attempts so far.
             elapsed: seconds since the first attempt began.
+            spared: how many of the attempts do not count.
         """
-        if receipt.attempts >= self.attempts or not self.recipients(receipt):
+        if self.attempts == 1 or receipt.attempts - spared >= self.attempts or not self.recipients(receipt):
             return None
         pause = self.pause(receipt.attempts, rng)
         return pause if elapsed + pause <= self.total else None
