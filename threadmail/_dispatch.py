@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
 from ._lane import Do, Lane, Withdrawn, report
-from ._pace import Pace
+from ._pace import Pace, has_enough
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
 from .receipt import Receipt
@@ -76,6 +76,7 @@ class Dispatcher:
         self._lanes: dict[Lane, None] = {}  # running, so that each client gets its farewell
         self._dialling: dict[Lane, None] = {}
         self._lane_count = 0  # running, or about to
+        self._leaving: dict[Lane, None] = {}  # still among them, and told to end
         self._idle_lanes = 0
         self._connected = 0  # lanes that have a connection
         self._pace = Pace(workers, throttle)
@@ -205,7 +206,8 @@ class Dispatcher:
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until = Deadline.after(self.config.idle_timeout)
-        while self._working and self._lane_count <= self._pace.lane_limit:
+        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
+        while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
             pause = self._queue.pause(now())
             if pause != 0.0:
                 if idle_until.passed and (pause is None or self._idle_lanes):
@@ -236,6 +238,7 @@ class Dispatcher:
                 self._work.wait(LONGEST_WAIT if pause is None else min(pause, LONGEST_WAIT))
             finally:
                 self._idle_lanes -= 1
+        self._leaving[lane] = None
         return Do.END
 
     def on_wire(self, job: Job, transaction: Transaction) -> None:
@@ -313,7 +316,7 @@ class Dispatcher:
                 self._pace.fewer(self._lane_count)
             else:
                 self._gate.failed(error, now())
-                if not error.transient or self._gate.failures >= self._policy.attempts:
+                if not error.transient or self._gate.given_up(alive=has_enough(error)):
                     return self._end_all(error)
             return []
 
@@ -329,6 +332,7 @@ class Dispatcher:
             self._count(lane, False)
             self._lanes.pop(lane, None)
             self._dialling.pop(lane, None)
+            self._leaving.pop(lane, None)
             self._lane_count -= 1
             self.opened += stats.opened
             self.closed.update(stats.closed)

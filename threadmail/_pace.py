@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import Outcome
+from .errors import MailError, Outcome
 from .receipt import Receipt, Reply
 from .throttle import Throttle
 
@@ -55,8 +55,8 @@ class Pace:
         """
         replies = _replies(receipt)
         greylisted = any(_GREYLISTED.search(r.raw) for r in replies)
-        too_fast = not greylisted and any(r.code == 454 or (r.enhanced or "").startswith("4.7.") for r in replies)
-        too_many = any(r.code in (421, 432) or r.enhanced == "4.3.2" for r in replies)
+        too_fast = not greylisted and any(_too_fast(r) for r in replies)
+        too_many = any(_too_many(r) for r in replies)
         # What was under way when a pause began tells nothing new: the refusals of one burst count once. If each of
         # them doubled the pause, sixteen lanes would stand still for a minute because of a second's excess.
         if too_fast and pauses_seen == self.pauses:
@@ -85,9 +85,24 @@ class Pace:
         self.lane_limit = max(1, min(lanes, self.lane_limit) - 1)
 
 
+def has_enough(error: MailError) -> bool:
+    """Whether a server that let nobody in said that it has enough to do for now: it is alive, and will have less."""
+    return any(_too_fast(r) or _too_many(r) for r in _reply_of(error))
+
+
+def _too_fast(reply: Reply) -> bool:
+    return reply.code == 454 or (reply.enhanced or "").startswith("4.7.")
+
+
+def _too_many(reply: Reply) -> bool:
+    return reply.code in (421, 432) or reply.enhanced == "4.3.2"
+
+
 def _replies(receipt: Receipt) -> list[Reply]:
-    replies = [r for r in (receipt.reply, *receipt.refused.values()) if r is not None]
-    code = getattr(receipt.error, "smtp_code", None)
-    if code is not None:
-        replies.append(Reply(code, getattr(receipt.error, "smtp_error", b"")))
-    return replies
+    found = [r for r in (receipt.reply, *receipt.refused.values()) if r is not None]
+    return found if receipt.error is None else [*found, *_reply_of(receipt.error)]
+
+
+def _reply_of(error: MailError) -> list[Reply]:
+    code = getattr(error, "smtp_code", None)
+    return [] if code is None else [Reply(code, getattr(error, "smtp_error", b""))]

@@ -5,7 +5,7 @@ configuration stands in ``tests/data/exim``. Guarantees that `Exim.messages` is 
 client was told 250 (Exim delivers nothing here), and that no process outlives the ``with`` block. Leaves to others
 what to send, and to compare.
 
-    with Exim(tmp_path, rcpt=GREYLISTING) as exim:
+    with Exim(rcpt=GREYLISTING) as exim:
         ...                      # mail to exim.url; TLS by exim.tls_context()
         message, = exim.messages()
 """
@@ -16,7 +16,9 @@ import os
 import re
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -61,7 +63,6 @@ class Exim:
     """A running Exim; use it in a ``with`` statement.
 
     Args:
-        folder: receives its configuration, spool and log.
         settings: main settings, such as ``{"smtp_accept_max_per_host": "2"}``, ``{"smtp_receive_timeout": "1s"}`` for a
             server that hangs up on idle clients, or ``{"message_size_limit": "10K"}``.
         mail, rcpt, data: rules for the access control lists of these commands, one statement each, a line for each of
@@ -75,7 +76,6 @@ class Exim:
 
     def __init__(
         self,
-        folder: Path,
         *,
         settings: Mapping[str, str] | None = None,
         mail: str = "",
@@ -84,7 +84,6 @@ class Exim:
         users: Mapping[str, str] | None = None,
     ) -> None:
         self.port = self.tls_port = 0
-        self._folder = folder.resolve()
         self._settings = {"message_size_limit": "64M", **(settings or {})}  # Exim takes each but once
         self._rules = {name: _indented(rule) for name, rule in (("mail", mail), ("rcpt", rcpt), ("data", data))}
         self._users = dict(users or {})
@@ -102,12 +101,13 @@ class Exim:
         return context
 
     def messages(self) -> list[Delivered]:
-        """What Exim has taken and says so: a message is complete when its envelope is in place."""
+        """What Exim has taken so far: a message is complete when its envelope is in place."""
         return [_spooled(path) for path in sorted((self._folder / "spool" / "input").glob("*-H"))]
 
     def log(self) -> str:
-        """What Exim wrote to its logs."""
-        return "".join(path.read_text(errors="replace") for path in sorted((self._folder / "spool").glob("*.log")))
+        """What Exim wrote to its main log, which has everything, and to the one for the end of the world."""
+        logs = (self._folder / "spool" / name for name in ("main.log", "panic.log"))
+        return "".join(path.read_text(errors="replace") for path in logs if path.exists())
 
     def wait_until_logged(self, pattern: str, timeout: float = 10) -> None:
         """Wait for a line of the log to match; raises TimeoutError."""
@@ -120,9 +120,26 @@ class Exim:
     def __enter__(self) -> Exim:
         if os.geteuid() != 0:
             raise Unavailable("Exim's daemon must be started by root")
-        self._configure()
-        environment = _environment(self._folder)
-        command = [str(_root() / "usr/sbin/exim4"), "-C", str(self._folder / "exim.conf")]
+        root = _root()
+        # Not below a test's own folder: Exim gives up root, and pytest's folders are closed to others.
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="exim-", ignore_cleanup_errors=True))
+            self._folder = Path(folder).resolve()
+            self._folder.chmod(0o755)
+            self._configure()
+            self._start(root)
+            stack.callback(end, self._daemon, "Exim")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _start(self, root: Path) -> None:
+        environment = _environment(root, self._folder)
+        command = [str(root / "usr/sbin/exim4"), "-C", str(self._folder / "exim.conf")]
         checked = run([*command, "-bV"], 20, environment)
         if checked.returncode == 127 or "error while loading" in checked.stderr:
             raise Unavailable(f"Exim does not run: {checked.stderr.strip()}")
@@ -145,12 +162,6 @@ class Exim:
         except BaseException:
             end(self._daemon, "Exim")
             raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        end(self._daemon, "Exim")
 
     def _configure(self) -> None:
         self.port, self.tls_port = free_port(), free_port()
@@ -192,9 +203,9 @@ def _root() -> Path:
     return cached("exim", lambda scratch: unpack_debian(scratch, "exim4-daemon-light", "libnss-wrapper"))
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(root: Path, folder: Path) -> dict[str, str]:
     """What to run Exim with: nothing of the caller's, and its user."""
-    libraries = libraries_of(_root())
+    libraries = libraries_of(root)
     wrapper = next((path / "libnss_wrapper.so" for path in libraries if (path / "libnss_wrapper.so").exists()), None)
     if wrapper is None:
         raise Unavailable("Debian's libnss-wrapper brought no library")

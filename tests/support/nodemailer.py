@@ -78,7 +78,8 @@ class Nodemailer:
             "greetings": bad_greetings,
         }
         self._settings = {name: value for name, value in settings.items() if value is not None}
-        self._told = threading.Condition()  # guards the two below
+        self._told = threading.Condition()  # guards the three below
+        self._asked = 0
         self._events: Counter[str] = Counter()
         self._messages: list[Delivered] = []
 
@@ -94,14 +95,28 @@ class Nodemailer:
         return context
 
     def messages(self) -> list[Delivered]:
-        """What it has told of so far."""
+        """What it has taken so far."""
+        self._catch_up()
         with self._told:
             return list(self._messages)
 
     def count(self, event: str) -> int:
-        """How often it has told of ``"connect"``, ``"login"``, ``"message"`` or ``"put off"``."""
+        """How often it has told of ``"connect"``, ``"hung up"``, ``"login"``, ``"message"``, ``"put off"`` so far."""
+        self._catch_up()
         with self._told:
             return self._events[event]
+
+    def _catch_up(self) -> None:
+        """Until all it has told by now has been heard: who was answered may look here before our thread has."""
+        if self._process.poll() is not None:
+            return
+        assert self._process.stdin is not None
+        with self._told:
+            self._asked += 1
+            asked = self._asked
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+        self.wait_for("so far", asked)
 
     def wait_for(self, event: str, count: int, timeout: float = 10) -> None:
         """Wait until it has told of so many; raises TimeoutError."""

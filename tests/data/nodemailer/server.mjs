@@ -27,6 +27,9 @@ const hooks = {
     print({ event: 'connect' });
     done(counts.greetings-- > 0 ? refusal(421, '4.3.2 not now') : null);
   },
+  onClose() {
+    print({ event: 'hung up' });
+  },
   onAuth({ username, password }, session, done) {
     print({ event: 'login' });
     if (counts.logins-- > 0) done(refusal(454, '4.7.0 Temporary authentication failure'));
@@ -95,5 +98,6 @@ const ports = servers.map(
 );
 for (const server of servers) server.on('error', () => {}); // clients that hang up are what it is for
 print({ event: 'ports', ports: await Promise.all(ports) });
-process.stdin.resume(); // it ends with whoever started it
+// Whoever has read the answer to his line has read all that was told before. It ends with whoever started it.
+process.stdin.on('data', (lines) => lines.toString().split('\n').slice(1).forEach(() => print({ event: 'so far' })));
 process.stdin.on('end', () => process.exit(0));

@@ -1,0 +1,1 @@
+"""What a sender is trusted for: outcomes, deadlines and ends under every fault."""
