@@ -1,1 +1,1 @@
-"""What a sender is trusted for: outcomes, deadlines and ends under every fault."""
+"""Nothing lost, nothing twice: every fault, every hostile server, every exit."""
