@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
 from ._lane import Do, Lane, Withdrawn, report
-from ._pace import Pace
+from ._pace import Pace, has_enough
 from .client import Client
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
@@ -78,6 +78,7 @@ class Dispatcher:
         self._lanes: dict[Lane, None] = {}  # running, so that each client gets its farewell
         self._dialling: dict[Lane, None] = {}
         self._lane_count = 0  # running, or about to
+        self._leaving: dict[Lane, None] = {}  # still among them, and told to end
         self._idle_lanes = 0
         self._connected = 0  # lanes that have a connection
         self._pace = Pace(workers, throttle)
@@ -207,7 +208,8 @@ class Dispatcher:
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until = Deadline.after(self.config.idle_timeout)
-        while self._working and self._lane_count <= self._pace.lane_limit:
+        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
+        while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
             pause = self._queue.pause(now())
             if pause != 0.0:
                 if idle_until.passed and (pause is None or self._idle_lanes):
@@ -228,6 +230,7 @@ class Dispatcher:
                 if pause == 0.0:
                     job = self._queue.take(now())
                     assert job is not None
+                    job.pauses_seen = self._pace.pauses
                     self._in_flight[job] = None
                     self._room.notify()
                     return job
@@ -237,6 +240,7 @@ class Dispatcher:
                 self._work.wait(LONGEST_WAIT if pause is None else min(pause, LONGEST_WAIT))
             finally:
                 self._idle_lanes -= 1
+        self._leaving[lane] = None
         return Do.END
 
     def on_wire(self, job: Job, transaction: Transaction) -> None:
@@ -261,7 +265,7 @@ class Dispatcher:
             if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
                 self._queue.put_first(job)
                 return self._off_the_lane(job, receipt.error)
-            self._pace.learn(receipt, self._lane_count)
+            job.spared += self._pace.learn(receipt, self._lane_count, job.pauses_seen)
             merged = receipt if job.receipt is None else job.receipt.followed_by(receipt)
             pause = self._pause_before_next(job, merged)
             if pause is None:
@@ -277,7 +281,7 @@ class Dispatcher:
     def _pause_before_next(self, job: Job, receipt: Receipt) -> float | None:
         if job.called_off:
             return None
-        pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng)
+        pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng, spared=job.spared)
         return None if pause is None or now() + pause >= job.end.at else pause
 
     def _off_the_lane(self, job: Job, error: MailError | None) -> MailError | None:
@@ -315,7 +319,7 @@ class Dispatcher:
                 self._pace.fewer(self._lane_count)
             else:
                 self._gate.failed(error, now())
-                if not error.transient or self._gate.failures >= self._policy.attempts:
+                if not error.transient or self._gate.given_up(alive=has_enough(error)):
                     return self._end_all(error)
             return []
 
@@ -331,6 +335,7 @@ class Dispatcher:
             self._count(lane, False)
             self._lanes.pop(lane, None)
             self._dialling.pop(lane, None)
+            self._leaving.pop(lane, None)
             self._lane_count -= 1
             self._opened += stats.opened
             self._closed.update(stats.closed)
