@@ -46,6 +46,8 @@ class Job:
         due: when the next attempt may start, on the monotonic clock.
         taken_first: when a lane first took it.
         end: when the message must be settled.
+        pauses_seen: `Pace.pauses` when a lane last took it.
+        spared: attempts that the server put off for its own sake.
         client: whose connection it is on; transaction: how far it got there.
         called_off: `abort` or `close` ended it; nobody retries.
     """
@@ -57,7 +59,9 @@ class Job:
         "end",
         "envelope",
         "future",
+        "pauses_seen",
         "receipt",
+        "spared",
         "state",
         "taken_first",
         "transaction",
@@ -71,6 +75,8 @@ class Job:
         self.receipt: Receipt | None = None
         self.due = 0.0
         self.taken_first = 0.0
+        self.pauses_seen = 0
+        self.spared = 0
         self.client: Client | None = None
         self.transaction: Transaction | None = None
         self.called_off = False

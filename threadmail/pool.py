@@ -244,11 +244,11 @@ class ClientPool(BornAnew):
         return client not in self._leased and all(client is not idle for idle, _ in self._idle)
 
     def _take_back(self, client: Client) -> None:
+        """Keep it for the next one. Under the lock, in an open pool, so that nobody waits for all to be back."""
         entry = (client, now())
         self._idle += [entry]
         del self._leased[client]
         self._serve()
-        self._all_back.notify_all()
 
     def _discard(self, client: Client, cause: BaseException | None, *, answered: bool = True) -> bool:
         """End a client that is of no more use. Returns whether any other is leased or idle.
@@ -352,8 +352,9 @@ class ClientPool(BornAnew):
             numbers = len(self._waiters), len(self._leased), len(self._idle), self._opened, Counter(self._closed)
         waiting, leased, idle, opened, closed = numbers
         for client in clients:  # outside the lock: a client's numbers are behind its own
-            opened += client.stats().opened
-            closed.update(client.stats().closed)
+            stats = client.stats()
+            opened += stats.opened
+            closed.update(stats.closed)
         return PoolStats(waiting, leased, idle, opened, dict(closed))
 
     def __repr__(self) -> str:

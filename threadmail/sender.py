@@ -127,7 +127,7 @@ class ThreadedSender(BornAnew):
     def _reset(self) -> None:
         # Also in a forked child, which begins with an empty queue: what the parent queued, the parent sends.
         self.throttle.enter_child(os.getpid())
-        self._closing = threading.Lock()  # guards _life, and lets one thread at a time close
+        self._close_lock = threading.Lock()  # guards _life, and lets one thread at a time close
         self._dispatcher = Dispatcher(
             self.config,
             workers=self.workers,
@@ -327,7 +327,7 @@ class ThreadedSender(BornAnew):
         if dispatcher.in_lane:
             raise Reentered("a callback of the sender must not close it")
         end = Deadline.after(timeout)
-        with self._closing:
+        with self._close_lock:
             if self._life is _Life.CLOSED:
                 return []
             cut = dispatcher.close(drain=drain, end=end)
@@ -349,21 +349,7 @@ class ThreadedSender(BornAnew):
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
-        self._check_process()
-        dispatcher = self._dispatcher
-        queued, retrying, in_flight, lanes, connected = dispatcher.numbers()
-        opened, closed = dispatcher.connections()
-        return SenderStats(
-            queued,
-            retrying,
-            in_flight,
-            lanes,
-            connected,
-            dict(dispatcher.outcomes),
-            dispatcher.retries,
-            opened,
-            dict(closed),
-        )
+        return SenderStats(*self._here(opened=False).numbers())
 
     def __repr__(self) -> str:
         return f"<ThreadedSender to {self.config.url}, at most {self.workers} lanes>"
