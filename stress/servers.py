@@ -53,7 +53,7 @@ class Server(Protocol):
 
 
 class _Plain:
-    """What most servers have in common. A timeout is shorter than the soak's own patience: a silent server is no hang."""
+    """What most servers have in common. A timeout is shorter than the soak's patience: silence is no hang."""
 
     settings: Mapping[str, Any] = {"timeouts": Timeouts.all(PATIENCE / 3)}
     patience = RetryPolicy(attempts=3, base=0.01, longest=0.05)
