@@ -21,6 +21,7 @@ from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
 from ._lane import Do, Lane, Withdrawn, report
 from ._pace import Pace, has_enough
+from .client import Client
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
 from .receipt import Receipt
@@ -67,7 +68,8 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # lanes wait for something to do
         self._room = threading.Condition(self._lock)  # callers wait for a place in the queue
-        self._calm = threading.Condition(self._lock)  # close() waits for jobs to be settled, then for lanes to end
+        # close() waits for jobs to be settled, then for lanes to end. One thread at a time does: see ThreadedSender.
+        self._calm = threading.Condition(self._lock)
         self._accepting = True
         self._working = True
         self._queue = JobQueue()
@@ -82,10 +84,10 @@ class Dispatcher:
         self._pace = Pace(workers, throttle)
         self._gate = DialGate(policy, rng)
         self._executor: ThreadPoolExecutor | None = None
-        self.outcomes: Counter[Outcome] = Counter()
-        self.retries = 0
-        self.opened = 0
-        self.closed: Counter[str] = Counter()
+        self._outcomes: Counter[Outcome] = Counter()
+        self._retries = 0
+        self._opened = 0  # connections of lanes that have ended
+        self._closed: Counter[str] = Counter()
 
     # ------------------------------------------------------------ jobs in and out
 
@@ -124,7 +126,7 @@ class Dispatcher:
                 job.state = JobState.WITHDRAWN  # the lane finds out before it writes MAIL
             else:
                 return False
-            self._calm.notify_all()
+            self._calm.notify()
             return True
 
     def abort(self, job: Job) -> bool:
@@ -176,7 +178,7 @@ class Dispatcher:
             log.warning("no lane could be started: %s", exc)
             with self._lock:
                 self._lane_count -= 1
-                self._calm.notify_all()
+                self._calm.notify()
 
     def _lane(self) -> None:
         self._local.lane = Lane(self, self.config, self._rng)
@@ -202,7 +204,7 @@ class Dispatcher:
             for job in lane.finished:
                 self._in_flight.pop(job, None)
             lane.finished.clear()
-            self._calm.notify_all()
+            self._calm.notify()
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until = Deadline.after(self.config.idle_timeout)
@@ -272,7 +274,7 @@ class Dispatcher:
             job.envelope = job.envelope.for_recipients(self._policy.recipients(merged))
             job.due = now() + pause
             self._queue.put(job)
-            self.retries += 1
+            self._retries += 1
             self._work.notify()
             return self._off_the_lane(job, None)
 
@@ -285,7 +287,7 @@ class Dispatcher:
     def _off_the_lane(self, job: Job, error: MailError | None) -> MailError | None:
         job.client = job.transaction = None
         self._in_flight.pop(job, None)
-        self._calm.notify_all()
+        self._calm.notify()
         return error
 
     def _finish(self, job: Job, receipt: Receipt) -> Receipt:
@@ -293,7 +295,7 @@ class Dispatcher:
         job.state = JobState.DONE
         job.receipt = receipt
         self._in_flight[job] = None
-        self.outcomes[receipt.outcome] += 1
+        self._outcomes[receipt.outcome] += 1
         return receipt
 
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]:
@@ -308,6 +310,7 @@ class Dispatcher:
             self._dialling.pop(lane, None)
             self._work.notify_all()
             if error is None:
+                self._count(lane, True)  # not at its next step: whoever's dial fails meanwhile must know of it
                 self._gate.succeeded()
             elif not answered or isinstance(error, Aborted):
                 self._gate.gave_up()
@@ -334,10 +337,10 @@ class Dispatcher:
             self._dialling.pop(lane, None)
             self._leaving.pop(lane, None)
             self._lane_count -= 1
-            self.opened += stats.opened
-            self.closed.update(stats.closed)
+            self._opened += stats.opened
+            self._closed.update(stats.closed)
             executor = self._wake() if self._queue else None
-            self._calm.notify_all()
+            self._calm.notify()
         self._start_lane(executor)
 
     # ------------------------------------------------------------ the end
@@ -364,7 +367,7 @@ class Dispatcher:
         with self._lock:
             for job in jobs:
                 self._in_flight.pop(job, None)
-            self._calm.notify_all()
+            self._calm.notify()
 
     def close(self, *, drain: bool, end: Deadline) -> list[Job]:
         """Take no more jobs, work the queue off or not, and end all lanes.
@@ -403,17 +406,20 @@ class Dispatcher:
         while not done() and not end.passed:
             self._calm.wait(end.remaining())
 
-    def numbers(self) -> tuple[int, int, int, int, int]:
-        """Queued, waiting for a retry, in flight, lanes, connected lanes."""
+    def numbers(self) -> tuple[int, int, int, int, int, dict[Outcome, int], int, int, dict[str, int]]:
+        """The fields of `SenderStats`, as of one moment; but the connections of running lanes are counted after it."""
         with self._lock:
             later = self._queue.waiting_for_retry
-            return len(self._queue) - later, later, len(self._in_flight), self._lane_count, self._connected
+            jobs = len(self._queue) - later, later, len(self._in_flight)
+            lanes = self._lane_count, self._connected
+            done = dict(self._outcomes), self._retries
+            running, opened, closed = list(self._lanes), self._opened, Counter(self._closed)
+        for lane in running:  # outside the lock: a client's numbers are behind its own
+            stats = lane.client.stats()
+            opened += stats.opened
+            closed.update(stats.closed)
+        return (*jobs, *lanes, *done, opened, dict(closed))
 
-    def connections(self) -> tuple[int, Counter[str]]:
-        """Connections opened, and closed by reason."""
-        with self._lock:
-            lanes, opened, closed = list(self._lanes), self.opened, Counter(self.closed)
-        for lane in lanes:
-            opened += lane.client.stats().opened
-            closed.update(lane.client.stats().closed)
-        return opened, closed
+    def clients(self) -> list[Client]:
+        """The clients of all lanes. Without the lock: for a forked child, where a dead thread may hold it."""
+        return [lane.client for lane in self._lanes]

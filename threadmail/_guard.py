@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ._deadline import Deadline
@@ -64,6 +65,11 @@ class Guarded:
         # Asked on each use: some servers fork without running Python's hooks (uWSGI without its fork-hook flag).
         return lock if lock is not None else self.enter_child(pid)
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child that has not used the object yet: what it holds is still the parent's."""
+        return self._pid != os.getpid()
+
     def enter_child(self, pid: int) -> Any:
         """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
         new_lock = threading.RLock()
@@ -103,11 +109,17 @@ class BornAnew:
         with new_lock:  # held before anybody can find it
             first_lock = self._births.setdefault(pid, new_lock)
             if first_lock is new_lock:
+                for client in self._inherited():
+                    client.enter_child(pid)
                 self._reset()
                 self._ready_in = pid
                 return
         with first_lock:
             pass
+
+    def _inherited(self) -> Iterable[Guarded]:
+        """Whose connections are the parent's. Each is told now: where no hook runs, nobody else would close them."""
+        raise NotImplementedError
 
     def _reset(self) -> None:
         """Forget what the parent had: locks, queues, connections."""

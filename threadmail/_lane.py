@@ -15,7 +15,7 @@ from typing import Protocol
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome, TimedOut, detach
+from .errors import Closed, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -104,7 +104,7 @@ class Lane:
             return error.receipt or Receipt.not_sent(job.envelope, error)
         except BaseException as exc:
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
-            log.exception("a lane was interrupted at message %s", job.envelope.message_id)
+            log.exception("a lane was interrupted at message %s", printable(job.envelope.message_id or ""))
             interrupted = MailError(f"the attempt was interrupted by {type(exc).__name__}")
             if job.transaction is None:
                 return Receipt.not_sent(job.envelope, interrupted)
@@ -140,4 +140,5 @@ def report(job: Job) -> None:
     if receipt.outcome not in (Outcome.SENT, Outcome.PARTIAL):
         # What close() takes back it also returns; a line for each would bury the one that says how many.
         level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
-        log.log(level, "message %s: %s", receipt.message_id or "without Message-ID", receipt)
+        # The Message-ID is what its author wrote, and may hold what drives a terminal.
+        log.log(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)

@@ -62,7 +62,13 @@ def choose(advertised: str, wanted: str | None, *, tls: bool) -> str:
 
 
 def mechanism(name: str, user: str, secret: Secret) -> Mechanism:
-    """The function that answers the challenges of mechanism `name` with these credentials."""
+    """The function that answers the challenges of mechanism `name` with these credentials.
+
+    Raises:
+        NotSupported: it is not known here.
+        InvalidConfig: they hold what separates the fields of a response, and would forge another user's (RFC 4616 §2,
+            RFC 7628 §3.1).
+    """
     known: dict[str, Callable[[str, Secret], Mechanism]] = {
         "PLAIN": _plain,
         "LOGIN": _login,
@@ -72,6 +78,8 @@ def mechanism(name: str, user: str, secret: Secret) -> Mechanism:
     }
     if name not in known:
         raise NotSupported(f"mechanism {name} is not known; known are {', '.join(known)}")
+    if any(separator in text for separator in "\0\1" for text in (user, secret.reveal())):
+        raise InvalidConfig("user name, password or token holds a control character", phase=Phase.AUTH)
     return known[name](user, secret)
 
 

@@ -12,7 +12,7 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ._deadline import NEVER, Deadline
@@ -73,6 +73,15 @@ class Wire:
             timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
         """
         self._log(">", shown if shown is not None else data)
+        self._transfer(data, timeout)
+
+    def write_commands(self, lines: Sequence[str]) -> None:
+        """Write several commands at once (RFC 2920); their replies are to be read in the same order."""
+        for line in lines:
+            self._log(">", line)
+        self._transfer("".join(f"{line}\r\n" for line in lines).encode(), _AS_COMMANDS)
+
+    def _transfer(self, data: bytes | memoryview, timeout: float | None) -> None:
         block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
         view = memoryview(data)
         try:
@@ -241,7 +250,7 @@ class Wire:
     def _log(self, direction: str, said: str | bytes | memoryview) -> None:
         if self.trace is None and not protocol_log.isEnabledFor(logging.DEBUG):
             return
-        text = said if isinstance(said, str) else printable(bytes(said)).rstrip()
+        text = printable(said if isinstance(said, str) else bytes(said)).rstrip()
         try:
             if self.trace is not None:
                 self.trace(direction, text)

@@ -81,15 +81,18 @@ class ClientPool(BornAnew):
             raise ValueError(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
         self._rng = rng or random.Random()
+        self._life = _Life.OPEN  # a closed pool is closed in a forked child as well
         self._reset()
         super().__init__()
 
+    def _inherited(self) -> list[Client]:
+        return [*self._leased, *(client for client, _ in self._idle)]
+
     def _reset(self) -> None:
-        # Also in a forked child, which begins anew: the parent's clients drop their sockets themselves.
+        # Also in a forked child, which begins anew.
         # Guards everything below: who waits, who has what, how many there are. Never held over network I/O.
         self._lock = threading.Lock()
         self._all_back = threading.Condition(self._lock)
-        self._life = _Life.OPEN
         self._waiters: deque[_Waiter] = deque()
         # Who is idle, and since when. The one used last is at the end and goes first, so the others grow old and go.
         self._idle: list[tuple[Client, float]] = []
@@ -221,6 +224,7 @@ class ClientPool(BornAnew):
     # ------------------------------------------------------------ giving back
 
     def _give_back(self, client: Client) -> None:
+        self._check_process()  # forked inside the lease: what came of it here is closed, the pool begins anew
         healthy = client.is_connected
         with self._lock:
             if healthy and self._life is _Life.OPEN and client in self._leased:
@@ -229,10 +233,10 @@ class ClientPool(BornAnew):
         self._discard(client, None)
 
     def _take_back(self, client: Client) -> None:
+        """Keep it for the next one. Under the lock, in an open pool, so that nobody waits for all to be back."""
         self._leased.pop(client, None)
         self._idle.append((client, now()))
         self._serve()
-        self._all_back.notify_all()
 
     def _discard(self, client: Client, cause: BaseException | None, *, answered: bool = True) -> bool:
         """End a client that is of no more use. Returns whether any other is leased or idle.
@@ -329,13 +333,15 @@ class ClientPool(BornAnew):
 
     def stats(self) -> PoolStats:
         """What the pool is doing now, and has done so far."""
+        self._check_process()
         with self._lock:
             clients = [*self._leased, *(client for client, _ in self._idle)]
             numbers = len(self._waiters), len(self._leased), len(self._idle), self._opened, Counter(self._closed)
         waiting, leased, idle, opened, closed = numbers
         for client in clients:  # outside the lock: a client's numbers are behind its own
-            opened += client.stats().opened
-            closed.update(client.stats().closed)
+            stats = client.stats()
+            opened += stats.opened
+            closed.update(stats.closed)
         return PoolStats(waiting, leased, idle, opened, dict(closed))
 
     def __repr__(self) -> str:

@@ -36,7 +36,7 @@ from .mutant_loading import installed
 from .mutants import Mutant, Names, package_mutants
 
 if TYPE_CHECKING:
-    from .scenarios import Scenario
+    from .scenario import Scenario
 
 PACKAGE = "threadmail"
 NAMES = Names(
@@ -73,7 +73,7 @@ OPEN: dict[str, str] = {
     "threadmail._dispatch:Dispatcher.dialled: notify() for self._work.notify_all()": "needs three lanes at least",
     "threadmail._dispatch:Dispatcher.close: `if executor is not None` never after the wait": "a thread of the executor "
     "that nobody ends is ended by its weak reference: needs an oracle for threads left over",
-    "threadmail._dispatch:Dispatcher._wait: `if` for `while not done() and (not end.passed)`": "not shown within the "
+    "threadmail._dispatch:Dispatcher._wait: `if` for `while not done() and not end.passed`": "not shown within the "
     "bounds searched",
     "threadmail.pool:ClientPool._take_back: notify() for self._all_back.notify_all()": "a long search of `a waiter is "
     "interrupted and two close()` killed it; its schedule is not recorded yet",
@@ -86,7 +86,7 @@ OPEN: dict[str, str] = {
 
 KILLERS = Path(__file__).with_name("killers.json")
 
-_SCENARIO_MODULES = ("tests.proof.scenarios", "tests.proof.scenarios_extra")
+_REGISTRY = "tests.proof.scenarios"
 
 #: Which scenarios are asked about the mutants of a module: beginnings of their names, likely killers first.
 _ASKED = {
@@ -126,25 +126,28 @@ def all_mutants(module: str | None = None) -> list[Mutant]:
 @contextmanager
 def scenarios_over(mutant: Mutant | None) -> Iterator[dict[str, Scenario]]:
     """All scenarios by name, over a fresh import of the package with `mutant` in it; None: over the real one."""
+    registry = importlib.import_module(_REGISTRY)
     if mutant is None:
-        yield _by_name(importlib.import_module(name) for name in _SCENARIO_MODULES)
+        yield _by_name(registry)
         return
-    saved = {name: importlib.import_module(name) for name in _SCENARIO_MODULES}
-    parent = importlib.import_module("tests.proof")
+    parent = sys.modules[_REGISTRY.rpartition(".")[0]]
+    prefix = f"{parent.__name__}.scenario"
+    saved = {name: module for name, module in sys.modules.items() if name.startswith(prefix)}
     try:
         # A mutant leaves nothing behind in the process.
         with mock.patch.object(os, "register_at_fork"), installed(mutant, PACKAGE):
-            for name in _SCENARIO_MODULES:
+            for name in saved:
                 del sys.modules[name]
-            yield _by_name([importlib.import_module(name) for name in _SCENARIO_MODULES])
+                delattr(parent, name.rpartition(".")[2])  # `from . import x` looks here first
+            yield _by_name(importlib.import_module(_REGISTRY))
     finally:
         sys.modules.update(saved)
         for name, module in saved.items():
             setattr(parent, name.rpartition(".")[2], module)
 
 
-def _by_name(modules: Iterator[types.ModuleType] | Sequence[types.ModuleType]) -> dict[str, Scenario]:
-    return {scenario.name: scenario for module in modules for scenario in module.SCENARIOS if not scenario.long}
+def _by_name(registry: types.ModuleType) -> dict[str, Scenario]:
+    return {scenario.name: scenario for scenario in (*registry.SUITE, *registry.SMALL)}
 
 
 # ---------------------------------------------------------------- strategies
