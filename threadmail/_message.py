@@ -178,7 +178,10 @@ def _addresses(field: str, values: list[Any]) -> list[str]:
     found: list[str] = []
     what = f"{field.title()} field"
     for value in values:
-        text = value.encode() if isinstance(value, Header) else _text(str(value).encode("utf-8", "surrogateescape"))
+        try:
+            text = value.encode() if isinstance(value, Header) else _text(str(value).encode("utf-8", "surrogateescape"))
+        except (UnicodeError, MessageError) as exc:
+            raise InvalidEnvelope(f"{what} cannot be written: {type(exc).__name__}: {exc}") from exc
         unfolded = re.sub(r"\r?\n(?=[ \t])", "", text).replace("\t", " ")
         addresses = address_list(unfolded, what)
         # EmailMessage reads an address when it is set and hands on what it made of it: "not an address" comes back as a
@@ -226,8 +229,8 @@ def _copied(message: AnyMessage) -> AnyMessage:
     # wrong in up to 8 % of the cases. Copying the tree of parts, not what hangs in it, costs next to nothing;
     # deepcopy would copy the parse tree of every header.
     new = copy.copy(message)
-    payload = message.get_payload()
-    if isinstance(payload, list):
+    if message.is_multipart():  # asked first, for get_payload() recodes a text, and raises where it cannot
+        payload = message.get_payload()
         parts = [_copied(cast(AnyMessage, part)) if isinstance(part, Message) else part for part in payload]
         new.set_payload(cast(Any, parts))
     return new
