@@ -93,7 +93,8 @@ class Tools:
 
     def _find_postfix(self) -> Installation:
         try:
-            from tests.support.postfix import PostfixUnavailable, find_postfix
+            from tests.support import servers as real
+            from tests.support.postfix import find_postfix
         except ImportError as error:
             raise Unavailable(f"the tests' helper for Postfix needs the extra `test`: {error}") from error
         os.environ.setdefault("THREADMAIL_POSTFIX_CACHE", str(self.cache / "postfix"))
@@ -102,7 +103,7 @@ class Tools:
             raise Unavailable("not in the cache, and not to be fetched")
         try:
             return find_postfix()
-        except PostfixUnavailable as error:
+        except real.Unavailable as error:
             raise Unavailable(str(error)) from error
 
     def _run(self, command: list[str], what: str) -> None:
