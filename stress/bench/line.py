@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from stress.sink import end_with_parent
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -85,6 +87,7 @@ class _Loop:
     def run(self) -> None:
         self._listener.setblocking(False)
         self.poll.register(self._listener, selectors.EVENT_READ, self._accept)
+        end_with_parent(self.poll)
         # Polling rounds time-outs up to milliseconds, `select` waits for microseconds: it waits for the poll.
         waiting = [self.poll]
         while True:
