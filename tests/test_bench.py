@@ -188,6 +188,17 @@ def test_a_target_is_short_by_its_worst_figure() -> None:
     results.runs[cell, "threadmail"] = [one(8, 1.0, peak=41.0)]
     assert targets.TARGETS[6].judge(results) is targets.Verdict.SHORT
     assert "**short**" in table.targets(results)
+    assert "* Row 7, streamed from a file, in all: 41.0 MiB where <= 40 MiB is asked." in table.shortfalls(results)
+
+
+def test_what_falls_short_says_what_was_full() -> None:
+    results = made_up()
+    cell = results.find("objects", connections=1)
+    assert cell is not None
+    results.runs[cell, "threadmail"] = [one(100, 1.0, cpu=0.95, busy=0.05)] * 5
+    said = table.shortfalls(results)
+    assert said.count("* Row") == 1
+    assert "the client is busy 95% of the time: its core is full" in said
 
 
 def test_the_page_is_whole() -> None:

@@ -154,6 +154,7 @@ def _sizes(profile: Profile) -> Iterator[Cell]:
         yield Cell("large", peers, "sink", 10.0, 8, LARGE, rounds=profile.rounds)
     rounds = 1 if profile.name == "quick" else 2
     yield Cell("memory", peers, "sink", 0.0, 8, HUGE, messages=8, rounds=rounds)
+    yield Cell("memory", ("threadmail",), "sink", 0.0, 8, HUGE, messages=32, rounds=rounds)
     yield Cell("memory", ("threadmail", "nodemailer"), "sink", 0.0, 8, HUGE, "file", messages=8, rounds=rounds)
 
 
