@@ -306,6 +306,12 @@ def test_who_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told == ["without nodemailer: there is no node on this machine"]
 
 
+def test_the_reason_names_no_registry() -> None:
+    assert str(Unavailable("x: no route to https://registry.example/simple (host='registry.example')")) == (
+        "x: no route to ... (...)"
+    )
+
+
 def test_what_a_peer_cannot_take_is_not_measured_with_something_else(tmp_path: Path) -> None:
     job = Job("smtplib", "127.0.0.1", 1, 1, 1, "x", form="file")
     with pytest.raises(Unavailable, match="'file'"):

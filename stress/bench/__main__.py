@@ -121,7 +121,7 @@ def _versions(tools: Tools, results: Results) -> dict[str, str]:
 
 def _write(results: Results, options: argparse.Namespace) -> None:
     chosen = (options.only, options.part, options.server, options.rtt, options.connections, options.size)
-    partial = any(chosen) or options.profile == "quick"
+    partial = any(chosen) or options.profile == "quick" or options.again
     folder: Path = options.out or (BUILD if partial else DOCS)
     drawn = plots.pictures(results)
     written = {folder / "performance.md": table.page(results, drawn)}
@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--cache", type=Path, default=Path("build/bench-cache"), help="where what is fetched is kept")
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
-    parser.add_argument("--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, and with --quick")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, with --quick and --again"
+    )
     parser.add_argument("--again", type=Path, metavar="JSON", help="write the page of an earlier run anew")
     return parser
 

@@ -180,4 +180,6 @@ def limit(runs: Sequence[Run]) -> str:
         return f"the server is busy {server:.0%} of the time: the limit is its own"
     if client >= _FULL:
         return f"the client is busy {client:.0%} of the time: its core is full"
+    if client + server >= _FULL:
+        return f"client and server wait for each other (busy {client:.0%} and {server:.0%})"
     return f"neither is full (client busy {client:.0%}, server {server:.0%})"
