@@ -1,6 +1,6 @@
 """threadmail beside its peers: throughput, round trips, CPU and memory, in one run on one machine.
 
-    python -m stress.bench                          about ten minutes, and `--growth` three more
+    python -m stress.bench                          about eight minutes, and `--growth` two more
     python -m stress.bench --quick                  one or two
     python -m stress.bench --only threadmail --only nodemailer --part speed --rtt 10 --connections 8
 
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> Results:
     plan = _plan(options, profile)
     tools = Tools(options.cache, fetch=not options.offline)
     print(
-        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {minutes(plan):.0f} minutes, seed {options.seed}"
+        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}"
     )
     load = os.getloadavg()[0]
     with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
