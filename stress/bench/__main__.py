@@ -53,9 +53,8 @@ def measure(options: argparse.Namespace) -> Results:
     profile = dataclasses.replace(profile, **{name: value for name, value in asked.items() if value})
     plan = _plan(options, profile)
     tools = Tools(options.cache, fetch=not options.offline)
-    print(
-        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}"
-    )
+    runs = sum(len(cell.peers) * cell.rounds for cell in plan)
+    print(f"{runs:,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}")
     load = os.getloadavg()[0]
     with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
         bench.results.about.update(
