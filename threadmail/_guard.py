@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._deadline import Deadline
 from .errors import TimedOut
@@ -27,23 +27,39 @@ class Lock(Protocol):
 class holding:
     """`with` a lock that must be had before a deadline.
 
+    An exception raised from outside (Ctrl-C, a time limit of a job queue) finds it held or not held, and never lost: it
+    can come when a call returns and when a function is entered, so the lock is taken and noted in one call, and given
+    back by its own `__exit__`. Both are the interpreter's own code, in which no such exception comes up.
+
     Raises:
         TimedOut: it was not; the body does not run.
     """
 
-    __slots__ = ("_end", "_lock")
+    __slots__ = ("__exit__", "_acquired", "_end", "_lock")
 
     def __init__(self, lock: Any, end: Deadline) -> None:
         self._lock: Lock = lock
         self._end = end
+        self._acquired: list[bool] = []
+        if not TYPE_CHECKING:
+            self.__exit__ = lock.__exit__
 
     def __enter__(self) -> None:
-        left = self._end.remaining()
-        if not (self._lock.acquire() if left is None else self._lock.acquire(timeout=left)):
-            raise TimedOut("another thread kept this client busy until the deadline passed")
+        acquired = self._acquired
+        try:
+            left = self._end.remaining()
+            acquired.extend(map(self._lock.acquire, (True,), (-1 if left is None else left,)))
+            if acquired[0]:
+                return
+        except BaseException:
+            if acquired and acquired[0]:
+                self._lock.release()
+            raise
+        raise TimedOut("another thread kept this client busy until the deadline passed")
 
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+    if TYPE_CHECKING:
+
+        def __exit__(self, *exc: object) -> None: ...
 
 
 class Guarded:

@@ -13,6 +13,7 @@ failed, which is a message lost or come twice, a client that broke or hung; a ta
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import random
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from . import growth, plots, table
 from .peers import PEERS, about
-from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells
+from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells, minutes
 from .rounds import Bench, Results
 from .tools import Tools, Unavailable
 
@@ -46,12 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> Results:
     """Everything that was asked for."""
     profile = PROFILES[options.profile]
-    if options.seconds:
-        profile = Profile(**{**vars(profile), "seconds": options.seconds})
+    asked = {"seconds": options.seconds, "rtts": tuple(options.rtt), "sizes": tuple(options.size)}
+    asked["connections"] = tuple(options.connections)
+    profile = dataclasses.replace(profile, **{name: value for name, value in asked.items() if value})
     plan = _plan(options, profile)
     tools = Tools(options.cache, fetch=not options.offline)
     print(
-        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {_minutes(plan):.0f} minutes, seed {options.seed}"
+        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {minutes(plan):.0f} minutes, seed {options.seed}"
     )
     load = os.getloadavg()[0]
     with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
@@ -93,7 +95,7 @@ def _plan(options: argparse.Namespace, profile: Profile) -> list[Cell]:
         plan += growth.cells(profile)
     found = wanted.of(plan)
     if options.rounds:
-        found = [Cell(**{**vars(cell), "rounds": options.rounds}) for cell in found]
+        found = [dataclasses.replace(cell, rounds=options.rounds) for cell in found]
     if not found:
         sys.exit("nothing in the plan is like that; parts, distances and connections: " + "; ".join(_offered(plan)))
     return found
@@ -101,11 +103,6 @@ def _plan(options: argparse.Namespace, profile: Profile) -> list[Cell]:
 
 def _offered(plan: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.where for cell in plan))
-
-
-def _minutes(plan: Sequence[Cell]) -> float:
-    """Roughly: a run takes its time, a process half a second to start, and slow peers on long lines take more."""
-    return sum(len(cell.peers) * cell.rounds * (cell.seconds + 0.5) for cell in plan) / 60
 
 
 def _versions(tools: Tools, results: Results) -> dict[str, str]:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .client import Job
+from .job import Job
 from .peers import Peer, command
 from .servers import Server, on_core
 from .tools import Tools
 
-PATIENCE = 120.0  # seconds until a run that has not ended is ended
+PATIENCE = 120.0  # seconds until a run that has not ended is ended, and so much more for each message:
+_PATIENCE_EACH = 0.005
 _SETTLING = 60.0  # seconds for the server to deliver what it has accepted
 
 
@@ -76,7 +77,7 @@ def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = N
             process = subprocess.Popen(
                 line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
             )
-        watchdog = threading.Timer(PATIENCE, process.kill)
+        watchdog = threading.Timer(PATIENCE + job.messages * _PATIENCE_EACH, process.kill)
         watchdog.name = "bench-watchdog"
         watchdog.start()
         try:
