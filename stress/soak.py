@@ -1,6 +1,6 @@
 """Real threads, real sockets, everything going wrong at once, and a ledger that must come out even.
 
-    python -m stress.soak [--seconds N] [--seed S] [--server aiosmtpd|postfix] [--only NAME]
+    python -m stress.soak [--seconds N] [--seed S] [--server aiosmtpd|postfix|exim] [--only NAME]
     python -m stress.soak --minutes 10 --faults all
 
 Round after round, threads share an `SMTP`, a `Client`, a `ClientPool` and a `ThreadedSender`, each alone and all at
