@@ -17,7 +17,8 @@ from typing import Final
 
 from tests.detsched import DPOR, DepthFirst, Result, Run, explore
 from tests.detsched.explore import Program
-from tests.proof.scenarios import Scenario, guarded
+from tests.proof.scenario import Scenario
+from tests.proof.scenarios_client import guarded
 from tests.proof.test_reproduce import FOREIGN, LEAK, LOSS, NESTED, raw
 
 from ._pictures import Picture, draw

@@ -35,19 +35,11 @@ from tests.detsched import (
     explore,
     line_tracer,
 )
-from tests.proof.scenarios import (
-    CLIENT,
-    LONG,
-    OWNER,
-    POOL,
-    QUIET,
-    SENDER,
-    Scenario,
-    dispatched,
-    guarded,
-    pooled,
-    shared_client,
-)
+from tests.proof.scenario import CLIENT, OWNER, POOL, QUIET, SENDER, Scenario
+from tests.proof.scenarios import LONG
+from tests.proof.scenarios_client import guarded, shared_client
+from tests.proof.scenarios_pool import pooled
+from tests.proof.scenarios_sender import dispatched
 from threadmail import _dialogue, _guard, client, smtp
 
 ENDLESS = 1 << 60  # runs of a search that ends with its time

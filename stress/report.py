@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.proof.scenarios import LONG, SCENARIOS, SUITE, Scenario
+from tests.proof.scenario import Scenario
+from tests.proof.scenarios import LONG, SCENARIOS, SUITE
 
 from ._evidence import Certificate, certify, goldens, reproduce, show
 from ._page import html, markdown

@@ -25,7 +25,9 @@ from stress._proof import LIMITS, POINTS, Report, blocks
 from stress._story import Event, Fault, Kind, OneSwitch, tell
 from stress._svg import Canvas, Overflow, width, wrap
 from tests.detsched import DPOR, Result, Run, Verdict, explore
-from tests.proof.scenarios import SCENARIOS, SUITE, Scenario, guarded
+from tests.proof.scenario import Scenario
+from tests.proof.scenarios import SCENARIOS, SUITE
+from tests.proof.scenarios_client import guarded
 from tests.proof.test_reproduce import raw
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -47,7 +47,7 @@ from threadmail import (
     StartTLSRefused,
     TimedOut,
     TLSFailed,
-    transaction,
+    _delivery,
 )
 from threadmail import testing as play
 from threadmail._wire import protocol_log
@@ -276,6 +276,8 @@ def test_whatever_the_system_says_to_a_connect_is_our_own_error(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise raised
 
+    place = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", 25))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place])
     monkeypatch.setattr(socket, "create_connection", fail)
     with pytest.raises(kind, match=r"mx\.example\.org") as info:
         SMTP("mx.example.org", 25, "test")
@@ -753,7 +755,7 @@ def test_an_interrupt_between_354_and_the_content_closes(monkeypatch: pytest.Mon
     script = [greeting(), ehlo(), answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), answer("DATA", "354 go"), Stall()]
     with ScriptedServer(script) as server, client_of(server) as client:
         client.ehlo()
-        monkeypatch.setattr(transaction, "stuffed", interrupted)
+        monkeypatch.setattr(_delivery, "stuffed", interrupted)
         if by_hand:
             client.mail(ANN)
             client.rcpt(A)

@@ -15,7 +15,7 @@ from stress import explore, million, soak
 from stress.ledger import REFUSED, TAKEN, Arrived, Fate, Ledger
 from tests.detsched import DepthFirst, Run
 from tests.detsched.scenario import PostOffice
-from tests.proof.scenarios import Scenario
+from tests.proof.scenario import Scenario
 from threadmail import Envelope, Outcome
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
 from ._lane import Do, Lane, Withdrawn, report
-from ._pace import Pace
+from ._pace import Pace, has_enough
+from .client import Client
 from .config import ServerConfig
 from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
 from .receipt import Receipt
@@ -67,7 +68,8 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # lanes wait for something to do
         self._room = threading.Condition(self._lock)  # callers wait for a place in the queue
-        self._calm = threading.Condition(self._lock)  # close() waits for jobs to be settled, then for lanes to end
+        # close() waits for jobs to be settled, then for lanes to end. One thread at a time does: see ThreadedSender.
+        self._calm = threading.Condition(self._lock)
         self._accepting = True
         self._working = True
         self._queue = JobQueue()
@@ -76,15 +78,16 @@ class Dispatcher:
         self._lanes: dict[Lane, None] = {}  # running, so that each client gets its farewell
         self._dialling: dict[Lane, None] = {}
         self._lane_count = 0  # running, or about to
+        self._leaving: dict[Lane, None] = {}  # still among them, and told to end
         self._idle_lanes = 0
         self._connected = 0  # lanes that have a connection
         self._pace = Pace(workers, throttle)
         self._gate = DialGate(policy, rng)
         self._executor: ThreadPoolExecutor | None = None
-        self.outcomes: Counter[Outcome] = Counter()
-        self.retries = 0
-        self.opened = 0
-        self.closed: Counter[str] = Counter()
+        self._outcomes: Counter[Outcome] = Counter()
+        self._retries = 0
+        self._opened = 0  # connections of lanes that have ended
+        self._closed: Counter[str] = Counter()
 
     # ------------------------------------------------------------ jobs in and out
 
@@ -123,7 +126,7 @@ class Dispatcher:
                 job.state = JobState.WITHDRAWN  # the lane finds out before it writes MAIL
             else:
                 return False
-            self._calm.notify_all()
+            self._calm.notify()
             return True
 
     def abort(self, job: Job) -> bool:
@@ -175,7 +178,7 @@ class Dispatcher:
             log.warning("no lane could be started: %s", exc)
             with self._lock:
                 self._lane_count -= 1
-                self._calm.notify_all()
+                self._calm.notify()
 
     def _lane(self) -> None:
         self._local.lane = Lane(self, self.config, self._rng)
@@ -201,11 +204,14 @@ class Dispatcher:
             for job in lane.finished:
                 self._in_flight.pop(job, None)
             lane.finished.clear()
-            self._calm.notify_all()
+            self._calm.notify()
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until = Deadline.after(self.config.idle_timeout)
-        while self._working and self._lane_count <= self._pace.lane_limit:
+        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
+        while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
+            if now() >= self._queue.ends_at:
+                return Do.EXPIRE
             pause = self._queue.pause(now())
             if pause != 0.0:
                 if idle_until.passed and (pause is None or self._idle_lanes):
@@ -226,15 +232,18 @@ class Dispatcher:
                 if pause == 0.0:
                     job = self._queue.take(now())
                     assert job is not None
+                    job.pauses_seen = self._pace.pauses
                     self._in_flight[job] = None
                     self._room.notify()
                     return job
             self._idle_lanes += 1
             try:
                 # Without a pause of its own the wait ends when somebody dialled, or called; the bound is for the worst.
-                self._work.wait(LONGEST_WAIT if pause is None else min(pause, LONGEST_WAIT))
+                longest = LONGEST_WAIT if pause is None else min(pause, LONGEST_WAIT)
+                self._work.wait(max(0.0, min(longest, self._queue.ends_at - now())))
             finally:
                 self._idle_lanes -= 1
+        self._leaving[lane] = None
         return Do.END
 
     def on_wire(self, job: Job, transaction: Transaction) -> None:
@@ -259,7 +268,7 @@ class Dispatcher:
             if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
                 self._queue.put_first(job)
                 return self._off_the_lane(job, receipt.error)
-            self._pace.learn(receipt, self._lane_count)
+            job.spared += self._pace.learn(receipt, self._lane_count, job.pauses_seen)
             merged = receipt if job.receipt is None else job.receipt.followed_by(receipt)
             pause = self._pause_before_next(job, merged)
             if pause is None:
@@ -268,20 +277,20 @@ class Dispatcher:
             job.envelope = job.envelope.for_recipients(self._policy.recipients(merged))
             job.due = now() + pause
             self._queue.put(job)
-            self.retries += 1
+            self._retries += 1
             self._work.notify()
             return self._off_the_lane(job, None)
 
     def _pause_before_next(self, job: Job, receipt: Receipt) -> float | None:
         if job.called_off:
             return None
-        pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng)
+        pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng, spared=job.spared)
         return None if pause is None or now() + pause >= job.end.at else pause
 
     def _off_the_lane(self, job: Job, error: MailError | None) -> MailError | None:
         job.client = job.transaction = None
         self._in_flight.pop(job, None)
-        self._calm.notify_all()
+        self._calm.notify()
         return error
 
     def _finish(self, job: Job, receipt: Receipt) -> Receipt:
@@ -289,7 +298,7 @@ class Dispatcher:
         job.state = JobState.DONE
         job.receipt = receipt
         self._in_flight[job] = None
-        self.outcomes[receipt.outcome] += 1
+        self._outcomes[receipt.outcome] += 1
         return receipt
 
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]:
@@ -304,6 +313,7 @@ class Dispatcher:
             self._dialling.pop(lane, None)
             self._work.notify_all()
             if error is None:
+                self._count(lane, True)  # not at its next step: whoever's dial fails meanwhile must know of it
                 self._gate.succeeded()
             elif not answered or isinstance(error, Aborted):
                 self._gate.gave_up()
@@ -312,7 +322,7 @@ class Dispatcher:
                 self._pace.fewer(self._lane_count)
             else:
                 self._gate.failed(error, now())
-                if not error.transient or self._gate.failures >= self._policy.attempts:
+                if not error.transient or self._gate.given_up(alive=has_enough(error)):
                     return self._end_all(error)
             return []
 
@@ -321,6 +331,23 @@ class Dispatcher:
         with self._lock:
             return self._end_all(self._gate.error) if self._gate.error is not None else []
 
+    def expire(self) -> list[Job]:
+        """Messages that nobody could take up in time, for the server or the throttle let nobody through."""
+        with self._lock:
+            over = self._queue.expired(now())
+            for job in over:
+                late = Receipt.not_sent(
+                    job.envelope, TimedOut("the deadline passed before the message was on the wire")
+                )
+                self._finish(job, late if job.receipt is None else job.receipt.followed_by(late))
+            self._room.notify_all()
+            return over
+
+    def patience(self) -> Deadline:
+        """How long a dial is of use to anybody."""
+        with self._lock:
+            return self._queue.last_end()
+
     def ended(self, lane: Lane) -> None:
         """A lane is over; another one may be needed."""
         stats = lane.client.stats()
@@ -328,11 +355,12 @@ class Dispatcher:
             self._count(lane, False)
             self._lanes.pop(lane, None)
             self._dialling.pop(lane, None)
+            self._leaving.pop(lane, None)
             self._lane_count -= 1
-            self.opened += stats.opened
-            self.closed.update(stats.closed)
+            self._opened += stats.opened
+            self._closed.update(stats.closed)
             executor = self._wake() if self._queue else None
-            self._calm.notify_all()
+            self._calm.notify()
         self._start_lane(executor)
 
     # ------------------------------------------------------------ the end
@@ -359,7 +387,7 @@ class Dispatcher:
         with self._lock:
             for job in jobs:
                 self._in_flight.pop(job, None)
-            self._calm.notify_all()
+            self._calm.notify()
 
     def close(self, *, drain: bool, end: Deadline) -> list[Job]:
         """Take no more jobs, work the queue off or not, and end all lanes.
@@ -398,17 +426,20 @@ class Dispatcher:
         while not done() and not end.passed:
             self._calm.wait(end.remaining())
 
-    def numbers(self) -> tuple[int, int, int, int, int]:
-        """Queued, waiting for a retry, in flight, lanes, connected lanes."""
+    def numbers(self) -> tuple[int, int, int, int, int, dict[Outcome, int], int, int, dict[str, int]]:
+        """The fields of `SenderStats`, as of one moment; but the connections of running lanes are counted after it."""
         with self._lock:
             later = self._queue.waiting_for_retry
-            return len(self._queue) - later, later, len(self._in_flight), self._lane_count, self._connected
+            jobs = len(self._queue) - later, later, len(self._in_flight)
+            lanes = self._lane_count, self._connected
+            done = dict(self._outcomes), self._retries
+            running, opened, closed = list(self._lanes), self._opened, Counter(self._closed)
+        for lane in running:  # outside the lock: a client's numbers are behind its own
+            stats = lane.client.stats()
+            opened += stats.opened
+            closed.update(stats.closed)
+        return (*jobs, *lanes, *done, opened, dict(closed))
 
-    def connections(self) -> tuple[int, Counter[str]]:
-        """Connections opened, and closed by reason."""
-        with self._lock:
-            lanes, opened, closed = list(self._lanes), self.opened, Counter(self.closed)
-        for lane in lanes:
-            opened += lane.client.stats().opened
-            closed.update(lane.client.stats().closed)
-        return opened, closed
+    def clients(self) -> list[Client]:
+        """The clients of all lanes. Without the lock: for a forked child, where a dead thread may hold it."""
+        return [lane.client for lane in self._lanes]

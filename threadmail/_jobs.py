@@ -10,6 +10,7 @@ import enum
 import heapq
 from collections import deque
 from concurrent.futures import Future
+from math import inf
 from typing import Protocol
 
 from ._deadline import Deadline
@@ -46,6 +47,8 @@ class Job:
         due: when the next attempt may start, on the monotonic clock.
         taken_first: when a lane first took it.
         end: when the message must be settled.
+        pauses_seen: `Pace.pauses` when a lane last took it.
+        spared: attempts that the server put off for its own sake.
         client: whose connection it is on; transaction: how far it got there.
         called_off: `abort` or `close` ended it; nobody retries.
     """
@@ -57,7 +60,9 @@ class Job:
         "end",
         "envelope",
         "future",
+        "pauses_seen",
         "receipt",
+        "spared",
         "state",
         "taken_first",
         "transaction",
@@ -71,6 +76,8 @@ class Job:
         self.receipt: Receipt | None = None
         self.due = 0.0
         self.taken_first = 0.0
+        self.pauses_seen = 0
+        self.spared = 0
         self.client: Client | None = None
         self.transaction: Transaction | None = None
         self.called_off = False
@@ -139,6 +146,7 @@ class JobQueue:
         self._later: list[tuple[float, int, Job]] = []
         self._counter = 0
         self._size = 0
+        self.ends_at = inf  # no queued job's deadline passes before; it may be early, for who left is not looked for
 
     def __len__(self) -> int:
         """Jobs waiting, withdrawn ones not counted."""
@@ -150,8 +158,7 @@ class JobQueue:
 
     def put(self, job: Job) -> None:
         """Add a job, behind all others."""
-        job.state = JobState.QUEUED
-        self._size += 1
+        self._enter(job)
         if job.due:
             self._counter += 1  # so that jobs due at once are compared by it, not by themselves
             heapq.heappush(self._later, (job.due, self._counter, job))
@@ -160,9 +167,13 @@ class JobQueue:
 
     def put_first(self, job: Job) -> None:
         """Give a job back that was taken for nothing."""
+        self._enter(job)
+        self._ready.appendleft(job)
+
+    def _enter(self, job: Job) -> None:
         job.state = JobState.QUEUED
         self._size += 1
-        self._ready.appendleft(job)
+        self.ends_at = min(self.ends_at, job.end.at)
 
     def take(self, now: float) -> Job | None:
         """The next job that is due, or None."""
@@ -198,10 +209,27 @@ class JobQueue:
             return 0.0
         return max(0.0, self._later[0][0] - now) if self._later else None
 
+    def expired(self, now: float) -> list[Job]:
+        """Take out those whose deadline has passed."""
+        jobs = self._queued()
+        over = [job for job in jobs if job.end.at <= now]
+        for job in over:
+            self.withdraw(job)
+        self.ends_at = min((job.end.at for job in jobs if job.end.at > now), default=inf)
+        return over
+
+    def last_end(self) -> Deadline:
+        """When the last of them is over."""
+        return max((job.end for job in self._queued()), key=lambda end: end.at, default=Deadline())
+
     def clear(self) -> list[Job]:
         """Take everything out, in order."""
-        jobs = [*self._ready, *(job for _, _, job in sorted(self._later, key=lambda entry: entry[:2]))]
+        jobs = self._queued()
         self._ready.clear()
         self._later.clear()
         self._size = 0
+        return jobs
+
+    def _queued(self) -> list[Job]:
+        jobs = [*self._ready, *(job for _, _, job in sorted(self._later, key=lambda entry: entry[:2]))]
         return [job for job in jobs if job.state is JobState.QUEUED]

@@ -12,10 +12,11 @@ import logging
 import random
 from typing import Protocol
 
+from ._deadline import Deadline
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome, TimedOut, detach
+from .errors import Closed, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -28,6 +29,7 @@ class Do(enum.Enum):
     DIAL = "connect: there is work"
     REST = "close the connection: nothing is due for a while"
     FAIL = "give the queue up: the server refuses for good"
+    EXPIRE = "tell of those that waited past their deadline"
     END = "nothing is left to do"
 
 
@@ -43,6 +45,8 @@ class Boss(Protocol):
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
     def fail_queue(self) -> list[Job]: ...
+    def expire(self) -> list[Job]: ...
+    def patience(self) -> Deadline: ...
     def ended(self, lane: Lane) -> None: ...
     def settled(self, job: Job) -> None: ...
 
@@ -71,6 +75,8 @@ class Lane:
                     self._dial()
                 elif task is Do.REST:
                     self.client.close_idle()
+                elif task is Do.EXPIRE:
+                    self._settle(self._boss.expire())
                 else:
                     self._settle(self._boss.fail_queue())
         except BaseException:
@@ -104,7 +110,7 @@ class Lane:
             return error.receipt or Receipt.not_sent(job.envelope, error)
         except BaseException as exc:
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
-            log.exception("a lane was interrupted at message %s", job.envelope.message_id)
+            log.exception("a lane was interrupted at message %s", printable(job.envelope.message_id or ""))
             interrupted = MailError(f"the attempt was interrupted by {type(exc).__name__}")
             if job.transaction is None:
                 return Receipt.not_sent(job.envelope, interrupted)
@@ -112,19 +118,20 @@ class Lane:
             return job.transaction.receipt()
 
     def _dial(self) -> None:
+        end = self._boss.patience()
         try:
-            self.client.connect()
+            self.client.connect(deadline=end)
         except MailError as error:
-            self._dial_failed(detach(error))
+            self._dial_failed(detach(error), answered=not end.passed)
         except BaseException as exc:
             self._boss.dialled(self, MailError(f"interrupted by {type(exc).__name__}"), answered=False)
             raise
         else:
             self._boss.dialled(self, None)
 
-    def _dial_failed(self, error: MailError) -> None:
+    def _dial_failed(self, error: MailError, *, answered: bool = True) -> None:
         log.warning("no connection: %s", error)
-        self._settle(self._boss.dialled(self, error))
+        self._settle(self._boss.dialled(self, error, answered=answered))
 
     def _settle(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -140,4 +147,5 @@ def report(job: Job) -> None:
     if receipt.outcome not in (Outcome.SENT, Outcome.PARTIAL):
         # What close() takes back it also returns; a line for each would bury the one that says how many.
         level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
-        log.log(level, "message %s: %s", receipt.message_id or "without Message-ID", receipt)
+        # The Message-ID is what its author wrote, and may hold what drives a terminal.
+        log.log(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)

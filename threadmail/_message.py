@@ -57,7 +57,12 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
     """Give every line of `content` a CRLF end; `strict` refuses a bare CR or LF instead (RFC 5321 §2.3.8).
 
     Three counts find content that is right already, at 1.6 ms a MiB, and then nothing is copied.
+
+    Raises:
+        InvalidEnvelope: what is no line end here would be the end of data to a server that drops NULs.
     """
+    if b"\n\0" in content or b"\r\0" in content:
+        _refuse_hidden_end(content)
     pairs = content.count(b"\r\n")
     lines = content.count(b"\n")
     if content.count(b"\r") == pairs == lines:
@@ -71,6 +76,13 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
     if lines and content.count(b"\r") > pairs:
         _refuse_hidden_field(content)
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+
+def _refuse_hidden_end(content: bytes) -> None:
+    """Refuse NULs before a dot at the start of a line: for who drops NULs it is to be doubled, for others it is not."""
+    found = re.search(rb"[\r\n]\0+\.", content)
+    if found is not None:
+        raise InvalidEnvelope(f"content: NUL in front of a dot in line {_line_at(content, found.end())}")
 
 
 def _refuse_hidden_field(content: bytes) -> None:

@@ -12,7 +12,7 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ._deadline import NEVER, Deadline
@@ -44,6 +44,7 @@ class Wire:
 
     Attributes:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
+        secrets: what was said and the server may echo, while it must not be seen.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Wire:
         self.deadline: Deadline = NEVER
         self.is_open = True
         self.aborted = False
+        self.secrets: list[bytes] = []
         self._unread = bytearray()
         self._resting_timeout = sock.gettimeout()
 
@@ -73,6 +75,15 @@ class Wire:
             timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
         """
         self._log(">", shown if shown is not None else data)
+        self._transfer(data, timeout)
+
+    def write_commands(self, lines: Sequence[str]) -> None:
+        """Write several commands at once (RFC 2920); their replies are to be read in the same order."""
+        for line in lines:
+            self._log(">", line)
+        self._transfer("".join(f"{line}\r\n" for line in lines).encode(), _AS_COMMANDS)
+
+    def _transfer(self, data: bytes | memoryview, timeout: float | None) -> None:
         block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
         view = memoryview(data)
         try:
@@ -124,7 +135,7 @@ class Wire:
             self.close()
             raise
         reply = Reply(int(code), b"\n".join(lines))
-        self._log("<", f"{reply.code} {reply.text}")
+        self._log("<", f"{reply.code} {printable(self.scrubbed(reply.raw))}")
         return reply
 
     def _read_line(self, limit: Deadline) -> bytes:
@@ -141,7 +152,7 @@ class Wire:
             self._unread += data
         line = bytes(self._unread[: end + 1])
         del self._unread[: end + 1]
-        self._shown_line = line[:80]
+        self._shown_line = self.scrubbed(line)[:80]
         if len(line) > MAX_LINE:
             raise BadReply(f"a reply line is longer than {MAX_LINE} octets")
         # A bare LF does not end a line (RFC 5321 §2.3.8); taking it for one lets two sides disagree on what was said.
@@ -170,7 +181,7 @@ class Wire:
     def require_quiet(self) -> None:
         """Close the connection and raise unless it is quiet. To be called before a command is written."""
         if not self.quiet():
-            said = f": {printable(bytes(self._unread[:80]))}" if self._unread else ""
+            said = f": {printable(self.scrubbed(bytes(self._unread))[:80])}" if self._unread else ""
             self.close()
             if self.aborted:
                 raise Aborted("the connection was dropped by abort()")
@@ -219,6 +230,13 @@ class Wire:
 
     # ------------------------------------------------------------ helpers
 
+    def scrubbed(self, text: bytes) -> bytes:
+        """What the server said, without the secrets it may have echoed."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            if secret not in (b"", b"="):  # an empty response
+                text = text.replace(secret, b"***")
+        return text
+
     def _limit(self, limit: Deadline, what: str) -> None:
         if not self.is_open:
             raise NotConnected("there is no connection")
@@ -241,7 +259,7 @@ class Wire:
     def _log(self, direction: str, said: str | bytes | memoryview) -> None:
         if self.trace is None and not protocol_log.isEnabledFor(logging.DEBUG):
             return
-        text = said if isinstance(said, str) else printable(bytes(said)).rstrip()
+        text = printable(said if isinstance(said, str) else bytes(said)).rstrip()
         try:
             if self.trace is not None:
                 self.trace(direction, text)

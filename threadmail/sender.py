@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import queue
 import random
 import threading
@@ -20,11 +21,11 @@ from functools import partial
 from typing import NamedTuple
 
 from . import _exit
-from ._deadline import Deadline
+from ._deadline import NEVER, Deadline
 from ._dispatch import Dispatcher
 from ._guard import BornAnew
 from ._jobs import Job, SendFuture
-from .client import Message
+from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import Closed, MailError, Outcome, Reentered, detach
@@ -116,13 +117,17 @@ class ThreadedSender(BornAnew):
         self._on_receipt = on_receipt
         self._rng = rng or random.Random()
         self._closed_at_exit = False
+        self._life = _Life.OPEN  # a closed sender is closed in a forked child as well
         self._reset()
         super().__init__()
 
+    def _inherited(self) -> list[Client]:
+        return self._dispatcher.clients()
+
     def _reset(self) -> None:
         # Also in a forked child, which begins with an empty queue: what the parent queued, the parent sends.
-        self._closing = threading.Lock()  # guards _life, and lets one thread at a time close
-        self._life = _Life.OPEN
+        self.throttle.enter_child(os.getpid())
+        self._close_lock = threading.Lock()  # guards _life, and lets one thread at a time close
         self._dispatcher = Dispatcher(
             self.config,
             workers=self.workers,
@@ -132,6 +137,8 @@ class ThreadedSender(BornAnew):
             rng=self._rng,
             settled=self._settled,
         )
+        if self._life is _Life.CLOSED:
+            self._dispatcher.close(drain=False, end=NEVER)
 
     # ------------------------------------------------------------ one message
 
@@ -320,7 +327,7 @@ class ThreadedSender(BornAnew):
         if dispatcher.in_lane:
             raise Reentered("a callback of the sender must not close it")
         end = Deadline.after(timeout)
-        with self._closing:
+        with self._close_lock:
             if self._life is _Life.CLOSED:
                 return []
             cut = dispatcher.close(drain=drain, end=end)
@@ -342,20 +349,7 @@ class ThreadedSender(BornAnew):
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
-        dispatcher = self._dispatcher
-        queued, retrying, in_flight, lanes, connected = dispatcher.numbers()
-        opened, closed = dispatcher.connections()
-        return SenderStats(
-            queued,
-            retrying,
-            in_flight,
-            lanes,
-            connected,
-            dict(dispatcher.outcomes),
-            dispatcher.retries,
-            opened,
-            dict(closed),
-        )
+        return SenderStats(*self._here(opened=False).numbers())
 
     def __repr__(self) -> str:
         return f"<ThreadedSender to {self.config.url}, at most {self.workers} lanes>"

@@ -76,7 +76,7 @@ class Mutant:
 def mutants_of(source: str, module: str, names: Names | None = None) -> Iterator[Mutant]:
     """All mutants of one module, in the order of its lines."""
     tree = ast.parse(source)
-    finder = _Finder(names or Names())
+    finder = _Finder(names or Names(), source)
     finder.visit(tree)
     # A copy keeps the tree's shape, so a node is found again by its number in the walk.
     numbers = {id(node): number for number, node in enumerate(ast.walk(tree))}
@@ -118,10 +118,15 @@ class _Site:
 
 
 class _Finder(ast.NodeVisitor):
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, source: str) -> None:
         self.names = names
+        self._source = source
         self.sites: list[_Site] = []
         self._path: list[str] = []
+
+    def _text(self, node: ast.AST) -> str:
+        """As it stands in the source, on one line: the same in every version of Python, as `ast.unparse` is not."""
+        return " ".join((ast.get_source_segment(self._source, node) or "").split())
 
     def _add(self, kind: str, description: str, change: Callable[[ast.AST], None], *nodes: ast.AST) -> None:
         function = ".".join(self._path) or "<module>"
@@ -142,7 +147,7 @@ class _Finder(ast.NodeVisitor):
         self._path.append(node.name)
         for decorator in node.decorator_list:
             if self._called(decorator, self.names.guard):
-                self._add("guard", f"without @{ast.unparse(decorator)}", _mark_decorator, decorator)
+                self._add("guard", f"without @{self._text(decorator)}", _mark_decorator, decorator)
         self._acquires(node)
         self._visit_block(node)
         self._path.pop()
@@ -150,18 +155,18 @@ class _Finder(ast.NodeVisitor):
     def visit_With(self, node: ast.With) -> None:
         for item in node.items:
             if self._guards(item.context_expr):
-                self._add("guard", f"without `with {ast.unparse(item.context_expr)}`", _no_guard, item)
+                self._add("guard", f"without `with {self._text(item.context_expr)}`", _no_guard, item)
         self._visit_block(node)
 
     def visit_While(self, node: ast.While) -> None:
         if self._waits(node):
-            self._add("loop", f"`if` for `while {ast.unparse(node.test)}`", _once, node)
+            self._add("loop", f"`if` for `while {self._text(node.test)}`", _once, node)
         self._visit_block(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         function = node.func
         if isinstance(function, ast.Attribute):
-            what = ast.unparse(node)
+            what = self._text(node)
             if function.attr in ("notify", "notify_all"):
                 self._add("notify", f"without {what}", _no_call, node)
             if function.attr == "notify_all":
@@ -184,9 +189,9 @@ class _Finder(ast.NodeVisitor):
         waited = waited_here = False
         for statement in block:
             if waited and isinstance(statement, ast.If):
-                self._add("check", f"`if {ast.unparse(statement.test)}` never after the wait", _never, statement)
+                self._add("check", f"`if {self._text(statement.test)}` never after the wait", _never, statement)
             if waited_here and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-                self._add("check", f"without `{ast.unparse(statement)}` after the wait", _no_call, statement.value)
+                self._add("check", f"without `{self._text(statement)}` after the wait", _no_call, statement.value)
             if self._waits(statement):
                 waited = True
                 waited_here |= isinstance(statement, (ast.Expr, ast.Assign, ast.AnnAssign))
@@ -197,7 +202,7 @@ class _Finder(ast.NodeVisitor):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 lock = node.func.value
                 if node.func.attr in ("acquire", "release") and self._named(lock, self.names.lock):
-                    calls.setdefault(ast.unparse(lock), []).append(node)
+                    calls.setdefault(self._text(lock), []).append(node)
         for lock_name, nodes in calls.items():
             self._add("guard", f"without {lock_name}.acquire()/release()", _no_call, *nodes)
 

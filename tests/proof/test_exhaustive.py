@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.proof.scenarios import SUITE, Scenario
+from tests.proof.scenario import Scenario
+from tests.proof.scenarios import SUITE
 
 
 @pytest.mark.parametrize("scenario", SUITE, ids=lambda s: s.name)

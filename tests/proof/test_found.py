@@ -12,7 +12,8 @@ import textwrap
 import pytest
 
 from tests.detsched import replay, watched
-from tests.proof.scenarios import OWNER, SENDER, put_back_late, replaced_in_vain
+from tests.proof.scenario import OWNER, SENDER
+from tests.proof.scenarios_sender import put_back_late, replaced_in_vain
 from threadmail import _dispatch
 from threadmail._dispatch import Dispatcher
 

@@ -67,7 +67,7 @@ def pool_mutants() -> dict[str, Mutant]:
 def test_every_piece_of_the_locking_is_found() -> None:
     assert [(mutant.line, name) for name, mutant in pool_mutants().items()] == [
         (13, "Pool.take: without `with self._cond`"),
-        (14, "Pool.take: `if` for `while not self._keys and (not self._closed)`"),
+        (14, "Pool.take: `if` for `while not self._keys and not self._closed`"),
         (16, "Pool.take: `if self._closed` never after the wait"),
         (21, "Pool.give: without `with self._cond`"),
         (23, "Pool.give: without self._cond.notify()"),
@@ -84,7 +84,7 @@ def test_a_mutant_is_the_source_with_one_piece_taken_away() -> None:
     assert "+            bool(1)" in mutants["Pool.give: without self._cond.notify()"].diff()
     assert "+            self._cond.notify()" in mutants["Pool.close: notify() for self._cond.notify_all()"].diff()
     assert "+            if False:" in mutants["Pool.take: `if self._closed` never after the wait"].diff()
-    loop = mutants["Pool.take: `if` for `while not self._keys and (not self._closed)`"].diff()
+    loop = mutants["Pool.take: `if` for `while not self._keys and not self._closed`"].diff()
     assert "+            for _once in (None,):" in loop
     assert "+                if not self._keys and (not self._closed):" in loop
     for mutant in mutants.values():

@@ -3,24 +3,24 @@
 What kills each mutant is recorded in killers.json; here each recorded schedule is run again on its mutant, and must
 still fail. A mutant without a record fails the suite: new locking needs a scenario that would notice its loss. To find
 one: `python -m tests.proof.mutation --write`.
+
+Nothing is skipped on any version of Python. The schedules were recorded on 3.11; where a step of the standard library's
+executor or futures comes at another place (a dozen of them on 3.13), the recorded scenario is searched again, within a
+bound of some seconds, and must fail.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 
 import pytest
 
+from tests.proof.hunting import scenarios_over, still_killed
 from tests.proof.mutants import Mutant, mutants_of
-from tests.proof.mutation import HARMLESS, OPEN, all_mutants, read_killers, scenarios_over, still_killed
-from tests.proof.scenarios import Scenario
-from tests.proof.scenarios_extra import SCENARIOS
-
-pytestmark = pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11), reason="the kills are recorded by the names and schedules of Python 3.11"
-)
+from tests.proof.mutation import HARMLESS, all_mutants, read_killers, read_score, score
+from tests.proof.scenario import Scenario
+from tests.proof.scenarios import SMALL
 
 MUTANTS = {mutant.name: mutant for mutant in all_mutants()}
 KILLERS = read_killers()
@@ -36,8 +36,13 @@ def _quiet() -> Iterator[None]:
 
 def test_every_mutant_is_killed_or_argued_for() -> None:
     assert len(MUTANTS) >= 120, "the tool finds less than there was"
-    assert KILLERS.keys() | HARMLESS.keys() | OPEN.keys() == MUTANTS.keys()
-    assert not KILLERS.keys() & (HARMLESS.keys() | OPEN.keys())
+    assert KILLERS.keys() | HARMLESS.keys() == MUTANTS.keys()
+    assert not KILLERS.keys() & HARMLESS.keys()
+
+
+def test_the_score_that_was_written_down_is_the_one_there_is() -> None:
+    assert read_score() == score(MUTANTS.values(), KILLERS)
+    assert read_score().open == 0
 
 
 @pytest.mark.parametrize("name", KILLERS)
@@ -47,7 +52,7 @@ def test_its_schedule_still_kills_it(name: str) -> None:
         assert still_killed(scenarios[kill.scenario], kill)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+@pytest.mark.parametrize("scenario", SMALL, ids=lambda s: s.name)
 def test_without_a_mutant_nothing_breaks_it(scenario: Scenario) -> None:
     result = scenario.run()
     assert result.complete or "limit" in scenario.options

@@ -1,0 +1,136 @@
+"""One client and several threads: the guarded `SMTP`, and `Client` with what may happen to it meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+
+from tests.detsched import Run
+from tests.detsched.explore import Program
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.scenario import PostOffice
+from tests.detsched.smtpmodel import Faults
+from threadmail import SMTP, Client, TimedOut
+
+from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, orders
+from .stage import Server, Threads
+
+
+def guarded(threads: int, messages: int) -> Program:
+    """Threads share one guarded `SMTP`."""
+
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(bound=1, lockset=True))
+        client = SMTP("model", 25, local_hostname="me")
+        office.senders(threads=threads, messages=messages, sendmail=client.sendmail)
+
+    return program
+
+
+def shared_client(
+    threads: int,
+    messages: int,
+    *,
+    faults: Faults | None = None,
+    bound: int | None = 1,
+    failures: tuple[str, ...] = (),
+) -> Program:
+    """Threads share one `Client`, which connects when the first of them needs it."""
+
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(faults=faults, bound=bound, lockset=bound is not None), failures=failures)
+        client = Client(CONFIG, watch_idle=False)
+        office.senders(threads=threads, messages=messages, sendmail=by_envelope(client.send), recipients=2)
+
+    return program
+
+
+def held_by_the_user(run: Run) -> None:
+    """User code holds `sync_root` over two messages; another thread sends one: never in between."""
+    office = PostOffice(run, ModelServer(bound=1, lockset=True))
+    client = Client(CONFIG, watch_idle=False)
+    send = by_envelope(client.send)
+    pair, single = office.jobs(0, 2), office.jobs(1, 1)
+
+    def both() -> None:
+        with client.sync_root:
+            for job in pair:
+                office.ledger.send(job, send)
+
+    run.thread(both, "pair")
+    run.thread(lambda: office.ledger.send(single[0], send), "single")
+
+
+def beside(
+    act: Callable[[Client, ModelServer], object], *, failures: tuple[str, ...] = (), threads: int = 2
+) -> Program:
+    """Threads send one message each through one `Client` while another one does something to it."""
+
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(ordered=True), failures=failures)
+        client = Client(CONFIG, watch_idle=False)
+        office.senders(threads=threads, messages=1, sendmail=by_envelope(client.send))
+        run.thread(lambda: act(client, office.server), "other")
+
+    return program
+
+
+def idle_close(client: Client, _: ModelServer) -> None:
+    time.sleep(IDLE + 1)
+    client.close_idle()
+
+
+def hang_up(_: Client, server: ModelServer) -> None:
+    server.hang_up_idle()
+
+
+def close_anyway(client: Client, _: ModelServer) -> None:
+    """Close; every timed wait may time out at any moment, so that close() may say that it gave up."""
+    with contextlib.suppress(TimedOut):
+        client.close()
+
+
+def clients(*acts: Callable[[Client], object]) -> Program:
+    """Each act on a thread of its own, all on one `Client` that is not connected yet."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, Server(bound=1, lockset=True))
+        client = Client(CONFIG, watch_idle=False)
+        for act in acts:
+            threads.add(partial(act, client))
+
+    return program
+
+
+def _client(name: str, program: Program, schedules: int | None = None, *, formula: bool = False) -> Scenario:
+    return Scenario(name, program, schedules, formula, CLIENT, OWNER)
+
+
+_BOUNDS = [(2, 1), (2, 2), (3, 1), (3, 2)]
+_REFUSED = Faults(refuse=frozenset(["r1.T0m0@there.test"]))
+_DROPS = Faults(drop={0: 4})
+_HANGS_UP = Faults(hang_up_after={0: 1})
+_ENDED = ("Closed", "Aborted")
+
+
+SCENARIOS = [
+    *(_client(f"SMTP shared, {t}x{m}", guarded(t, m), orders(t, m), formula=True) for t, m in _BOUNDS),
+    *(_client(f"Client shared, {t}x{m}", shared_client(t, m), orders(t, m), formula=True) for t, m in _BOUNDS),
+    _client("Client, sync_root held over two messages", held_by_the_user, 2, formula=True),
+    _client("Client, a recipient refused, 2x1", shared_client(2, 1, faults=_REFUSED), 2, formula=True),
+    _client(
+        "Client, dropped at the 4th command, 2x1", shared_client(2, 1, faults=_DROPS, bound=None, failures=LOST), 2
+    ),
+    _client("Client, hung up on after a message, 2x1", shared_client(2, 1, faults=_HANGS_UP, bound=None), 2),
+    _client("Client, 2x1 beside idle close", beside(idle_close), 10),
+    _client("Client, 2x1 beside a server that hangs up", beside(hang_up, failures=LOST), 58),
+    _client("Client, 1x1 beside close()", beside(close_anyway, failures=_ENDED, threads=1), 216),
+    _client("Client, 2x1 beside abort()", beside(lambda client, _: client.abort(), failures=_ENDED), 420),
+]
+
+SMALL = [
+    _client("Client, connect() from two threads", clients(Client.connect, Client.connect)),
+    _client("Client, noop() from two threads", clients(Client.noop, Client.noop)),
+]

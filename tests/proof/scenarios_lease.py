@@ -1,0 +1,191 @@
+"""Promises of the pool: how many clients there are, who is told of what, and when `close()` returns."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from typing import Any
+from unittest import mock
+
+from tests.detsched import Run
+from tests.detsched.explore import Program
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.scenario import PostOffice
+from tests.detsched.smtpmodel import Faults
+from threadmail import ClientPool, Closed, Envelope
+
+from .scenario import CONFIG, IDLE, POOL, QUIET, Scenario, by_envelope, small
+from .scenarios_pool import pooled
+from .stage import IMMEDIATELY, Threads, also
+
+
+def counted(size: int, threads: int) -> Program:
+    """`stats()` beside work: never more clients than there may be."""
+
+    def look(pool: ClientPool) -> None:
+        stats = pool.stats()
+        assert stats.leased + stats.idle <= size, "counted more clients than there may be"
+        assert stats.waiting <= threads
+
+    return pooled(size, threads, 1, beside=look)
+
+
+def idle_close(pool: ClientPool) -> None:
+    time.sleep(IDLE + 1)
+    pool.close_idle()
+
+
+def small_pool(size: int) -> ClientPool:
+    pool = ClientPool(CONFIG, max_size=size, rng=random.Random(1))
+    pool._watch = None
+    return pool
+
+
+def closed_beside_leases(leases: int, closers: int = 1) -> Program:
+    """`close()` lets leases end, however they follow each other, and returns when the last one has."""
+
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(bound=leases))
+        pool = small_pool(leases)
+        leased = threading.Semaphore(0)
+        late: list[str] = []
+
+        def send(envelope: Envelope) -> Any:
+            with pool.lease() as client:
+                leased.release()
+                return client.send(envelope)
+
+        def close() -> None:
+            for _ in range(leases):
+                leased.acquire()
+            for _ in range(leases):
+                leased.release()
+            begun = time.monotonic()
+            pool.close()
+            if time.monotonic() - begun > IMMEDIATELY:
+                late.append("close() went on waiting when all leases had ended")
+
+        office.senders(threads=leases, messages=1, sendmail=by_envelope(send))
+        for number in range(closers):
+            run.thread(close, f"closer{number}")
+        also(run, office, lambda: late)
+
+    return program
+
+
+def told_at_once(run: Run) -> None:
+    """Who waits for a client is told at once that the pool was closed, however long leases last."""
+    threads = Threads(run, ModelServer(bound=1))
+    pool = small_pool(1)
+    leased, told = threading.Event(), threading.Event()
+
+    def holder() -> None:
+        with pool.lease():
+            leased.set()
+            told.wait()
+
+    def waiter() -> None:
+        leased.wait()
+        try:
+            with pool.lease():
+                pass
+        except Closed:
+            told.set()
+
+    def closer() -> None:
+        leased.wait()
+        pool.close()
+
+    for act in (holder, waiter, closer):
+        threads.add(act)
+
+
+def gate_reopens(run: Run) -> None:
+    """A dial fails, the only other client is kept: who waits dials again when the pause is over, by itself."""
+    threads = Threads(run, ModelServer(bound=2, faults=Faults(refuse_connects=frozenset([1]))))
+    pool = small_pool(2)
+    leased, served = threading.Event(), threading.Event()
+
+    def holder() -> None:
+        with pool.lease():
+            leased.set()
+            served.wait()
+
+    def other() -> None:
+        leased.wait()
+        with pool.lease():
+            served.set()
+
+    threads.add(holder)
+    threads.add(other)
+
+
+def interrupted(closers: int) -> Program:
+    """A thread that was handed a client is interrupted before it knows; `close()` does not wait for it any longer."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(bound=1))
+        pool = small_pool(1)
+        leased = threading.Event()
+        real_wait = threading.Condition.wait
+        waiting: list[int] = []
+
+        def wait(condition: threading.Condition, timeout: float | None = None) -> bool:
+            got = real_wait(condition, timeout)
+            if waiting == [threading.get_ident()]:
+                waiting.clear()
+                raise KeyboardInterrupt
+            return got
+
+        run.context.enter_context(mock.patch.object(threading.Condition, "wait", wait))
+
+        def holder() -> None:
+            with pool.lease():
+                leased.set()
+
+        def victim() -> None:
+            leased.wait()
+            waiting.append(threading.get_ident())
+            with contextlib.suppress(KeyboardInterrupt, Closed):
+                with pool.lease():
+                    waiting.clear()
+            waiting.clear()
+
+        def close() -> None:
+            leased.wait()
+            begun = time.monotonic()
+            pool.close()
+            if time.monotonic() - begun > IMMEDIATELY:
+                threads.wrong.append("close() went on waiting when all leases had ended")
+
+        threads.add(holder)
+        threads.add(victim)
+        for _ in range(closers):
+            threads.add(close)
+
+    return program
+
+
+def _leased(name: str, program: Program, **options: Any) -> Scenario:
+    return small(name, program, *POOL, **options)
+
+
+def _locks_only(name: str, program: Program) -> Scenario:
+    """With switch points at locks and sockets only, and not all schedules, for what would take too long otherwise."""
+    return Scenario(name, program, options={**QUIET, "limit": 300})
+
+
+SMALL = [
+    _leased("pool of 1, 2x1 beside stats()", counted(1, 2)),
+    _leased("pool of 1, 2x1 beside idle close", pooled(1, 2, 1, beside=idle_close)),
+    _leased("pool of 1, 1x2 beside idle close", pooled(1, 1, 2, beside=idle_close)),
+    _leased("pool of 1, close() beside a lease", closed_beside_leases(1)),
+    _locks_only("pool of 1, two close() beside a lease", closed_beside_leases(1, closers=2)),
+    _locks_only("pool of 2, close() beside two leases", closed_beside_leases(2)),
+    _leased("pool of 1, closed while a lease lasts", told_at_once),
+    _leased("pool of 2, a dial fails and the gate opens again", gate_reopens),
+    _locks_only("pool of 1, a waiter is interrupted and close()", interrupted(1)),
+    _locks_only("pool of 1, a waiter is interrupted and two close()", interrupted(2)),
+]

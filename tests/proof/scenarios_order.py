@@ -1,0 +1,278 @@
+"""Promises of a sender with one lane: messages in time, in turn, and settled however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from tests.detsched import Run
+from tests.detsched.explore import Program
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.smtpmodel import Faults
+from threadmail import (
+    Closed,
+    LoginRefused,
+    MailError,
+    RetryPolicy,
+    ServerConfig,
+    ThreadedSender,
+    Throttle,
+    TimedOut,
+)
+
+from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
+from .stage import EXTENSIONS, MORE_COMMANDS, Later, Server, Threads, no_thread_left, on_time
+
+
+def one_lane(run: Run, **settings: Any) -> ThreadedSender:
+    run.context.enter_context(no_exit_hook())
+    if callable(settings.get("throttle")):
+        settings["throttle"] = settings["throttle"]()
+    settings.setdefault("retry", RetryPolicy(base=0.0))
+    return ThreadedSender(CONFIG, workers=1, rng=random.Random(1), **settings)
+
+
+def _paused() -> Throttle:
+    throttle = Throttle()
+    throttle.pause(10.0)
+    return throttle
+
+
+def _no_first_dial() -> ModelServer:
+    return ModelServer(faults=Faults(refuse_connects=frozenset([0])))
+
+
+def gives_up_in_the_queue(run: Run) -> None:
+    """`send` with a deadline, behind a message whose callback takes for ever: TimedOut, in time."""
+    threads = Threads(run, ModelServer(bound=1))
+    released = threading.Event()
+    sender = one_lane(run, on_receipt=lambda receipt: released.wait())
+
+    def act() -> None:
+        sender.submit(LETTER)
+        try:
+            sender.send(LETTER, deadline=5)
+        except TimedOut:
+            pass
+        else:
+            raise AssertionError("sent after its deadline")
+        finally:
+            released.set()
+            sender.close(timeout=None)
+
+    threads.add(act)
+
+
+def drops_what_hangs(run: Run) -> None:
+    """`send` with a deadline, on a connection whose own time-outs never fire: the connection is dropped."""
+    server = Server(bound=1)
+    server.mute_from_mail = True
+    threads = Threads(run, server, allowed=(MailError,))
+    sender = one_lane(run)
+
+    def act() -> None:
+        try:
+            sender.send(LETTER, deadline=5)
+        finally:
+            sender.close(timeout=None)
+
+    threads.add(act)
+
+
+def closed_twice(run: Run) -> None:
+    """Two threads close a sender whose only message hangs on the wire: one of them is told that it was cut short."""
+    server = Server(bound=1)
+    server.mute_from_mail = True
+    threads = Threads(run, server, allowed=(MailError,))
+    sender = one_lane(run)
+    unsent: list[object] = []
+
+    def close() -> None:
+        unsent.extend(sender.close(drain=False, timeout=1.0))
+
+    sender.submit(LETTER)
+    threads.add(close)
+    threads.add(close)
+    threads.at_the_end = lambda: [] if len(unsent) == 1 else ["what was cut short was not told once"]  # type: ignore[method-assign]
+
+
+def closed_by_two(run: Run) -> None:
+    """Two threads close a sender: for both of them it is over when they come back."""
+    threads = Threads(run, ModelServer(ordered=True))
+    sender = one_lane(run)
+
+    def close() -> None:
+        sender.close(timeout=None)
+        no_thread_left()
+
+    sender.submit(LETTER)
+    threads.add(close)
+    threads.add(close)
+
+
+def sent(
+    act: Callable[[ThreadedSender, Callable[[], None]], object],
+    *others: Callable[[ThreadedSender], object],
+    server: Callable[[], ModelServer] = lambda: ModelServer(ordered=True),
+    allowed: tuple[type[Exception], ...] = (),
+    **settings: Any,
+) -> Program:
+    """`act` on a thread of its own, which closes the sender at its end by the function it is given; that takes no time.
+
+    `others` run beside it when `act` has submitted something and set the sender's `submitted`.
+    """
+
+    def program(run: Run) -> None:
+        threads = Threads(run, server(), allowed=allowed)
+        sender = one_lane(run, **settings)
+        sender.submitted = threading.Event()  # type: ignore[attr-defined]
+
+        def close() -> None:
+            begun = time.monotonic()
+            sender.close(timeout=None)
+            on_time(begun, "close()")
+            no_thread_left()
+            assert all(c.closed for c in threads.server.connections), "close() left a connection open"
+
+        def wait_and(other: Callable[[ThreadedSender], object]) -> None:
+            sender.submitted.wait()  # type: ignore[attr-defined]
+            other(sender)
+
+        threads.add(lambda: act(sender, close))
+        for other in others:
+            threads.add(partial(wait_and, other))
+
+    return program
+
+
+def one_after_the_other(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """The second message finds an idle lane, which sends it at once."""
+    sender.send(LETTER)
+    begun = time.monotonic()
+    sender.send(LETTER)
+    on_time(begun, "the second message")
+    close()
+
+
+def closed_at_once(messages: int, sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """The queue is worked off by `close`."""
+    futures = [sender.submit(LETTER) for _ in range(messages)]
+    close()
+    for future in futures:
+        future.result(0)
+
+
+def after_a_failure(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """The first message ends with the failed dial, the second one finds a server again."""
+    with contextlib.suppress(MailError):
+        sender.send(LETTER)
+    begun = time.monotonic()
+    with contextlib.suppress(MailError):
+        sender.send(LETTER)
+    on_time(begun, "the second message")
+    close()
+
+
+def submit_and_close(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    sender.future = sender.submit(LETTER)  # type: ignore[attr-defined]
+    sender.submitted.set()  # type: ignore[attr-defined]
+    close()
+
+
+def put_off_while_closing(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """A message is put off by the server while the sender is closed without draining: its future is settled too."""
+    future = sender.submit(LETTER)
+    sender.submitted.set()  # type: ignore[attr-defined]
+    with contextlib.suppress(MailError):
+        future.result()
+
+
+def put_off(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """A message is put off by the server, and sent at the next attempt."""
+    sender.send(LETTER)
+    assert sender.stats().retries == 1, "the attempts were counted wrongly"
+    close()
+
+
+def close_without_drain(sender: ThreadedSender) -> None:
+    sender.close(drain=False, timeout=None)
+
+
+def cancel(sender: ThreadedSender) -> None:
+    sender.future.cancel()  # type: ignore[attr-defined]
+
+
+def look(sender: ThreadedSender) -> None:
+    """What is counted at any moment: one message, one connection."""
+    stats = sender.stats()
+    assert stats.queued + stats.retrying + stats.in_flight <= 1, "a message was counted twice"
+    assert stats.queued + stats.retrying + sum(stats.outcomes.values()) <= 1, "a settled message is still to be sent"
+    assert stats.opened <= 1, "a connection was counted twice"
+
+
+def no_lane_starts(run: Run) -> None:
+    """The interpreter starts no threads any more: `close()` waits for no lane, and the message is told of."""
+    threads = Threads(run, ModelServer(), allowed=(MailError,))
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    run.context.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", refuse))
+    sender = one_lane(run)
+
+    def act() -> None:
+        with contextlib.suppress(Closed):
+            sender.submit(LETTER).result()
+
+    threads.add(act)
+    threads.add(lambda: sender.close(timeout=None))
+
+
+def refused_for_good(run: Run) -> None:
+    """The login is refused: that message fails, and the next one at once."""
+    run.context.enter_context(mock.patch.dict(MORE_COMMANDS, {"AUTH": lambda *_: "535 5.7.8 no"}))
+    threads = Threads(run, Server(*EXTENSIONS))
+    run.context.enter_context(no_exit_hook())
+    config = ServerConfig("127.0.0.1", 25, username="user", password="secret", local_hostname="me", max_age=None)
+    sender = ThreadedSender(config, workers=1, rng=random.Random(1))
+
+    def act() -> None:
+        for _ in range(2):
+            begun = time.monotonic()
+            with contextlib.suppress(LoginRefused):
+                sender.send(LETTER)
+            on_time(begun, "the refusal")
+        sender.close(timeout=None)
+
+    threads.add(act)
+
+
+SMALL = [
+    of_sender("send() gives up in the queue", gives_up_in_the_queue),
+    of_sender("send() drops what hangs", drops_what_hangs),
+    of_sender("closed by two threads, something hangs", closed_twice),
+    of_sender("closed by two threads", closed_by_two),
+    of_sender("one message after the other", sent(one_after_the_other)),
+    of_sender("two messages, closed at once", sent(partial(closed_at_once, 2))),
+    of_sender("three messages, closed at once", sent(partial(closed_at_once, 3)), limit=300),
+    of_sender("a message put off", sent(put_off, server=lambda: Later(ordered=True))),
+    of_sender("a message after a failed dial", sent(after_a_failure, server=_no_first_dial, retry=RetryPolicy(1, 0.0))),
+    of_sender("cancelled while it is closed", sent(submit_and_close, cancel)),
+    of_sender(
+        "cancelled while it is closed, and the throttle says wait", sent(submit_and_close, cancel, throttle=_paused)
+    ),
+    of_sender(
+        "put off while it is closed",
+        sent(put_off_while_closing, close_without_drain, server=lambda: Later(ordered=True)),
+    ),
+    of_sender("one message beside stats()", sent(submit_and_close, look)),
+    of_sender("no lane can be started", no_lane_starts),
+    of_sender("refused for good", refused_for_good),
+]

@@ -1,0 +1,94 @@
+"""Threads that send through one pool, with all that the server may do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.detsched import Run
+from tests.detsched.explore import Program
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.scenario import PostOffice
+from tests.detsched.smtpmodel import Faults
+from threadmail import ClientPool, Envelope, Receipt
+
+from .scenario import CONFIG, NOBODY_HOME, OWNER, POOL, Scenario, by_envelope
+
+
+def pooled(
+    size: int,
+    threads: int,
+    messages: int,
+    *,
+    faults: Faults | None = None,
+    failures: tuple[str, ...] = (),
+    deadline: float | None = None,
+    beside: Callable[[ClientPool], object] | None = None,
+) -> Program:
+    """Threads send through one pool."""
+
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(bound=size, faults=faults), failures=failures)
+        pool = ClientPool(CONFIG, max_size=size)
+        pool._watch = None  # the idle watch has scenarios of its own
+
+        def send(envelope: Envelope) -> Receipt:
+            return pool.send(envelope, deadline=deadline)
+
+        office.senders(threads=threads, messages=messages, sendmail=by_envelope(send))
+        if beside is not None:
+            run.thread(lambda: beside(pool), "other")
+
+    return program
+
+
+def discarding(size: int, threads: int) -> Program:
+    """Each thread closes its client before it gives it back: whoever waits must not wait for ever."""
+
+    def program(run: Run) -> None:
+        office = PostOffice(run, ModelServer(bound=size))
+        pool = ClientPool(CONFIG, max_size=size)
+        pool._watch = None
+
+        def send(envelope: Envelope) -> Receipt:
+            with pool.lease() as client:
+                receipt = client.send(envelope)
+                client.close()
+                return receipt
+
+        office.senders(threads=threads, messages=1, sendmail=by_envelope(send))
+
+    return program
+
+
+def _pool(name: str, program: Program, schedules: int | None = None, *, long: bool = False, **options: Any) -> Scenario:
+    return Scenario(name, program, schedules, False, POOL, OWNER, options, long)
+
+
+_FIRST_DIAL_FAILS = Faults(refuse_connects=frozenset([0]))
+_SECOND_DIAL_FAILS = Faults(refuse_connects=frozenset([1]))
+_LATE = ("TimedOut", "ReplyTimedOut")
+_POOLS = {(1, 2, 1): 6, (1, 2, 2): 106, (1, 3, 1): 84, (2, 2, 1): 16, (2, 2, 2): 840, (2, 3, 1): 1164}
+
+
+_ENDED = ("Closed", "Aborted")
+
+SCENARIOS = [
+    *(_pool(f"pool of {s}, {t}x{m}", pooled(s, t, m), known) for (s, t, m), known in _POOLS.items()),
+    _pool("pool of 1, 2x1, deadlines", pooled(1, 2, 1, deadline=5.0, failures=_LATE), 16),
+    _pool("pool of 1, 3 threads that discard", discarding(1, 3), 150),
+    _pool("pool of 2, 2x1, first dial fails", pooled(2, 2, 1, faults=_FIRST_DIAL_FAILS, failures=NOBODY_HOME), 4),
+    _pool("pool of 1, 1x1 beside close()", pooled(1, 1, 1, beside=ClientPool.close, failures=_ENDED), 577),
+]
+
+LONG = [
+    _pool(
+        "pool of 2, 3x1, second dial fails",
+        pooled(2, 3, 1, faults=_SECOND_DIAL_FAILS, failures=NOBODY_HOME),
+        14_220,
+        long=True,
+    ),
+    _pool("pool of 1, 2x1 beside close()", pooled(1, 2, 1, beside=ClientPool.close, failures=_ENDED), long=True),
+    _pool("pool of 1, 3x2", pooled(1, 3, 2), long=True),
+    _pool("pool of 2, 4x1", pooled(2, 4, 1), long=True),
+]

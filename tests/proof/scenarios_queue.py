@@ -1,0 +1,261 @@
+"""Promises of the dispatcher's queue: who waits for a place in it, and that no lane sleeps while there is work."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from tests.detsched import Run
+from tests.detsched.explore import Program
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.smtpmodel import Faults
+from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle
+from threadmail._deadline import NEVER
+from threadmail._dispatch import Dispatcher
+from threadmail._jobs import Job, JobState
+
+from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
+from .scenarios_order import one_lane
+from .stage import Threads, on_time
+
+
+def bare(act: Callable[[_Bare], list[Callable[[], object]]], jobs: int = 2, places: int = 1) -> Program:
+    """A dispatcher without lanes, so that nothing but the threads given moves."""
+
+    def program(run: Run) -> None:
+        dispatcher = _Bare(jobs, places)
+        threads = Threads(run, ModelServer(), allowed=(Closed,))
+        threads.at_the_end = lambda: [] if dispatcher.all_told() else ["a job was not settled, or twice"]  # type: ignore[method-assign]
+        for each in act(dispatcher):
+            threads.add(each)
+
+    return program
+
+
+class _Bare(Dispatcher):
+    def __init__(self, jobs: int, places: int) -> None:
+        self.told: list[Job] = []
+        super().__init__(
+            CONFIG,
+            workers=1,
+            queue_size=places,
+            policy=RetryPolicy(),
+            throttle=Throttle(),
+            rng=random.Random(1),
+            settled=self.told.append,
+        )
+        self._working = False
+        self.jobs = [Job(LETTER, NEVER, self) for _ in range(jobs)]
+        self.refused: list[Job] = []
+        self.queued = threading.Event()
+
+    def add(self, number: int) -> None:
+        try:
+            self.put(self.jobs[number])
+        except Closed:
+            self.refused.append(self.jobs[number])
+        if number == 0:
+            self.queued.set()
+
+    def add_both(self) -> None:
+        self.add(0)
+        self.add(1)
+
+    def all_told(self) -> bool:
+        withdrawn = [job for job in self.jobs if job.state is JobState.WITHDRAWN]
+        waiting = [job for job in self.jobs if job.state is JobState.QUEUED and self._accepting]
+        told = [*self.told, *self.refused, *withdrawn, *waiting]
+        return len(told) == len(self.jobs) == len({id(job) for job in told})
+
+    def shut(self) -> None:
+        self.close(drain=False, end=NEVER)
+
+    def take_back(self) -> None:
+        self.queued.wait()
+        assert self.withdraw(self.jobs[0])
+
+    def call_off(self) -> None:
+        self.queued.wait()
+        if not self.refused:
+            self.abort(self.jobs[0])
+
+
+def side_by_side(lanes: int) -> Program:
+    """As many lanes as messages, and each callback waits for all others: no lane sleeps while there is work for it."""
+
+    def program(run: Run) -> None:
+        run.context.enter_context(no_exit_hook())
+        threads = Threads(run, ModelServer(ordered=True))
+        sender = ThreadedSender(CONFIG, workers=lanes, rng=random.Random(1), on_receipt=lambda receipt: arrive())
+        arrived = [0]
+        all_there = threading.Event()
+
+        def arrive() -> None:
+            arrived[0] += 1
+            if arrived[0] == lanes:
+                all_there.set()
+            all_there.wait()
+
+        def act() -> None:
+            begun = time.monotonic()
+            futures = [sender.submit(LETTER) for _ in range(lanes)]
+            for future in futures:
+                future.result()
+            on_time(begun, "sending")
+            begun = time.monotonic()
+            sender.close(timeout=None)
+            on_time(begun, "close()")
+
+        threads.add(act)
+
+    return program
+
+
+def waiting_for_a_place(callers: int) -> Program:
+    """The queue is full, the lane stuck in a callback: callers who wait for a place are told at once of `close()`."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(ordered=True))
+        stuck, filled, told = threading.Event(), threading.Event(), threading.Semaphore(0)
+        first = [True]
+
+        def callback(receipt: Receipt) -> None:
+            if first[0]:
+                first[0] = False
+                stuck.set()
+                for _ in range(callers):
+                    told.acquire()
+
+        sender = one_lane(run, queue_size=1, on_receipt=callback)
+
+        def fill() -> None:
+            sender.submit(LETTER)
+            stuck.wait()
+            sender.submit(LETTER)
+            filled.set()
+
+        def call() -> None:
+            filled.wait()
+            with contextlib.suppress(Closed):
+                sender.submit(LETTER)
+            told.release()
+
+        def close() -> None:
+            filled.wait()
+            sender.close(timeout=None)
+
+        threads.add(fill)
+        for _ in range(callers):
+            threads.add(call)
+        threads.add(close)
+
+    return program
+
+
+def queue_ended(callers: int) -> Program:
+    """The server refuses for good: the queue is emptied, and all who waited for a place in it have one at once."""
+
+    def program(run: Run) -> None:
+        faults = Faults(refuse_connects=frozenset(range(9)))
+        threads = Threads(run, ModelServer(faults=faults), allowed=(MailError,))
+        run.context.enter_context(no_exit_hook())
+        filled, placed = threading.Event(), threading.Semaphore(0)
+        first = [True]
+
+        def callback(receipt: Receipt) -> None:
+            if first[0]:
+                first[0] = False
+                for _ in range(callers):
+                    placed.acquire()
+
+        sender = ThreadedSender(
+            CONFIG,
+            workers=1,
+            queue_size=callers,
+            retry=RetryPolicy(attempts=1, base=0.0),
+            rng=random.Random(1),
+            on_receipt=callback,
+        )
+        left = [callers]
+
+        def fill() -> None:
+            for _ in range(callers):
+                sender.submit(LETTER)
+            filled.set()
+
+        def call() -> None:
+            filled.wait()
+            sender.submit(LETTER)
+            placed.release()
+            left[0] -= 1
+            if not left[0]:
+                sender.close(timeout=None)
+
+        threads.add(fill)
+        for _ in range(callers):
+            threads.add(call)
+
+    return program
+
+
+def queue_expired(callers: int) -> Program:
+    """The throttle lets nobody through: who runs out of time leaves, and who waited for his place has it at once."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(ordered=True), allowed=(MailError,))
+        filled, placed = threading.Event(), threading.Semaphore(0)
+        first = [True]
+
+        def callback(receipt: Receipt) -> None:
+            if first[0]:
+                first[0] = False
+                for _ in range(callers):
+                    placed.acquire()
+
+        throttle = Throttle()
+        throttle.pause(5.0)
+        sender = one_lane(run, queue_size=callers, on_receipt=callback, throttle=throttle)
+        left = [callers]
+
+        def fill() -> None:
+            for _ in range(callers):
+                sender.submit(LETTER, deadline=1.0)
+            filled.set()
+
+        def call() -> None:
+            filled.wait()
+            sender.submit(LETTER)
+            placed.release()
+            left[0] -= 1
+            if not left[0]:
+                sender.close(timeout=None)
+
+        threads.add(fill)
+        for _ in range(callers):
+            threads.add(call)
+
+    return program
+
+
+_BARE: dict[str, Callable[[_Bare], list[Callable[[], object]]]] = {
+    "closed while two wait for one place": lambda d: [partial(d.add, 0), partial(d.add, 1), d.shut],
+    "a place comes free by cancel": lambda d: [d.add_both, d.take_back],
+    "closed beside a call off": lambda d: [partial(d.add, 0), d.call_off, d.shut, partial(d.add, 1)],
+}
+
+
+SMALL = [
+    *(of_sender(f"bare, {name}", bare(act)) for name, act in _BARE.items()),
+    of_sender("two lanes side by side", side_by_side(2), limit=300),
+    of_sender("three lanes side by side", side_by_side(3), limit=300),
+    of_sender("closed while a caller waits for a place", waiting_for_a_place(1), limit=300),
+    of_sender("closed while two callers wait for a place", waiting_for_a_place(2), limit=300),
+    of_sender("a caller waits for a place, the server is dead", queue_ended(1), limit=300),
+    of_sender("two callers wait for a place, the server is dead", queue_ended(2), limit=300),
+    of_sender("a caller waits for a place of a message that runs out of time", queue_expired(1), limit=300),
+    of_sender("two callers wait for places of messages that run out of time", queue_expired(2), limit=300),
+]
