@@ -35,6 +35,7 @@ class Trial:
     Attributes:
         deadline: what the sender was given, in seconds.
         connections: how many it took.
+        heard: whether the end of data came out of the client on the first of them.
         spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
         arrived: how often the server took the message.
         intact: whether each of those is the message as it was sent.
@@ -45,6 +46,7 @@ class Trial:
     fate: Fate
     deadline: float
     connections: int
+    heard: bool
     spoken: frozenset[str]
     arrived: int = 0
     intact: bool = True
@@ -98,7 +100,8 @@ class Bench:
             passages = proxy.passages
         said = b"".join(passage.client_said for passage in passages)
         spoken = frozenset(m.decode("latin-1") for m in re.findall(rb"Message-ID: (<m[^>\r\n]*>)", said))
-        return Trial(place, envelope, fate, deadline, len(passages), spoken)
+        heard = bool(passages) and (envelope.content + b".\r\n") in passages[0].client_said.replace(b"\r\n..", b"\r\n.")
+        return Trial(place, envelope, fate, deadline, len(passages), heard, spoken)
 
     def run(self, places: Sequence[Place]) -> Iterator[Trial]:
         """A trial for each place, several at a time; what arrived is counted when all connections are gone."""

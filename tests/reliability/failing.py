@@ -131,10 +131,11 @@ def by_pools(config: ServerConfig, kind: Kind, count: int) -> int:
 
 
 def by_senders(config: ServerConfig, kind: Kind, count: int) -> int:
-    """Four through each sender, with retries of what is transient."""
+    """Four through each sender, with retries of what is transient, and little patience with who has enough."""
+    retry = RetryPolicy(attempts=2, base=0.0, total=SOON)
     failures = 0
     for _ in range(count // 4):
-        with ThreadedSender(config, workers=2, retry=RetryPolicy(attempts=2, base=0.0)) as sender:
+        with ThreadedSender(config, workers=2, retry=retry) as sender:
             report = sender.send_all([envelope(str(i)) for i in range(4)], deadline=kind.deadline)
             failures += len(report.failures)
     return failures

@@ -132,7 +132,7 @@ def trial(
     handed_over: bool | None = None,
 ) -> Trial:
     fate = Fate(outcome, seconds, handed_over=handed_over)
-    return Trial(place, MESSAGE, fate, CALM, 1, frozenset(spoken), arrived, intact)
+    return Trial(place, MESSAGE, fate, CALM, 1, True, frozenset(spoken), arrived, intact)
 
 
 @pytest.mark.parametrize(
