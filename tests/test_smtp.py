@@ -1032,6 +1032,24 @@ def test_data_by_hand_raises_and_closes_where_it_must(code: int) -> None:
         assert (client.sock is None) == (code == 421)
 
 
+def test_an_answer_before_the_content_is_none() -> None:
+    """A 250 behind the 354, read as the reply to the content, would be a message reported and never sent."""
+    early = Send(b"354 go ahead\r\n250 2.0.0 taken\r\n")
+    with ScriptedServer(
+        [greeting(), Expect("DATA"), early, Stall()],
+        [greeting(), ehlo(), answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), Expect("DATA"), early, Stall()],
+    ) as server:
+        with client_of(server) as client, pytest.raises(BadReply, match="out of turn: 250") as info:
+            client.data(CONTENT)
+        assert client.sock is None
+        assert (info.value.phase, info.value.outcome) == (Phase.DATA, Outcome.NOT_SENT)
+        with client_of(server) as client, pytest.raises(BadReply, match="out of turn: 250") as info:
+            client.sendmail(ANN, A, CONTENT)
+        assert client.sock is None
+        assert (info.value.phase, info.value.outcome) == (Phase.DATA, Outcome.NOT_SENT)
+    assert server.messages == []
+
+
 def test_content_is_normalised_and_stuffed_on_the_wire() -> None:
     """Bytes too, by sendmail and by data(): no bare CR or LF, no dot that ends the message early."""
     given = b"Subject: x\n\nlone\rcr\n.\n..\r\n.end"

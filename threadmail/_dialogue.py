@@ -305,6 +305,7 @@ class Dialogue(Guarded, smtplib.SMTP):
             try:
                 reply = wire.command("data")
                 if reply.code == 354:
+                    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
                     phase = Phase.CONTENT
                     wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
                     phase = Phase.FINAL

@@ -178,6 +178,14 @@ class Wire:
                 raise BadReply(f"the server spoke out of turn{said}")
             raise ConnectionLost("the server closed the connection")
 
+    def require_no_surplus(self) -> None:
+        """Close the connection and raise if anything came together with the last reply.
+
+        For the moment after a reply was read: a look at the socket would find no more than what microseconds bring.
+        """
+        if self._unread or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+            self.require_quiet()
+
     # ------------------------------------------------------------ TLS and the end
 
     def start_tls(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:

@@ -245,6 +245,7 @@ def send(
 
 
 def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[Envelope], None] | None) -> None:
+    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
     transaction.phase = Phase.CONTENT
     content = stuffed(transaction.envelope.content)
     tail = len(content) - BLOCK  # the end of data leaves in one write with what stands before it
@@ -253,6 +254,8 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
     last = content[max(0, tail) :]
     if before_final is not None:
         before_final(transaction.envelope)
+    if (tail > 0 or before_final is not None) and not wire.quiet():
+        raise _early(wire.read_reply())
     transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
     try:
         wire.write(last, f"<{len(last)} octets of content, and the end>", timeout=wire.timeouts.content)
@@ -266,6 +269,16 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
         closing = closing or reply.code == 421
     if closing:  # though others accepted it, under LMTP
         wire.close()
+
+
+def _early(reply: Reply) -> MailError:
+    """What a reply means that came before the end of the content, which now never leaves.
+
+    A refusal stands, and is reported; a consent to what the server has not seen is none.
+    """
+    if reply.transient or reply.permanent:
+        return DataRefused(*reply.pair)
+    return BadReply(f"the server answered before the content had ended: {reply}")
 
 
 def stuffed(content: bytes) -> bytes:
