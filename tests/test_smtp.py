@@ -321,6 +321,27 @@ def test_ehlo_falls_back_to_helo_and_no_further() -> None:
             client.sendmail(ANN, A, CONTENT)
 
 
+def test_ehlo_put_off_is_not_helo() -> None:
+    """HELO would give up STARTTLS and AUTH for a passing trouble; the next call asks again."""
+    script = [greeting(), answer("EHLO", "451 later"), answer("EHLO", "250 ok"), play.transaction(), goodbye()]
+    with ScriptedServer(script) as server, client_of(server) as client:
+        with pytest.raises(HeloRefused) as info:
+            client.sendmail(ANN, A, CONTENT)
+        assert info.value.transient
+        client.sendmail(ANN, A, CONTENT)
+        client.quit()
+
+
+@pytest.mark.parametrize("code", [150, 220, 354])
+def test_ehlo_answered_with_what_is_no_answer_to_it(code: int) -> None:
+    """Whoever goes on reads every reply one command late."""
+    with ScriptedServer([greeting(), answer("EHLO", f"{code} hm"), Stall()]) as server, client_of(server) as client:
+        with pytest.raises(BadReply, match=f"{code} hm") as info:
+            client.sendmail(ANN, A, CONTENT)
+        assert info.value.phase is Phase.CONNECT
+        assert client.sock is None
+
+
 # ---------------------------------------------------------------- one dialogue for many threads
 
 

@@ -22,7 +22,18 @@ from ._deadline import NEVER, Deadline
 from ._guard import Guarded, holding
 from ._wire import Wire
 from .config import Timeouts
-from .errors import DataRefused, HeloRefused, InvalidEnvelope, MailError, NotConnected, Outcome, Phase, Reentered
+from .errors import (
+    BadReply,
+    DataRefused,
+    HeloRefused,
+    InvalidEnvelope,
+    MailError,
+    NotConnected,
+    Outcome,
+    Phase,
+    Reentered,
+)
+from .receipt import Reply
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -245,12 +256,27 @@ class Dialogue(Guarded, smtplib.SMTP):
             return super().helo(name)
 
     def ehlo_or_helo_if_needed(self) -> None:
-        """EHLO, or HELO where that is refused, unless the server has been greeted already."""
+        """EHLO, or HELO where the server does not know that (RFC 5321 §3.2), unless it has been greeted already.
+
+        Not after a 4yz: HELO would give up all that EHLO offers, STARTTLS and AUTH among it, for a passing trouble.
+
+        Raises:
+            HeloRefused: the server wants neither, or not now.
+            BadReply: it answered something else, and the connection is closed.
+        """
         with self._step():
-            if self.helo_resp is None and self.ehlo_resp is None and self.ehlo()[0] // 100 != 2:
-                answer = self.helo()
-                if answer[0] // 100 != 2:
-                    raise HeloRefused(*answer)
+            if self.helo_resp is not None or self.ehlo_resp is not None:
+                return
+            reply = Reply(*self.ehlo())
+            if reply.permanent:
+                reply = Reply(*self.helo())
+            if reply.positive and reply.code not in (220, 221):  # a second greeting shifts all replies by one
+                return
+            self.helo_resp = self.ehlo_resp = None
+            if reply.transient or reply.permanent:
+                raise HeloRefused(*reply.pair)
+            self._drop()
+            raise BadReply(f"EHLO was answered {reply}", phase=Phase.CONNECT)
 
     def has_extn(self, opt: str) -> bool:
         with self._step():
