@@ -191,13 +191,17 @@ class Wire:
     def start_tls(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
         """Wrap the connection in TLS. Unread bytes from before the handshake are refused: they were injected."""
         self.require_quiet()
-        return self.shake_hands(context, hostname)
+        return self.shake_hands(context, hostname, offered=True)
 
-    def shake_hands(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
-        """Wrap the connection in TLS. Where that fails the connection is closed; `abort()` ends it at once."""
+    def shake_hands(self, context: ssl.SSLContext, hostname: str, *, offered: bool = False) -> ssl.SSLSocket:
+        """Wrap the connection in TLS. Where that fails the connection is closed; `abort()` ends it at once.
+
+        Args:
+            offered: the server has just said that it speaks TLS, so if it then does not, something came between.
+        """
         limit = self.deadline.within(self.timeouts.connect)
         try:
-            return wrap_tls(self.sock, context, hostname, limit, self._replace)
+            return wrap_tls(self.sock, context, hostname, limit, self._replace, offered=offered)
         except BaseException as exc:
             self.close()
             if self.aborted and isinstance(exc, OSError):
@@ -264,11 +268,14 @@ def wrap_tls(
     hostname: str,
     limit: Deadline,
     publish: Callable[[ssl.SSLSocket], None] | None = None,
+    *,
+    offered: bool = False,
 ) -> ssl.SSLSocket:
     """Do the TLS handshake within `limit`; on any failure `sock` is closed.
 
     Args:
         publish: called with the TLS socket before the handshake, for whoever may want to end it.
+        offered: the server has just said that it speaks TLS.
     Raises:
         TLSFailed: permanent where the certificate is at fault, with the cause in words.
     """
@@ -287,8 +294,8 @@ def wrap_tls(
     except (OSError, ValueError) as exc:
         sock.close()
         # A port that does not speak TLS will not learn it; everything else may have been bad luck.
-        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER"
-        cause = _tls_cause(exc)
+        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
+        cause = _tls_cause(exc, stranger)
         raise TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger) from exc
     except BaseException:
         sock.close()
@@ -296,10 +303,10 @@ def wrap_tls(
     return wrapped
 
 
-def _tls_cause(exc: Exception) -> str:
+def _tls_cause(exc: Exception, stranger: bool) -> str:
     if isinstance(exc, TimeoutError):
         return "the server did not respond in time"
-    if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+    if stranger:
         return "the server does not speak TLS on this port (is it one for STARTTLS?)"
     if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)):
         return "the server closed the connection"
