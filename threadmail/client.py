@@ -182,8 +182,11 @@ class Client(Guarded):
         def attempt(smtp: AnySMTP) -> Reply:
             with smtp.within(end):
                 reply = Reply(*question(smtp))
-            if reply.code == 421:
+            if reply.code in (221, 421):
                 raise ConnectionLost(f"the server is closing: {reply}")
+            if not (reply.positive or reply.transient or reply.permanent):
+                smtp.close()
+                raise BadReply(f"a question was answered {reply}")
             return reply
 
         with self._call(end):
@@ -291,7 +294,7 @@ class Client(Guarded):
             if reason is None:
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
                 return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
-            self._disconnect(reason)
+            self._disconnect(reason, end)
         return self._connect(end), True
 
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
@@ -334,7 +337,7 @@ class Client(Guarded):
             self._watch.start()
         return smtp
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
         smtp, self._smtp = self._smtp, None
         self._logged_in = False
         if smtp is None:
@@ -343,9 +346,9 @@ class Client(Guarded):
         self._stats = replace(self._stats, closed=closed)
         if smtp.sock is not None and reason not in ("stale", "lost"):
             try:
-                smtp.quit()
+                smtp.quit(deadline=end)
             except MailError:
-                pass  # the farewell is a courtesy
+                pass  # the farewell is a courtesy, for which nobody's deadline is missed
         smtp.close()
 
     def _terms(self, smtp: AnySMTP, all_or_nothing: bool) -> Terms:
