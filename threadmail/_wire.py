@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ._deadline import NEVER, Deadline
 from .config import Timeouts
-from .errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedOut, TLSFailed, printable
+from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, TLSFailed, printable
 from .receipt import Reply
 
 protocol_log = logging.getLogger("threadmail.protocol")
@@ -44,6 +44,7 @@ class Wire:
 
     Attributes:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
+        last_words: what the server said before it hung up on a write that listened, if it was a whole reply.
     """
 
     def __init__(
@@ -56,13 +57,19 @@ class Wire:
         self.deadline: Deadline = NEVER
         self.is_open = True
         self.aborted = False
+        self.last_words: Reply | None = None
         self._unread = bytearray()
         self._resting_timeout = sock.gettimeout()
 
     # ------------------------------------------------------------ writing
 
     def write(
-        self, data: bytes | memoryview, shown: str | None = None, *, timeout: float | None = _AS_COMMANDS
+        self,
+        data: bytes | memoryview,
+        shown: str | None = None,
+        *,
+        timeout: float | None = _AS_COMMANDS,
+        listen: bool = False,
     ) -> None:
         """Hand `data` to the kernel, all of it.
 
@@ -71,6 +78,7 @@ class Wire:
         Args:
             shown: what the protocol log says instead of `data`, where that is secret or long.
             timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
+            listen: where the connection breaks, look for `last_words`. Linux keeps what was said before a reset.
         """
         self._log(">", shown if shown is not None else data)
         block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
@@ -82,6 +90,8 @@ class Wire:
                 view = view[sent:]
             self.sock.settimeout(self._resting_timeout)
         except OSError as exc:
+            if listen and not (self.aborted or isinstance(exc, TimeoutError)):
+                self.last_words = self._hear()
             self._give_up(exc, "the connection broke while writing")
         except BaseException:
             self.close()
@@ -230,6 +240,12 @@ class Wire:
         self.sock.close()
 
     # ------------------------------------------------------------ helpers
+
+    def _hear(self) -> Reply | None:
+        try:
+            return self.read_reply(0.5)  # it is there, or never
+        except MailError:
+            return None
 
     def _limit(self, limit: Deadline, what: str) -> None:
         if not self.is_open:

@@ -250,7 +250,7 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
     content = stuffed(transaction.envelope.content)
     tail = len(content) - BLOCK  # the end of data leaves in one write with what stands before it
     if tail > 0:
-        wire.write(memoryview(content)[:tail], f"<{tail} octets of content>", timeout=wire.timeouts.content)
+        _write_most(wire, memoryview(content)[:tail])
     last = content[max(0, tail) :]
     if before_final is not None:
         before_final(transaction.envelope)
@@ -269,6 +269,16 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
         closing = closing or reply.code == 421
     if closing:  # though others accepted it, under LMTP
         wire.close()
+
+
+def _write_most(wire: Wire, data: memoryview) -> None:
+    """Write all of a large content but its end. A server that refuses it and hangs up is heard."""
+    try:
+        wire.write(data, f"<{len(data)} octets of content>", timeout=wire.timeouts.content, listen=True)
+    except ConnectionLost:
+        if wire.last_words is None:
+            raise
+        raise _early(wire.last_words) from None
 
 
 def _early(reply: Reply) -> MailError:
