@@ -254,6 +254,11 @@ def small(name: str) -> Envelope:
     return _envelope(name, (TO,), f"This is {name}.\r\n")
 
 
+def large(name: str) -> Envelope:
+    """A message whose content does not fit into the buffers between two programs."""
+    return _envelope(name, (TO,), _large_body())
+
+
 def _envelope(name: str, recipients: tuple[str, ...], body: str) -> Envelope:
     return Envelope(
         "from@example.org", recipients, f"Subject: {name}\r\nMessage-ID: <{name}@example.org>\r\n\r\n{body}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import email
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 from stress import stages
-from tests.reliability.stage_server import SCENES, Play, small
+from tests.reliability.stage_server import SCENES, Play, large, small
 from tests.reliability.stages import (
     ACTS,
     EMPTY,
@@ -36,9 +37,9 @@ from tests.reliability.stages import (
     phase_of,
     word,
 )
-from threadmail import Client, MailError, Outcome, Receipt, RetryPolicy, ThreadedSender, Timeouts
+from threadmail import Client, DataRefused, MailError, Outcome, Phase, Receipt, RetryPolicy, ThreadedSender, Timeouts
 from threadmail.errors import CONNECTING
-from threadmail.testing import CapturedMessage
+from threadmail.testing import CapturedMessage, Drop, ReadBytes, Reply, ScriptedServer, Serve
 
 HOLDING = ("stall", "drip")
 
@@ -171,6 +172,19 @@ def check_copies(found: list[CapturedMessage], verdict: Verdict, stage: str, act
     else:
         # A test server keeps what came whole, also what it refused then.
         assert len(found) == stage.endswith("final")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems forget what was said before a reset")
+def test_a_server_that_refuses_a_content_and_hangs_up_is_heard() -> None:
+    """Else a message too large for good would be tried again and again. The hang-up is a reset: much lies unread."""
+    refusing = [Serve(until="DATA"), Reply("354 go ahead"), ReadBytes(65536), Reply("552-5.3.4 too\n552 big"), Drop()]
+    with ScriptedServer(refusing) as server, Client(server.config) as client:
+        with pytest.raises(DataRefused) as info:
+            client.send(large("refused"), deadline=30.0)
+        error = info.value
+        assert (error.smtp_code, error.smtp_error) == (552, b"5.3.4 too\nbig")
+        assert (error.outcome, error.phase, error.transient) == (Outcome.NOT_SENT, Phase.CONTENT, False)
+        assert not client.is_connected
 
 
 # ---------------------------------------------------------------- a sender that tries again
