@@ -42,7 +42,7 @@ class Boss(Protocol):
     def on_wire(self, job: Job, transaction: Transaction) -> None: ...
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
-    def fail_queue(self) -> list[Job]: ...
+    def fail_queue(self, lane: Lane) -> list[Job]: ...
     def ended(self, lane: Lane) -> None: ...
     def settled(self, job: Job) -> None: ...
 
@@ -53,6 +53,7 @@ class Lane:
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
         finished: settled jobs whose callbacks have run, to be counted the next time.
+        over: the dispatcher counts on it no more.
     """
 
     def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
@@ -60,6 +61,7 @@ class Lane:
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
         self.finished: list[Job] = []
+        self.over = False
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""
@@ -72,7 +74,7 @@ class Lane:
                 elif task is Do.REST:
                     self.client.close_idle()
                 else:
-                    self._settle(self._boss.fail_queue())
+                    self._settle(self._boss.fail_queue(self))
         except BaseException:
             log.exception("a lane ended early")
         finally:
@@ -105,11 +107,7 @@ class Lane:
         except BaseException as exc:
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
             log.exception("a lane was interrupted at message %s", printable(job.envelope.message_id or ""))
-            interrupted = MailError(f"the attempt was interrupted by {type(exc).__name__}")
-            if job.transaction is None:
-                return Receipt.not_sent(job.envelope, interrupted)
-            job.transaction.blame(interrupted)
-            return job.transaction.receipt()
+            return _this_attempt(job, type(exc).__name__)
 
     def _dial(self) -> None:
         try:
@@ -142,3 +140,21 @@ def report(job: Job) -> None:
         level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
         # The Message-ID is what its author wrote, and may hold what drives a terminal.
         log.log(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
+
+
+def as_it_stands(job: Job) -> Receipt:
+    """The receipt of a job whose lane was interrupted: what all attempts have come to, as far as is known."""
+    if job.receipt is None:
+        return _this_attempt(job, "an exception")
+    return job.receipt if job.transaction is None else job.receipt.followed_by(_this_attempt(job, "an exception"))
+
+
+def _this_attempt(job: Job, cause: str) -> Receipt:
+    interrupted = MailError(f"the attempt was interrupted by {cause}")
+    if job.transaction is None:
+        return Receipt.not_sent(job.envelope, interrupted)
+    receipt = job.transaction.receipt()
+    if receipt.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) and receipt.error is None:
+        job.transaction.blame(interrupted)
+        receipt = job.transaction.receipt()
+    return receipt

@@ -112,6 +112,11 @@ class DialGate:
         """Whether the server answered when it was last dialled."""
         return self._healthy
 
+    @property
+    def probing(self) -> bool:
+        """Whether somebody owes an answer."""
+        return self._probing
+
     def succeeded(self) -> None:
         self._healthy, self._probing = True, False
         self.failures, self.opens_at, self.error = 0, 0.0, None
