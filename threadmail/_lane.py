@@ -15,7 +15,7 @@ from typing import Protocol
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome, TimedOut, detach, printable
+from .errors import Aborted, Closed, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -121,7 +121,8 @@ class Lane:
             self._boss.dialled(self, None)
 
     def _dial_failed(self, error: MailError) -> None:
-        log.warning("no connection: %s", error)
+        # One that is still dialling when the sender is closed is hung up on, which is no news.
+        log.log(logging.INFO if isinstance(error, Aborted) else logging.WARNING, "no connection: %s", error)
         self._settle(self._boss.dialled(self, error))
 
     def _settle(self, jobs: list[Job]) -> None:

@@ -110,7 +110,7 @@ def traced_in_new_threads(injector: Injector) -> Iterator[Injector]:
     try:
         yield injector
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
 
 
 def life_of_a_lane(url: str, name: str, injector: Injector) -> tuple[list[str], dict[str, Outcome]]:
