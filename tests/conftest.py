@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 pytest_plugins = ["pytester"]
+
+HAS_TRUSTME = importlib.util.find_spec("trustme") is not None
+
+
+@contextmanager
+def _without_certificates() -> Iterator[None]:
+    """Skip what needs certificates where none can be made: trustme has no wheel for free-threaded CPython 3.13."""
+    try:
+        yield
+    except ImportError as error:
+        if HAS_TRUSTME or "trustme" not in str(error):
+            raise
+        pytest.skip("trustme is not installed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    with _without_certificates():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    with _without_certificates():
+        yield
 
 
 @pytest.fixture(autouse=True)

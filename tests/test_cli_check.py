@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from threadmail._cli_check import _human
 from threadmail._cli_exit import Exit
@@ -116,6 +115,8 @@ def test_json(ca: TestCA, cafile: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_certificate_that_ends_soon_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import ssl
+
+    import trustme  # here, so that the other tests run where it is not to be had
 
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

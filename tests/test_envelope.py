@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threadmail import Envelope, InvalidAddress, InvalidEnvelope
+from threadmail._delivery import stuffed
 from threadmail._message import normalise_line_ends
-from threadmail.transaction import stuffed
 
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"
 

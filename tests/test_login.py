@@ -156,8 +156,12 @@ def test_cram_md5_answers_the_example_of_the_rfc() -> None:
 
 @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")), st.binary())
 def test_responses_can_always_be_written(user: str, password: str, challenge: bytes) -> None:
-    """Whatever user, password and challenge: one line of base64."""
+    """Whatever user, password and challenge: one line of base64, or a refusal of what would forge another response."""
     for name in ("PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER"):
+        if set("\0\1") & {*user, *password}:
+            with pytest.raises(InvalidConfig, match="control character"):
+                _login.mechanism(name, user, _login.Secret(password))
+            continue
         answerer = _login.mechanism(name, user, _login.Secret(password))
         for said in (answerer(None), answerer(challenge), answerer(challenge)):
             line = _login.encoded(said or "")

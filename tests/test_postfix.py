@@ -20,7 +20,8 @@ import pytest
 import threadmail
 from tests.support import corpus
 from tests.support import postfix as support
-from tests.support.postfix import Postfix, PostfixUnavailable
+from tests.support.postfix import Postfix
+from tests.support.servers import Unavailable
 from tests.test_corpus import outbox, send
 
 
@@ -29,7 +30,7 @@ def started(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
     with ExitStack() as stack:
         try:
             postfix = stack.enter_context(Postfix(folder, settings=settings))
-        except PostfixUnavailable as reason:
+        except Unavailable as reason:
             pytest.skip(str(reason))
         yield postfix
 
@@ -122,7 +123,7 @@ def test_says_why_there_is_no_postfix(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(support, "_INSTALLED", ())
     monkeypatch.setenv("THREADMAIL_POSTFIX_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PostfixUnavailable, match="no apt-get"):
+    with pytest.raises(Unavailable, match="no apt-get"):
         support.find_postfix()
 
 

@@ -182,19 +182,25 @@ def test_the_report_is_in_input_order_and_a_bad_message_costs_nobody_else() -> N
     assert caught.value.report is report
 
 
+GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 class Watched(Envelope):
     """Counts how many of its kind are alive."""
 
     alive = 0
     peak = 0
+    counting = threading.RLock()  # guards the two; re-entrant, since a collection may begin anywhere
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
-        Watched.alive += 1
-        Watched.peak = max(Watched.peak, Watched.alive)
+        with Watched.counting:
+            Watched.alive += 1
+            Watched.peak = max(Watched.peak, Watched.alive)
 
     def __del__(self) -> None:
-        Watched.alive -= 1
+        with Watched.counting:
+            Watched.alive -= 1
 
 
 @pytest.mark.parametrize("way", ["send_all", "send_each"])
@@ -219,7 +225,8 @@ def test_ten_thousand_messages_from_a_generator_need_the_memory_of_a_queue(way: 
     gc.collect()
     assert outcomes == {Outcome.SENT: 10_000}
     print(f"{way}: at most {Watched.peak} envelopes alive")
-    assert Watched.peak <= 50 + 2 + 8
+    # Free of the GIL, what one thread made and another let go of is freed only when the first comes round to it.
+    assert Watched.peak <= (50 + 2 + 8) * (1 if GIL else 2)
     assert pulled_by == {threading.get_ident()}
 
 

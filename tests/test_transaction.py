@@ -30,6 +30,7 @@ from threadmail import (
     Timeouts,
 )
 from threadmail import testing as play
+from threadmail._delivery import send
 from threadmail._wire import BLOCK, Wire
 from threadmail.testing import (
     Drip,
@@ -44,7 +45,7 @@ from threadmail.testing import (
     Stall,
     answer,
 )
-from threadmail.transaction import Terms, Transaction, send
+from threadmail.transaction import Terms, Transaction
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"
@@ -276,7 +277,7 @@ def test_any_content_arrives_as_it_was(content: bytes) -> None:
     """What a server takes off the wire is the content and a line end."""
     e = envelope(content=b"A: b\r\n\r\n" + content)
     with ScriptedServer([ok()]) as server, wire_to(server) as wire:
-        send(wire, e, Terms())
+        send(wire, e, Terms({"8bitmime": ""}))
     arrived = server.messages[0].content
     assert arrived == e.content + (b"" if e.content.endswith(b"\r\n") else b"\r\n")
 

@@ -23,7 +23,8 @@ _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _LABEL = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\-\u0080-\U0010ffff]*[A-Za-z0-9_\u0080-\U0010ffff])?"
 _ASCII_DOMAIN = re.compile(rb"[A-Za-z0-9_\-.]+")
 _LITERAL = r"\[(?:\d{1,3}(?:\.\d{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]"
-_MAILBOX = re.compile(rf"(?P<local>{_ATOMS}|{_QUOTED})(?:@(?P<domain>{_LABEL}(?:\.{_LABEL})*|{_LITERAL}))?")
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_MAILBOX = re.compile(rf"(?P<local>{_ATOMS}|{_QUOTED})(?:@(?P<domain>{_DOMAIN.pattern}|{_LITERAL}))?")
 _NAMED = re.compile(rf"(?:[^<>\"]|{_QUOTED})*<(?P<inner>{_QUOTED}@[^<>]*|[^<>\"]*)>")
 
 # A command line holds 512 octets (RFC 5321 §4.5.3.1.4). The shorter limits for local part and domain are left to
@@ -36,7 +37,9 @@ def mailbox(text: str, what: str = "address") -> str:
     """The bare mailbox in `text`, ready for the wire.
 
     A domain beyond ASCII becomes its A-label where the way back gives the same name, and stays as it is (for SMTPUTF8)
-    where IDNA 2003 would change it into another domain: "ß" is not "ss".
+    where IDNA 2003 would change it into another domain: "ß" is not "ss". Characters that are written for others, such
+    as the full stop and the letters of full width, are refused: in no domain of IDNA 2008 can they be (RFC 5892 §2.2),
+    and where somebody on the way takes "。" for "." the mail is another domain's.
 
     Args:
         text: `local@domain`, `Name <local@domain>`, or a local part alone (mail to `root` on the same machine).
@@ -65,7 +68,9 @@ def mailbox(text: str, what: str = "address") -> str:
             raise InvalidAddress(f"{what} {_shown(text)} is no mailbox: it has no domain")
         found = local
     else:
-        found = f"{local}@{_a_label(domain) if local.isascii() else domain}"
+        if not (domain.isascii() or _is_stable(domain)):
+            raise InvalidAddress(f"{what} {_shown(text)} is no mailbox: its domain holds characters written for others")
+        found = f"{local}@{a_label(domain) if local.isascii() else domain}"
     if len(found.encode()) > _LONGEST:
         raise InvalidAddress(f"{what} {_shown(text)} is too long: {len(found.encode())} octets")
     return found
@@ -123,7 +128,15 @@ def address_list(text: str, what: str) -> list[str]:
     return [mailbox(i, what) for i in items if i.strip()]
 
 
-def _a_label(domain: str) -> str:
+def _is_stable(domain: str) -> bool:
+    composed = unicodedata.normalize("NFC", domain)
+    # NFC itself turns U+037E into ";" and U+1FEF into "`".
+    same = unicodedata.normalize("NFKC", domain) == composed
+    return same and "\u3002" not in domain and _DOMAIN.fullmatch(composed) is not None  # IDNA 2003 takes it for a dot
+
+
+def a_label(domain: str) -> str:
+    """`domain` in ASCII (RFC 5890); unchanged where IDNA 2003, which is all Python has, would make it another one."""
     if domain.isascii():
         return domain
     try:
@@ -132,7 +145,6 @@ def _a_label(domain: str) -> str:
     except UnicodeError:
         return domain
     same = back == unicodedata.normalize("NFC", domain).lower()
-    # NFC itself turns U+037E into ";" and U+1FEF into "`".
     return ascii_form.decode("ascii") if same and _ASCII_DOMAIN.fullmatch(ascii_form) else domain
 
 

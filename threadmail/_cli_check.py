@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import socket
 import ssl
 import statistics
 import threading
@@ -24,7 +23,8 @@ from ._cli_certificate import Certificate, inspect, speaks_tls
 from ._cli_exit import Exit
 from ._cli_output import Fact, Output, Tone
 from ._cli_server import advice, server_of
-from ._deadline import now
+from ._deadline import Deadline, now
+from ._lookup import Waiter, addresses
 from ._opening import AnySMTP, unconnected
 from .config import Security, ServerConfig, Timeouts
 from .errors import ConnectTimedOut, GreetingRefused, MailError, TLSFailed
@@ -148,11 +148,12 @@ def _examine(found: Findings) -> None:
 
 def _look_up(found: Findings) -> None:
     with found.step("name lookup"):
+        limit = Deadline.after(found.config.timeouts.connect)
         try:
-            answers = socket.getaddrinfo(found.config.host, found.config.port, type=socket.SOCK_STREAM)
-        except OSError:
+            places = addresses(found.config.host, found.config.port, Waiter, limit)
+        except (OSError, ValueError):
             return  # connecting meets the same error, and words it
-    found.addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    found.addresses = [address for address, _ in places]
 
 
 def _peer(smtp: AnySMTP) -> str | None:

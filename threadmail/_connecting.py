@@ -1,28 +1,15 @@
 """What surrounds a connect.
 
-Owns this machine's name for EHLO, the TLS context of those who bring none, and the reasons why there is no connection,
-in words and as the error that callers can tell apart. Opens nothing itself.
+Owns the TLS context of those who bring none, and the reasons why there is no connection, in words and as the error that
+callers can tell apart. Opens nothing itself.
 """
 
 from __future__ import annotations
 
-import functools
 import socket
 import ssl
 
 from .errors import ConnectFailed, ConnectionRefused, ConnectTimedOut, HostNotFound
-
-
-@functools.lru_cache(maxsize=1)
-def default_local_hostname() -> str:
-    """This machine's name for EHLO, as smtplib finds it, but once for each process: it takes seconds on bad DNS."""
-    name = socket.getfqdn()
-    if "." in name:
-        return name
-    try:
-        return f"[{socket.gethostbyname(socket.gethostname())}]"
-    except OSError:
-        return "[127.0.0.1]"
 
 
 def tls_context(context: ssl.SSLContext | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ connecting, logging in and sending mail to `smtp`.
 from __future__ import annotations
 
 import enum
+import re
 import smtplib
 import socket
 import sys
@@ -16,18 +17,36 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import _message, transaction
+from . import _delivery, _message
 from ._address import mailbox, sender_mailbox
 from ._deadline import NEVER, Deadline
 from ._guard import Guarded, holding
+from ._lookup import Waiter
 from ._wire import Wire
 from .config import Timeouts
-from .errors import DataRefused, HeloRefused, InvalidEnvelope, MailError, NotConnected, Outcome, Phase, Reentered
+from .errors import (
+    BadReply,
+    DataRefused,
+    HeloRefused,
+    InvalidAddress,
+    InvalidConfig,
+    InvalidEnvelope,
+    MailError,
+    NotConnected,
+    Outcome,
+    Phase,
+    Reentered,
+    printable,
+)
+from .receipt import Reply
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 Answer: TypeAlias = tuple[int, bytes]
+
+# Line ends (code written for smtplib knows the words of the error), and what else no command may hold.
+_CONTROL = re.compile(r"[\0-\x08\n-\x1f\x7f]")
 
 UNSET: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # smtplib's "no timeout given"
 
@@ -49,6 +68,8 @@ class Dialogue(Guarded, smtplib.SMTP):
         timeouts: how long to wait at each step, instead of `timeout`.
         sync_root: the lock to use, for owners that guard more than the dialogue with it.
     """
+
+    _waiter: Waiter | None = None  # the last wait for a name to be resolved; under way, or over
 
     def __init__(
         self,
@@ -135,7 +156,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         return self._wire
 
     def _new_wire(self, sock: socket.socket) -> Wire:
-        wire = Wire(sock, self._limits(), f"{self._host}#{id(sock) & 0xFFFF:04x}", self._trace)
+        wire = Wire(sock, self._limits(), f"{printable(self._host)}#{id(sock) & 0xFFFF:04x}", self._trace)
         wire.deadline = self._deadline
         return wire
 
@@ -179,8 +200,12 @@ class Dialogue(Guarded, smtplib.SMTP):
 
         That call ends with `Aborted`, its outcome NOT_SENT or IN_DOUBT by the phase it was in.
         """
+        if self.is_inherited:
+            return  # the call under way, and the connection under it, are the parent's
         self._abort_requested = True
-        wire = self._wire
+        waiter, wire = self._waiter, self._wire
+        if waiter is not None:
+            waiter.call_off()
         if wire is not None:
             wire.abort()
 
@@ -201,8 +226,8 @@ class Dialogue(Guarded, smtplib.SMTP):
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Write a command; its reply must be read before another one is written."""
         line = f"{cmd} {args}" if args else cmd
-        if "\r" in line or "\n" in line or "\0" in line:
-            shown = self._masked(line).replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
+        if _CONTROL.search(line):
+            shown = self._masked(line).encode("unicode_escape").decode("ascii")
             raise InvalidEnvelope(f"command and arguments contain prohibited newline characters: {shown}")
         with self._step():
             wire = self._connected()
@@ -237,20 +262,35 @@ class Dialogue(Guarded, smtplib.SMTP):
     def ehlo(self, name: str = "") -> Answer:
         with self._step():
             self._state = State.IDLE
-            return super().ehlo(name)
+            return super().ehlo(_one_word(name or self.local_hostname))
 
     def helo(self, name: str = "") -> Answer:
         with self._step():
             self._state = State.IDLE
-            return super().helo(name)
+            return super().helo(_one_word(name or self.local_hostname))
 
     def ehlo_or_helo_if_needed(self) -> None:
-        """EHLO, or HELO where that is refused, unless the server has been greeted already."""
+        """EHLO, or HELO where the server does not know that (RFC 5321 §3.2), unless it has been greeted already.
+
+        Not after a 4yz: HELO would give up all that EHLO offers, STARTTLS and AUTH among it, for a passing trouble.
+
+        Raises:
+            HeloRefused: the server wants neither, or not now.
+            BadReply: it answered something else, and the connection is closed.
+        """
         with self._step():
-            if self.helo_resp is None and self.ehlo_resp is None and self.ehlo()[0] // 100 != 2:
-                answer = self.helo()
-                if answer[0] // 100 != 2:
-                    raise HeloRefused(*answer)
+            if self.helo_resp is not None or self.ehlo_resp is not None:
+                return
+            reply = Reply(*self.ehlo())
+            if reply.permanent:
+                reply = Reply(*self.helo())
+            if reply.positive and reply.code not in (220, 221):  # a second greeting shifts all replies by one
+                return
+            self.helo_resp = self.ehlo_resp = None
+            if reply.transient or reply.permanent:
+                raise HeloRefused(*reply.pair)
+            self._drop()
+            raise BadReply(f"EHLO was answered {reply}", phase=Phase.CONNECT)
 
     def has_extn(self, opt: str) -> bool:
         with self._step():
@@ -266,13 +306,13 @@ class Dialogue(Guarded, smtplib.SMTP):
 
     def verify(self, address: str) -> Answer:
         with self._step():
-            return super().verify(address)
+            return super().verify(_one_line(address))
 
     vrfy = verify
 
     def expn(self, address: str) -> Answer:
         with self._step():
-            return super().expn(address)
+            return super().expn(_one_line(address))
 
     def rset(self) -> Answer:
         with self._step():
@@ -305,8 +345,9 @@ class Dialogue(Guarded, smtplib.SMTP):
             try:
                 reply = wire.command("data")
                 if reply.code == 354:
+                    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
                     phase = Phase.CONTENT
-                    wire.write(transaction.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
+                    wire.write(_delivery.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
                     phase = Phase.FINAL
                     reply = wire.read_reply(wire.timeouts.final)
             except MailError as error:
@@ -321,3 +362,17 @@ class Dialogue(Guarded, smtplib.SMTP):
             if phase is Phase.DATA:
                 raise DataRefused(*reply.pair)
             return reply.pair
+
+
+def _one_line(address: str) -> str:
+    """`address`, for smtplib to look for a mailbox in: it would find one behind a line end as well."""
+    if not address.isprintable():
+        raise InvalidAddress(f"address {address!a} holds a line end or another control character")
+    return address
+
+
+def _one_word(name: str) -> str:
+    """`name`, which is what EHLO takes; what stood behind a space would be a parameter of it."""
+    if not _CONTROL.search(name) and not re.fullmatch(r"[!-~]+", name):  # of control characters putcmd will tell
+        raise InvalidConfig(f"local_hostname {name!a} is no host name")
+    return name

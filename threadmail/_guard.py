@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._deadline import Deadline
 from .errors import TimedOut
@@ -26,23 +27,39 @@ class Lock(Protocol):
 class holding:
     """`with` a lock that must be had before a deadline.
 
+    An exception raised from outside (Ctrl-C, a time limit of a job queue) finds it held or not held, and never lost: it
+    can come when a call returns and when a function is entered, so the lock is taken and noted in one call, and given
+    back by its own `__exit__`. Both are the interpreter's own code, in which no such exception comes up.
+
     Raises:
         TimedOut: it was not; the body does not run.
     """
 
-    __slots__ = ("_end", "_lock")
+    __slots__ = ("__exit__", "_acquired", "_end", "_lock")
 
     def __init__(self, lock: Any, end: Deadline) -> None:
         self._lock: Lock = lock
         self._end = end
+        self._acquired: list[bool] = []
+        if not TYPE_CHECKING:
+            self.__exit__ = lock.__exit__
 
     def __enter__(self) -> None:
-        left = self._end.remaining()
-        if not (self._lock.acquire() if left is None else self._lock.acquire(timeout=left)):
-            raise TimedOut("another thread kept this client busy until the deadline passed")
+        acquired = self._acquired
+        try:
+            left = self._end.remaining()
+            acquired.extend(map(self._lock.acquire, (True,), (-1 if left is None else left,)))
+            if acquired[0]:
+                return
+        except BaseException:
+            if acquired and acquired[0]:
+                self._lock.release()
+            raise
+        raise TimedOut("another thread kept this client busy until the deadline passed")
 
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+    if TYPE_CHECKING:
+
+        def __exit__(self, *exc: object) -> None: ...
 
 
 class Guarded:
@@ -63,6 +80,11 @@ class Guarded:
         lock = self._locks.get(pid)
         # Asked on each use: some servers fork without running Python's hooks (uWSGI without its fork-hook flag).
         return lock if lock is not None else self.enter_child(pid)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child that has not used the object yet: what it holds is still the parent's."""
+        return self._pid != os.getpid()
 
     def enter_child(self, pid: int) -> Any:
         """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
@@ -103,11 +125,17 @@ class BornAnew:
         with new_lock:  # held before anybody can find it
             first_lock = self._births.setdefault(pid, new_lock)
             if first_lock is new_lock:
+                for client in self._inherited():
+                    client.enter_child(pid)
                 self._reset()
                 self._ready_in = pid
                 return
         with first_lock:
             pass
+
+    def _inherited(self) -> Iterable[Guarded]:
+        """Whose connections are the parent's. Each is told now: where no hook runs, nobody else would close them."""
+        raise NotImplementedError
 
     def _reset(self) -> None:
         """Forget what the parent had: locks, queues, connections."""

@@ -12,10 +12,11 @@ import logging
 import random
 from typing import Protocol
 
+from ._deadline import Deadline
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome, TimedOut, detach
+from .errors import Aborted, Closed, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -28,6 +29,7 @@ class Do(enum.Enum):
     DIAL = "connect: there is work"
     REST = "close the connection: nothing is due for a while"
     FAIL = "give the queue up: the server refuses for good"
+    EXPIRE = "tell of those that waited past their deadline"
     END = "nothing is left to do"
 
 
@@ -42,7 +44,8 @@ class Boss(Protocol):
     def on_wire(self, job: Job, transaction: Transaction) -> None: ...
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
-    def fail_queue(self) -> list[Job]: ...
+    def fail_queue(self, lane: Lane) -> list[Job]: ...
+    def expire(self, lane: Lane) -> list[Job]: ...
     def ended(self, lane: Lane) -> None: ...
     def settled(self, job: Job) -> None: ...
 
@@ -52,14 +55,18 @@ class Lane:
 
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
+        needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
+        over: the dispatcher counts on it no more.
     """
 
     def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
         self._boss = boss
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
+        self.needed_until = Deadline()
         self.finished: list[Job] = []
+        self.over = False
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""
@@ -71,8 +78,10 @@ class Lane:
                     self._dial()
                 elif task is Do.REST:
                     self.client.close_idle()
+                elif task is Do.EXPIRE:
+                    self._settle(self._boss.expire(self))
                 else:
-                    self._settle(self._boss.fail_queue())
+                    self._settle(self._boss.fail_queue(self))
         except BaseException:
             log.exception("a lane ended early")
         finally:
@@ -104,27 +113,24 @@ class Lane:
             return error.receipt or Receipt.not_sent(job.envelope, error)
         except BaseException as exc:
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
-            log.exception("a lane was interrupted at message %s", job.envelope.message_id)
-            interrupted = MailError(f"the attempt was interrupted by {type(exc).__name__}")
-            if job.transaction is None:
-                return Receipt.not_sent(job.envelope, interrupted)
-            job.transaction.blame(interrupted)
-            return job.transaction.receipt()
+            log.exception("a lane was interrupted at message %s", printable(job.envelope.message_id or ""))
+            return _this_attempt(job, type(exc).__name__)
 
     def _dial(self) -> None:
         try:
-            self.client.connect()
+            self.client.connect(deadline=self.needed_until)
         except MailError as error:
-            self._dial_failed(detach(error))
+            self._dial_failed(detach(error), answered=not self.needed_until.passed)
         except BaseException as exc:
             self._boss.dialled(self, MailError(f"interrupted by {type(exc).__name__}"), answered=False)
             raise
         else:
             self._boss.dialled(self, None)
 
-    def _dial_failed(self, error: MailError) -> None:
-        log.warning("no connection: %s", error)
-        self._settle(self._boss.dialled(self, error))
+    def _dial_failed(self, error: MailError, *, answered: bool = True) -> None:
+        # One that is still dialling when the sender is closed is hung up on, which is no news.
+        log.log(logging.INFO if isinstance(error, Aborted) else logging.WARNING, "no connection: %s", error)
+        self._settle(self._boss.dialled(self, error, answered=answered))
 
     def _settle(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -140,4 +146,23 @@ def report(job: Job) -> None:
     if receipt.outcome not in (Outcome.SENT, Outcome.PARTIAL):
         # What close() takes back it also returns; a line for each would bury the one that says how many.
         level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
-        log.log(level, "message %s: %s", receipt.message_id or "without Message-ID", receipt)
+        # The Message-ID is what its author wrote, and may hold what drives a terminal.
+        log.log(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
+
+
+def as_it_stands(job: Job) -> Receipt:
+    """The receipt of a job whose lane was interrupted: what all attempts have come to, as far as is known."""
+    if job.receipt is None:
+        return _this_attempt(job, "an exception")
+    return job.receipt if job.transaction is None else job.receipt.followed_by(_this_attempt(job, "an exception"))
+
+
+def _this_attempt(job: Job, cause: str) -> Receipt:
+    interrupted = MailError(f"the attempt was interrupted by {cause}")
+    if job.transaction is None:
+        return Receipt.not_sent(job.envelope, interrupted)
+    receipt = job.transaction.receipt()
+    if receipt.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) and receipt.error is None:
+        job.transaction.blame(interrupted)
+        receipt = job.transaction.receipt()
+    return receipt

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from ._deadline import Deadline
+from ._deadline import NEVER, Deadline
+from ._lookup import default_local_hostname
 from .config import Security, ServerConfig
 from .errors import GreetingRefused, LoginRefused, MailError, Phase
 from .smtp import LMTP, SMTP, SMTP_SSL
@@ -16,14 +17,19 @@ from .smtp import LMTP, SMTP, SMTP_SSL
 AnySMTP: TypeAlias = SMTP | SMTP_SSL | LMTP
 
 
-def unconnected(config: ServerConfig, sync_root: object) -> AnySMTP:
-    """The client that `config` asks for, not connected yet, guarded by the lock of its owner."""
+def unconnected(config: ServerConfig, sync_root: object, end: Deadline = NEVER) -> AnySMTP:
+    """The client that `config` asks for, not connected yet, guarded by the lock of its owner.
+
+    Args:
+        end: when the name of this machine must be known, where `config` has none.
+    """
+    name = config.local_hostname or default_local_hostname(end)
     if config.lmtp:
-        return LMTP("", 0, config.local_hostname, timeouts=config.timeouts, sync_root=sync_root)
+        return LMTP("", 0, name, timeouts=config.timeouts, sync_root=sync_root)
     if config.security is Security.TLS:
         context = config.make_ssl_context()
-        return SMTP_SSL("", 0, config.local_hostname, timeouts=config.timeouts, sync_root=sync_root, context=context)
-    return SMTP("", 0, config.local_hostname, timeouts=config.timeouts, sync_root=sync_root)
+        return SMTP_SSL("", 0, name, timeouts=config.timeouts, sync_root=sync_root, context=context)
+    return SMTP("", 0, name, timeouts=config.timeouts, sync_root=sync_root)
 
 
 def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline) -> None:

@@ -182,8 +182,11 @@ class Client(Guarded):
         def attempt(smtp: AnySMTP) -> Reply:
             with smtp.within(end):
                 reply = Reply(*question(smtp))
-            if reply.code == 421:
+            if reply.code in (221, 421):
                 raise ConnectionLost(f"the server is closing: {reply}")
+            if not (reply.positive or reply.transient or reply.permanent):
+                smtp.close()
+                raise BadReply(f"a question was answered {reply}")
             return reply
 
         with self._call(end):
@@ -197,7 +200,7 @@ class Client(Guarded):
     def is_connected(self) -> bool:
         """Whether there is a connection. It proves nothing: the server may have hung up since."""
         smtp = self._smtp
-        return smtp is not None and smtp.sock is not None
+        return smtp is not None and smtp.sock is not None and not self.is_inherited
 
     @property
     def is_authenticated(self) -> bool:
@@ -216,9 +219,11 @@ class Client(Guarded):
     def abort(self) -> None:
         """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
 
-        That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it still dials it ends when
-        the dial does. The client stays usable.
+        That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it dials an address it ends
+        when that does. The client stays usable.
         """
+        if self.is_inherited:
+            return  # the call under way, and the connection under it, are the parent's
         self._aborted = True
         smtp = self._smtp
         if smtp is not None:
@@ -291,7 +296,7 @@ class Client(Guarded):
             if reason is None:
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
                 return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
-            self._disconnect(reason)
+            self._disconnect(reason, end)
         return self._connect(end), True
 
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
@@ -314,7 +319,7 @@ class Client(Guarded):
         if self._login_refused is not None and now() < self._login_refused[1]:
             refusal = self._login_refused[0]
             raise LoginRefused(refusal.smtp_code, refusal.smtp_error)
-        smtp = self._smtp = unconnected(self.config, self.sync_root)  # from here on abort() reaches it
+        smtp = self._smtp = unconnected(self.config, self.sync_root, end)  # from here on abort() reaches it
         try:
             open_session(smtp, self.config, end)
             if self._aborted:
@@ -334,7 +339,7 @@ class Client(Guarded):
             self._watch.start()
         return smtp
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
         smtp, self._smtp = self._smtp, None
         self._logged_in = False
         if smtp is None:
@@ -343,9 +348,9 @@ class Client(Guarded):
         self._stats = replace(self._stats, closed=closed)
         if smtp.sock is not None and reason not in ("stale", "lost"):
             try:
-                smtp.quit()
+                smtp.quit(deadline=end)
             except MailError:
-                pass  # the farewell is a courtesy
+                pass  # the farewell is a courtesy, for which nobody's deadline is missed
         smtp.close()
 
     def _terms(self, smtp: AnySMTP, all_or_nothing: bool) -> Terms:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote
 
+from ._address import a_label
 from .errors import InvalidConfig
 
 _LONGEST_TIMEOUT = 2_000_000  # sockets count milliseconds in 31 bits; None waits for ever
@@ -138,6 +139,8 @@ class ServerConfig:
         unix = self.lmtp and self.host.startswith("/")
         if not unix and not _HOST.fullmatch(self.host):
             raise InvalidConfig(f"{self.host!r} is no host name" if self.host else "the host is missing")
+        if not unix and not a_label(self.host).isascii():
+            raise InvalidConfig(f"{self.host!a} would be looked up as another name: write it in ASCII (xn--...)")
         if not 0 <= self.port <= 65535:
             raise InvalidConfig(f"port {self.port} is not between 0 and 65535")
         if self.port == 0 and not unix:
@@ -149,8 +152,8 @@ class ServerConfig:
             raise InvalidConfig("give a user name and password, or a callable for both, not all of them")
         if self.needs_login and self.security is Security.NONE and not (self.is_local or self.allow_plaintext_login):
             raise InvalidConfig(
-                f"credentials for {self.host} would cross the network in the clear: use smtp+starttls:// or smtps://, "
-                "or allow_plaintext_login=True if the way there is safe"
+                f"credentials for {self.host} would cross the network in the clear: use smtp+starttls:// or smtps:// "
+                "(where the way there is safe, Python code may consent: ServerConfig(allow_plaintext_login=True))"
             )
         if self.lmtp and self.security is Security.TLS:
             raise InvalidConfig("LMTP knows no implicit TLS: use STARTTLS")

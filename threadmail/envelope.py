@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from . import _message
 from ._address import mailbox, sender_mailbox
 from ._message import AnyMessage
+from ._sevenbit import seven_bit
 from .errors import InvalidEnvelope
 
 Recipients: TypeAlias = str | Iterable[str]
@@ -118,6 +119,18 @@ class Envelope:
         changed = object.__new__(Envelope)
         changed.__dict__.update(self.__dict__, recipients=to)
         changed._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in to)))
+        return changed
+
+    def in_seven_bits(self) -> Envelope:
+        """The same message with its 8-bit parts recoded, for a server without 8BITMIME.
+
+        Raises:
+            NotSupported: it is signed, or cannot be recoded without loss.
+        """
+        if not self.eight_bit:
+            return self
+        changed = object.__new__(Envelope)
+        changed.__dict__.update(self.__dict__, content=seven_bit(self.content), eight_bit=False)
         return changed
 
     def to_dict(self) -> dict[str, Any]:

@@ -81,20 +81,23 @@ class ClientPool(BornAnew):
             raise ValueError(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
         self._rng = rng or random.Random()
+        self._life = _Life.OPEN  # a closed pool is closed in a forked child as well
         self._reset()
         super().__init__()
 
+    def _inherited(self) -> list[Client]:
+        return [*self._leased, *(client for client, _ in self._idle)]
+
     def _reset(self) -> None:
-        # Also in a forked child, which begins anew: the parent's clients drop their sockets themselves.
+        # Also in a forked child, which begins anew.
         # Guards everything below: who waits, who has what, how many there are. Never held over network I/O.
         self._lock = threading.Lock()
         self._all_back = threading.Condition(self._lock)
-        self._life = _Life.OPEN
         self._waiters: deque[_Waiter] = deque()
         # Who is idle, and since when. The one used last is at the end and goes first, so the others grow old and go.
         self._idle: list[tuple[Client, float]] = []
-        self._leased: dict[Client, None] = {}  # in the place of a set, for its order: the same work gives the same run
-        self._dialling: set[Client] = set()  # those of the leased that the gate let dial, and that owe it an answer
+        self._leased: dict[Client, _Waiter | None] = {}  # to whom; None: the pool itself is about to close it
+        self._dialling: dict[Client, None] = {}  # those of the leased that the gate let dial, and that owe it an answer
         self._gate = DialGate(RetryPolicy(), self._rng)
         self._opened = 0
         self._closed: Counter[str] = Counter()
@@ -113,11 +116,16 @@ class ClientPool(BornAnew):
             ConnectFailed, LoginRefused, ...: the server could not be reached, just now or moments ago.
             Closed: the pool is closed.
         """
-        client = self._acquire(Deadline.after(timeout))
+        self._check_process()
+        waiter = _Waiter(self._lock)
         try:
-            yield client
+            yield self._acquire(waiter, Deadline.after(timeout))
         finally:
-            self._give_back(client)
+            try:
+                self._give_back(waiter)
+            except BaseException:
+                self._give_back(waiter)  # an exception from outside came in between: what it left undone is done now
+                raise
 
     def send(self, message: Message, *, deadline: float | Deadline | None = None) -> Receipt:
         """Send one message on a client of the pool; as `Client.send`.
@@ -135,53 +143,31 @@ class ClientPool(BornAnew):
                 Receipt.not_sent(envelope, error)
             raise
 
-    def _acquire(self, end: Deadline) -> Client:
+    def _acquire(self, waiter: _Waiter, end: Deadline) -> Client:
         while True:
-            client = self._wait_for_client(end)
+            with self._lock:
+                self._waiters.append(waiter)
+                client = self._wait(waiter, end)
             try:
                 client.connect(deadline=end)
             except BaseException as exc:
                 others = self._discard(client, exc, answered=not end.passed)
+                waiter.granted = None
                 # A server that has enough connections already is not dead: wait for one of those.
                 if others and isinstance(exc, MailError) and exc.transient and not end.passed:
                     continue
                 raise
             with self._lock:
                 if client in self._dialling:
-                    self._dialling.discard(client)
+                    del self._dialling[client]
                     self._gate.succeeded()
                     self._serve()
                 if self._watch is not None and self._life is _Life.OPEN:
                     self._watch.start()
             return client
 
-    def _wait_for_client(self, end: Deadline) -> Client:
-        self._check_process()
-        orphan: Client | None = None
-        try:
-            with self._lock:
-                waiter = _Waiter(self._lock)
-                self._waiters.append(waiter)
-                try:
-                    self._wait(waiter, end)
-                except BaseException:
-                    if waiter.granted is None:
-                        self._waiters.remove(waiter)
-                    elif waiter.granted in self._dialling:  # it may dial, and will not: somebody else may
-                        self._forget(waiter.granted)
-                    elif self._life is _Life.OPEN:  # it came free for one that gives up: to the next
-                        self._take_back(waiter.granted)
-                    else:
-                        orphan = waiter.granted  # nobody will look into a closed pool again
-                    raise
-                assert waiter.granted is not None
-                return waiter.granted
-        finally:
-            if orphan is not None:
-                self._discard(orphan, None)
-
-    def _wait(self, waiter: _Waiter, end: Deadline) -> None:
-        """Until the waiter has been granted a client. Under the lock."""
+    def _wait(self, waiter: _Waiter, end: Deadline) -> Client:
+        """The client that the waiter is granted, sooner or later. Under the lock."""
         self._serve()
         while waiter.granted is None:
             self._require_open()
@@ -190,6 +176,7 @@ class ClientPool(BornAnew):
                 raise TimedOut(f"no client of the pool came free in time ({len(self._leased)} are in use)")
             waiter.woken.wait(end.within(self._gate.pause(now())).remaining())
             self._serve()  # the pause of the gate may be over
+        return waiter.granted
 
     def _require_open(self) -> None:
         if self._life is not _Life.OPEN:
@@ -203,35 +190,64 @@ class ClientPool(BornAnew):
                 f"{cause} (tried moments ago; next try in {pause:.1f} s)", phase=cause.phase, transient=cause.transient
             ) from None
 
+    # An exception from outside (Ctrl-C, a time limit of a job queue) comes up when something is called, not between two
+    # plain statements. So what belongs together, such as being taken from here and being noted there, calls nothing.
+
     def _serve(self) -> None:
         """Hand out what there is, in the order of asking. Called under the lock whenever something changed."""
         while self._waiters and self._life is _Life.OPEN:
-            if self._idle:
-                client, _ = self._idle.pop()
-            elif len(self._leased) < self.max_size and self._gate.ask(now()) is Dial.NOW:
-                client = Client(self.config, rng=self._rng, watch_idle=False)
-                self._dialling.add(client)
-            else:
+            waiter = self._waiters[0]
+            new = None if self._idle else self._new_client()
+            if not self._idle and new is None:
                 break
-            self._leased[client] = None
-            waiter = self._waiters.popleft()
+            waiter.woken.notify()  # first: one that wakes too early looks for itself, one not woken sleeps for ever
+            if new is not None:
+                client = new
+                self._dialling[client] = None
+            else:
+                client = self._idle[-1][0]
+                del self._idle[-1]
+            self._leased[client] = waiter
             waiter.granted = client
-            waiter.woken.notify()
+            del self._waiters[0]
+
+    def _new_client(self) -> Client | None:
+        """A client to dial with, if there is room for one more and the gate lets it."""
+        if len(self._leased) >= self.max_size:
+            return None
+        client = Client(self.config, rng=self._rng, watch_idle=False)
+        return client if self._gate.ask(now()) is Dial.NOW else None
 
     # ------------------------------------------------------------ giving back
 
-    def _give_back(self, client: Client) -> None:
-        healthy = client.is_connected
+    def _give_back(self, waiter: _Waiter) -> None:
+        """End a lease, however far it had come. May be called twice."""
+        self._check_process()  # forked inside the lease: what came of it here is closed, the pool begins anew
+        client = waiter.granted
+        healthy = client is not None and client.is_connected
         with self._lock:
-            if healthy and self._life is _Life.OPEN and client in self._leased:
+            if client is None and waiter in self._waiters:
+                self._waiters.remove(waiter)
+            if not self._dialling:
+                self._gate.gave_up()  # nobody owes it an answer
+            mine = client is not None and self._leased.get(client) is waiter
+            if client is not None and mine and healthy and client not in self._dialling and self._life is _Life.OPEN:
                 self._take_back(client)
+                return
+            self._serve()
+            if client is None or not (mine or self._is_stray(client)):
                 return
         self._discard(client, None)
 
+    def _is_stray(self, client: Client) -> bool:
+        """Whether the pool knows nothing of it: leased before a fork, or forgotten before it was closed."""
+        return client not in self._leased and all(client is not idle for idle, _ in self._idle)
+
     def _take_back(self, client: Client) -> None:
         """Keep it for the next one. Under the lock, in an open pool, so that nobody waits for all to be back."""
-        self._leased.pop(client, None)
-        self._idle.append((client, now()))
+        entry = (client, now())
+        self._idle += [entry]
+        del self._leased[client]
         self._serve()
 
     def _discard(self, client: Client, cause: BaseException | None, *, answered: bool = True) -> bool:
@@ -244,10 +260,11 @@ class ClientPool(BornAnew):
         client.close()  # outside the lock; the place is taken until the connection is gone
         stats = client.stats()
         with self._lock:
-            self._opened += stats.opened
-            self._closed.update(stats.closed)
+            if client in self._leased:
+                self._opened += stats.opened
+                self._closed.update(stats.closed)
             if isinstance(cause, MailError) and answered and cause.phase in CONNECTING:
-                self._dialling.discard(client)
+                self._dialling.pop(client, None)
                 self._gate.failed(cause, now())
             self._forget(client)
             return bool(self._leased or self._idle)
@@ -256,7 +273,7 @@ class ClientPool(BornAnew):
         """Make room for another client. Under the lock."""
         self._leased.pop(client, None)
         if client in self._dialling:
-            self._dialling.discard(client)
+            del self._dialling[client]
             self._gate.gave_up()
         self._serve()
         if not self._leased:

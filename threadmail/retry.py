@@ -25,7 +25,9 @@ class RetryPolicy:
     Only what is surely not sent and may succeed later is tried again, and only for the recipients it concerns.
 
     Args:
-        attempts: at most this many, the first included.
+        attempts: at most this many, the first included; and at most so many dials of a server that does not answer.
+            With more than one, what the server put off for its own sake (greylisting, rate and connection limits) does
+            not count: that ends with `total`.
         base: seconds before the second attempt, at most; doubled for each one after it.
         longest: seconds between two attempts, at most.
         total: seconds from the first attempt to the last, at most.
@@ -59,14 +61,15 @@ class RetryPolicy:
             return tuple(r for r in receipt.recipients if r not in receipt.accepted and r not in receipt.refused)
         return receipt.deferred
 
-    def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random) -> float | None:
+    def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random, *, spared: int = 0) -> float | None:
         """Seconds until the next attempt, or None if there is none.
 
         Args:
             receipt: of all attempts so far.
             elapsed: seconds since the first attempt began.
+            spared: how many of the attempts do not count.
         """
-        if receipt.attempts >= self.attempts or not self.recipients(receipt):
+        if self.attempts == 1 or receipt.attempts - spared >= self.attempts or not self.recipients(receipt):
             return None
         pause = self.pause(receipt.attempts, rng)
         return pause if elapsed + pause <= self.total else None
@@ -90,13 +93,16 @@ class DialGate:
         self._rng = rng
         self._healthy = False  # nothing is known yet, so the first dial is a probe
         self._probing = False
+        self._at_once = 0  # dials under way that began while the server answered
         self.failures = 0  # in a row
+        self._failing_since = 0.0
         self.opens_at = 0.0  # when the next probe may start
         self.error: MailError | None = None  # why the last dial failed
 
     def ask(self, now: float) -> Dial:
         """May the calling thread dial? Whoever gets NOW must report `succeeded`, `failed` or `gave_up`."""
         if self._healthy:
+            self._at_once += 1
             return Dial.NOW
         if self._probing or now < self.opens_at:
             return Dial.WAIT
@@ -108,20 +114,55 @@ class DialGate:
         """Whether the server answered when it was last dialled."""
         return self._healthy
 
+    @property
+    def probing(self) -> bool:
+        """Whether somebody owes an answer."""
+        return self._probing
+
     def succeeded(self) -> None:
+        self._reported()
         self._healthy, self._probing = True, False
         self.failures, self.opens_at, self.error = 0, 0.0, None
 
     def failed(self, error: MailError, now: float) -> None:
-        self._healthy, self._probing = False, False
-        self.failures += 1
+        was_healthy, self._healthy = self._healthy, False
         self.error = error
+        told_already = self._reported() and not was_healthy
         if isinstance(error, LoginRefused) and not error.transient:
+            self.failures += 1
             self.opens_at = now + LOGIN_PAUSE
             return
+        # Who dialled at the same time as the first that failed tells nothing new. If each of them doubled the pause,
+        # sixteen threads would take a server's restart for a minute's absence.
+        if told_already:
+            return
+        self._failing_since = self._failing_since if self.failures else now
+        self.failures += 1
         # Never at once: a quarter of the pause is fixed, so that a lucky draw does not hammer.
         longest = min(self._policy.longest, self._policy.base * 2.0 ** min(self.failures - 1, 30))
         self.opens_at = now + longest / 4 + self._rng.uniform(0, longest * 3 / 4)
+
+    def _reported(self) -> bool:
+        """Count a report; returns whether it is one of those that dialled a healthy server.
+
+        A slow one of them may be taken for the probe, and the probe for it: there is one probe at a time all the same.
+        """
+        if self._at_once:
+            self._at_once -= 1
+            return True
+        self._probing = False
+        return False
+
+    def given_up(self, *, alive: bool) -> bool:
+        """Whether the policy has no patience left for another dial.
+
+        Args:
+            alive: the server answered that it has enough to do: that is waited out for the policy's `total` time,
+                for a rate limit may count minutes. A server that does not answer gets its `attempts`.
+        """
+        if alive and self._policy.attempts > 1:
+            return self.opens_at - self._failing_since > self._policy.total
+        return self.failures >= self._policy.attempts
 
     def pause(self, now: float) -> float | None:
         """Seconds until a probe may start; None when one is under way or may start now."""
@@ -129,4 +170,4 @@ class DialGate:
 
     def gave_up(self) -> None:
         """The dial ended without an answer about the server, such as a deadline of the caller or an interrupt."""
-        self._probing = False
+        self._reported()

@@ -17,14 +17,16 @@ from dataclasses import replace
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
-from . import _login, _message, transaction
+from . import _delivery, _login, _message
 from ._address import mailbox, sender_mailbox
-from ._connecting import default_local_hostname, tls_context, why_not_connected
-from ._deadline import Deadline
+from ._connecting import tls_context, why_not_connected
+from ._deadline import NEVER, Deadline
 from ._dialogue import UNSET, Answer, Dialogue
+from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
 from .config import Timeouts, is_loopback
 from .envelope import Envelope
 from .errors import (
+    Aborted,
     BadReply,
     ConnectFailed,
     ConnectTimedOut,
@@ -64,7 +66,8 @@ class _Client(Dialogue):
         timeouts: Timeouts | None = None,
         sync_root: Any = None,
     ) -> None:
-        super().__init__(local_hostname or default_local_hostname(), timeout, source_address, timeouts, sync_root)
+        local_hostname = local_hostname or default_local_hostname(NEVER)
+        super().__init__(local_hostname, timeout, source_address, timeouts, sync_root)
         self._host = host
         if host:
             answer = self.connect(host, port)
@@ -128,12 +131,14 @@ class _Client(Dialogue):
             return answer
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        limit = self._deadline.within(timeout)
-        limit.check("connecting")
+        end = self._deadline
+        end.check("connecting")
         if self.debuglevel > 0:
             self._debug("connect: to", (host, port), self.source_address)
         try:
-            sock = self._dial(host, port, limit.remaining())
+            sock = self._dial(host, port, timeout, end)
+        except CalledOff:
+            raise Aborted("the call was ended by abort()", phase=Phase.CONNECT) from None
         except (OSError, ValueError, OverflowError) as exc:
             raise why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
         sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
@@ -143,8 +148,33 @@ class _Client(Dialogue):
             pass  # a Unix socket has no such option
         return sock
 
-    def _dial(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        return socket.create_connection((host, port), timeout, self.source_address)
+    def _dial(self, host: str, port: int, timeout: float | None, end: Deadline) -> socket.socket:
+        """A socket that is connected to the first address of `host` that answers.
+
+        Args:
+            timeout: seconds for the lookup of the name, and for each address.
+            end: when all of it must be over.
+        """
+        places = addresses(host, port, self._new_waiter, end.within(timeout))
+        while True:
+            place = places.pop(0)
+            left = end.within(timeout).remaining()
+            if left == 0.0:
+                raise TimeoutError("the deadline passed")
+            try:
+                # An address at a time: given the name, it would allow each address the time that is left for all.
+                return socket.create_connection(place, left, self.source_address)
+            except OSError:
+                if not places:
+                    raise
+                if self._abort_requested:
+                    raise CalledOff from None
+
+    def _new_waiter(self) -> Waiter:
+        waiter = self._waiter = Waiter()  # from here on abort() reaches it
+        if self._abort_requested:
+            waiter.call_off()
+        return waiter
 
     def starttls(  # type: ignore[override]  # smtplib's differs between versions
         self,
@@ -172,11 +202,15 @@ class _Client(Dialogue):
                     if not offered:
                         raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
                     reply = wire.command("STARTTLS")
-                    if reply.code != 220:
+                    if reply.transient or reply.permanent:
                         raise StartTLSRefused(*reply.pair)
+                    if reply.code != 220:
+                        raise BadReply(f"STARTTLS was answered {reply}")
                     self.sock = wire.start_tls(context, self._host)
-                except BaseException:
+                except BaseException as exc:
                     wire.close()
+                    if isinstance(exc, MailError):
+                        exc.phase = Phase.TLS
                     raise
             # What was said in the clear is not to be believed (RFC 3207 §4.2).
             self.helo_resp = self.ehlo_resp = None
@@ -300,7 +334,7 @@ class _Client(Dialogue):
         Args:
             terms: on which terms; None uses every extension the server offers.
             deadline: seconds that waiting for the client and all of the transaction may take.
-            before_mail, before_final: as in `transaction.send`.
+            before_mail, before_final: as in `_delivery.send`.
         Raises:
             MailError: with a receipt.
         """
@@ -309,7 +343,7 @@ class _Client(Dialogue):
             self.ehlo_or_helo_if_needed()
             terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
             with self._driving() as wire:
-                return transaction.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
+                return _delivery.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
 
     def send_message(
         self,
@@ -405,10 +439,12 @@ class SMTP_SSL(_Client, smtplib.SMTP_SSL):
 class LMTP(_Client, smtplib.LMTP):
     """`smtplib.LMTP` that threads can share. Each recipient's own final reply decides for it (RFC 2033 §4.2)."""
 
+    default_port = smtplib.LMTP_PORT
+
     def __init__(
         self,
         host: str = "",
-        port: int = smtplib.LMTP_PORT,
+        port: int = 0,
         local_hostname: str | None = None,
         source_address: Any = None,
         timeout: float | None = UNSET,
@@ -418,12 +454,12 @@ class LMTP(_Client, smtplib.LMTP):
 
     connect = _Client.connect
 
-    def _dial(self, host: str, port: int, timeout: float | None) -> socket.socket:
+    def _dial(self, host: str, port: int, timeout: float | None, end: Deadline) -> socket.socket:
         if not host.startswith("/"):
-            return _Client._dial(self, host, port, timeout)
+            return _Client._dial(self, host, port, timeout, end)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(timeout)
+            sock.settimeout(end.within(timeout).remaining() or 0.001)
             sock.connect(host)
         except BaseException:
             sock.close()

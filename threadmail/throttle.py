@@ -6,9 +6,11 @@ time no more than burst + rate x span tokens are given. Knows nothing of mail.
 
 from __future__ import annotations
 
+import os
 import threading
 
 from ._deadline import Deadline, now
+from ._guard import after_fork
 from .errors import InvalidConfig, TimedOut
 
 
@@ -28,12 +30,22 @@ class Throttle:
             raise InvalidConfig("per must be more than 0 seconds, and burst at least 1")
         self._rate = None if messages is None else messages / per
         self._burst = float(burst)
-        self._changed = threading.Condition(
-            threading.Lock()
-        )  # guards the three fields below; a leaf: nothing is called under it
+        self._pid = 0
+        self.enter_child(os.getpid())
         self._tokens = self._burst
         self._counted_at = now()
         self._paused_until = 0.0
+        after_fork(self)
+
+    def enter_child(self, pid: int) -> None:
+        """In a forked child: have a lock of its own, for the one inherited may be held by a thread that is not here.
+
+        Called by the hook, and by the senders that use it where hooks do not run.
+        """
+        if self._pid != pid:
+            self._pid = pid
+            # Guards tokens, when they were counted, and the pause; a leaf: nothing is called under it.
+            self._changed = threading.Condition(threading.Lock())
 
     def take(self) -> float:
         """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""

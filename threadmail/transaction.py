@@ -3,23 +3,19 @@
 Owns the mail transaction (RFC 5321 §3.3): which commands it consists of, what each reply means for it, and where it
 stands at every moment. Guarantees: it ends in a `Receipt`, or in an error that carries one, and the receipt is true:
 SENT only after the server's final reply, IN_DOUBT only when the end of data was handed to the kernel and no whole
-reply came, NOT_SENT otherwise. `Transaction` decides and does no I/O; `send` is the lock-step driver, a command and its
-reply at a time. Drivers that group commands, or let those of the next message ride on the content of this one, need
-nothing else: `commands` can be written all at once, and `take` wants the replies in order.
+reply came, NOT_SENT otherwise. Decides and does no I/O: `_delivery` does, one command at a time or in groups.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ._wire import BLOCK, Wire
 from .envelope import Envelope
 from .errors import (
     BadReply,
-    ConnectionLost,
     DataRefused,
     InvalidEnvelope,
     MailError,
@@ -67,6 +63,7 @@ class Transaction:
     Attributes:
         phase: where the transaction stands.
         error: the refusal that ended it, or None.
+        content_due: DATA was answered 354: what comes next is content, whatever it is meant to be.
     """
 
     def __init__(self, envelope: Envelope, terms: Terms) -> None:
@@ -74,6 +71,7 @@ class Transaction:
         self.terms = terms
         self.phase = Phase.MAIL
         self.error: MailError | None = None
+        self.content_due = False
         self._replies: dict[str, Reply] = {}
         self._at_rcpt: list[str] = []  # accepted at RCPT, which is not yet accepted for good
         self._accepted: list[str] = []
@@ -99,6 +97,8 @@ class Transaction:
         named = {option.partition("=")[0].lower() for option in asked}
         if (self.envelope.smtputf8 or "smtputf8" in named) and "smtputf8" not in offers:
             raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
+        if "8bitmime" not in offers and "body" not in named:
+            self.envelope = self.envelope.in_seven_bits()  # RFC 6152 §3
         options = []
         if "size" in offers:
             size = len(self.envelope.content)
@@ -108,7 +108,7 @@ class Transaction:
                 text = f"5.3.4 the message has {size} octets and the server takes {limit}"
                 raise MessageTooLarge(552, text, self.envelope.sender, text[6:])
             options.append(f"size={size}")
-        if self.envelope.eight_bit and "8bitmime" in offers and "body" not in named:
+        if self.envelope.eight_bit and "body" not in named:
             options.append("BODY=8BITMIME")
         if self.envelope.smtputf8 and "smtputf8" not in named:
             options.append("SMTPUTF8")
@@ -119,15 +119,20 @@ class Transaction:
     def take(self, command: Command, reply: Reply) -> None:
         """Note the reply to one of the commands. Afterwards `error` says whether the transaction is over.
 
+        Replies to commands that were written before that was known are taken as well: they change nothing about it.
+
         Raises:
             BadReply: a reply of a kind that has no place here: the two sides no longer speak of the same thing.
         """
         expected = reply.code == 354 if command.phase is Phase.DATA else reply.positive
         if not expected and not (reply.transient or reply.permanent):
             raise BadReply(f"{command.phase.value.upper()} was answered {reply}")
+        self.content_due = expected and command.phase is Phase.DATA
+        if self.error is not None:
+            return
         if command.recipient is not None:
             self._take_recipient(command.recipient, reply)
-        elif not expected and self.error is None:
+        elif not expected:
             if command.phase is Phase.MAIL:
                 self.error = SenderRefused(*reply.pair, self.envelope.sender)
             else:
@@ -147,6 +152,11 @@ class Transaction:
                 self.error.transient = all(answer.transient for answer in refused.values())
 
     @property
+    def refused_by_all(self) -> bool:
+        """Whether MAIL was accepted and each recipient refused: then a lone dot delivers to nobody."""
+        return isinstance(self.error, RecipientsRefused) and not self._at_rcpt
+
+    @property
     def awaited(self) -> tuple[str, ...]:
         """Whose final replies are awaited once the content is out: under LMTP one for each accepted recipient."""
         return tuple(self._at_rcpt) if self.terms.lmtp else ("",)
@@ -156,6 +166,7 @@ class Transaction:
         if not (reply.positive or reply.transient or reply.permanent):
             raise BadReply(f"the end of data was answered {reply}")
         self._final = reply
+        self.content_due = False
         concerned = [recipient] if recipient else self._at_rcpt
         if reply.positive:
             self._accepted += concerned
@@ -196,105 +207,6 @@ class Transaction:
         error.receipt = self.receipt()
         error.outcome = error.receipt.outcome
         return error
-
-
-def send(
-    wire: Wire,
-    envelope: Envelope,
-    terms: Terms,
-    *,
-    before_mail: Callable[[Transaction], None] | None = None,
-    before_final: Callable[[Envelope], None] | None = None,
-) -> Receipt:
-    """Send one message in lock-step: each command waits for its reply.
-
-    Args:
-        before_mail: called with the transaction when nothing has been written yet; if it raises, nothing is. Whoever
-            keeps the transaction can ask it what is known (`receipt`), whatever ends the call.
-        before_final: called before the last bytes of the content leave; if it raises, the message is surely not sent.
-    Returns:
-        The receipt of a message that at least one recipient was accepted for.
-    Raises:
-        MailError: with a receipt. The connection is ready for the next message, or closed.
-    """
-    transaction = Transaction(envelope, terms)
-    try:
-        commands = list(transaction.commands())
-    except MailError as error:
-        raise transaction.blame(error) from None
-    if before_mail is not None:
-        before_mail(transaction)
-    try:
-        for command in commands:
-            transaction.phase = command.phase
-            transaction.take(command, wire.command(command.line))
-            if transaction.error is not None:
-                break
-        else:
-            _send_content(wire, transaction, before_final)
-    except MailError as error:
-        wire.close()
-        raise transaction.blame(error) from error.__cause__
-    except BaseException:
-        wire.close()
-        raise
-    if transaction.error is not None:
-        reset(wire, transaction.error)
-        raise transaction.blame(transaction.error)
-    return transaction.receipt()
-
-
-def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[Envelope], None] | None) -> None:
-    transaction.phase = Phase.CONTENT
-    content = stuffed(transaction.envelope.content)
-    tail = len(content) - BLOCK  # the end of data leaves in one write with what stands before it
-    if tail > 0:
-        wire.write(memoryview(content)[:tail], f"<{tail} octets of content>", timeout=wire.timeouts.content)
-    last = content[max(0, tail) :]
-    if before_final is not None:
-        before_final(transaction.envelope)
-    transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
-    try:
-        wire.write(last, f"<{len(last)} octets of content, and the end>", timeout=wire.timeouts.content)
-    except ConnectionLost:
-        transaction.phase = Phase.CONTENT  # the kernel did not take the last byte, so the server cannot have it
-        raise
-    closing = False
-    for recipient in transaction.awaited:
-        reply = wire.read_reply(wire.timeouts.final)
-        transaction.take_final(recipient, reply)
-        closing = closing or reply.code == 421
-    if closing:  # though others accepted it, under LMTP
-        wire.close()
-
-
-def stuffed(content: bytes) -> bytes:
-    """`content` as it goes to the wire: dots doubled at line starts, a line end and the lone dot behind it.
-
-    RFC 5321 §4.5.2. Looking first is cheaper than replacing: 0.6 ms against 3.9 ms a MiB.
-    """
-    if b"\r\n." in content:
-        content = content.replace(b"\r\n.", b"\r\n..")
-    if content.startswith(b"."):
-        content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
-
-
-def reset(wire: Wire, refusal: MailError | None = None) -> None:
-    """Bring the session back to its start after a refusal, or close it. Raises nothing: the refusal is what matters.
-
-    Only a 250 to RSET proves that no old MAIL still stands (field: 503 nested MAIL for all later messages). A server
-    that said 421 is closing (RFC 5321 §3.8).
-    """
-    codes = [getattr(refusal, "smtp_code", 0), *(c for c, _ in getattr(refusal, "recipients", {}).values())]
-    if 421 in codes:
-        wire.close()
-        return
-    try:
-        if wire.command("rset").code != 250:
-            wire.close()
-    except MailError:
-        wire.close()
 
 
 def _parameters(options: Sequence[str]) -> str:

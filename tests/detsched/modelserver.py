@@ -69,6 +69,10 @@ class ModelServer(Shared):
             connection.reply("220 model ready", me, len(scheduler.trace) - 1)
         return ModelSocket(connection, timeout if isinstance(timeout, (int, float)) else None)
 
+    def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> list[Any]:
+        """In the place of `socket.getaddrinfo`: each name is an address, for which nobody has to wait."""
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
+
     def hang_up_idle(self) -> None:
         """Hang up on every connection that has no transaction open; called by a thread of the scenario."""
         scheduler = active()
@@ -84,11 +88,12 @@ class ModelServer(Shared):
                 connection.hang_up()
 
     def __enter__(self) -> ModelServer:
-        self._real = socket.create_connection, socket.socket
+        self._real = socket.create_connection, socket.socket, socket.getaddrinfo
         socket.create_connection = self.create_connection  # type: ignore[assignment]
+        socket.getaddrinfo = self.getaddrinfo
         # Programs may call methods by way of the class: `socket.socket.shutdown(sock, how)`.
         socket.socket = ModelSocket  # type: ignore[assignment, misc]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        socket.create_connection, socket.socket = self._real  # type: ignore[misc]
+        socket.create_connection, socket.socket, socket.getaddrinfo = self._real  # type: ignore[misc]

@@ -34,7 +34,7 @@ class _Again(RetryPolicy):
     def recipients(self, receipt: Receipt) -> tuple[str, ...]:
         return receipt.recipients
 
-    def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random) -> float:
+    def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random, *, spared: int = 0) -> float:
         return PAUSE
 
 

@@ -13,32 +13,39 @@ and drop nothing, and the one Received field it must add is taken off again), an
 
 from __future__ import annotations
 
-import fcntl
 import grp
 import os
 import pwd
 import re
 import shutil
-import signal
-import socket
 import socketserver
 import ssl
 import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import trustme
 
+from .servers import (
+    HOST,
+    Delivered,
+    Unavailable,
+    alive,
+    cached,
+    end,
+    free_port,
+    greets,
+    libraries_of,
+    run,
+    unpack_debian,
+    until,
+)
+
 # Where packages put the daemons: Debian and its kin, and the rest.
 _INSTALLED = (Path("/usr/lib/postfix/sbin"), Path("/usr/libexec/postfix"))
-
-# Why Postfix could not be had for a cache folder: offline, the next to ask would wait as long for the same answer.
-_refused: dict[Path, str] = {}
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "data" / "postfix"
 
@@ -50,20 +57,6 @@ _QUEUES = (
     *("incoming", "active", "deferred", "defer", "bounce", "trace", "flush", "hold", "corrupt", "saved", "maildrop"),
     *("private", "public", "data"),
 )
-
-
-class PostfixUnavailable(Exception):
-    """Postfix cannot be had or run here; the text says why. Tests skip with it."""
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """One message as Postfix passed it on: the envelope, the content without Postfix's trace, and that trace."""
-
-    sender: str
-    recipients: tuple[str, ...]
-    content: bytes
-    received: bytes
 
 
 @dataclass(frozen=True)
@@ -86,66 +79,15 @@ def find_postfix() -> Installation:
     """Find an installed Postfix, or an unpacked one in the cache, or unpack Debian's package there.
 
     The cache folder is ``THREADMAIL_POSTFIX_CACHE``, by default one in the user's cache. A first download is
-    bounded by minutes, not seconds. Raises PostfixUnavailable.
+    bounded by minutes, not seconds. Raises Unavailable.
     """
     for daemons in _INSTALLED:
         if (daemons / "master").exists() and (postconf := shutil.which("postconf", path="/usr/sbin:/usr/bin")):
             return Installation(Path(postconf).parent, daemons)
 
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("THREADMAIL_POSTFIX_CACHE") or Path(base, "threadmail", "postfix")).resolve()
-    if cache in _refused:
-        raise PostfixUnavailable(_refused[cache])
-    cache.mkdir(parents=True, exist_ok=True)
-    root = cache / "root"
-    with open(cache / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not root.exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix="unpack-") as scratch:
-                try:
-                    # Renamed when whole, so that an unpacking cut short is never taken for Postfix.
-                    _unpack(Path(scratch)).rename(root)
-                except PostfixUnavailable as error:
-                    _refused[cache] = str(error)
-                    raise
-    libraries = (root / "usr/lib/postfix", *root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-linux-gnu"))
+    root = cached("postfix", lambda scratch: unpack_debian(scratch, "postfix"))
+    libraries = (root / "usr/lib/postfix", *libraries_of(root))
     return Installation(root / "usr/sbin", root / "usr/lib/postfix/sbin", libraries)
-
-
-def _unpack(scratch: Path) -> Path:
-    """Download Debian's package and what it needs that is not installed; unpack all into one folder."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise PostfixUnavailable("no Postfix is installed, and there is no apt-get to download one with")
-    archives = scratch / "archives"
-    (archives / "partial").mkdir(parents=True)
-    options = ["-o", f"Dir::Cache::archives={archives}", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"]
-    download = ["apt-get", *options, "install", "--download-only", "--no-install-recommends", "--yes", "postfix"]
-    done = _run(download, 120)
-    if done.returncode:
-        # A fresh machine has no package lists, an old one may have lists of packages that are gone.
-        _run(["apt-get", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20", "update"], 120)
-        done = _run(download, 120)
-    packages = sorted(archives.glob("*.deb"))
-    if done.returncode or not packages:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PostfixUnavailable(f"apt-get could not download Debian's postfix: {reason}")
-    root = scratch / "root"
-    for package in packages:
-        if _run(["dpkg-deb", "-x", str(package), str(root)], 60).returncode:
-            raise PostfixUnavailable(f"dpkg-deb could not unpack {package.name}")
-    return root
-
-
-def _run(
-    command: list[str], timeout: float, environment: Mapping[str, str] = os.environ
-) -> subprocess.CompletedProcess[str]:
-    environment = {**environment, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        return subprocess.run(
-            command, env=environment, timeout=timeout, text=True, input="", capture_output=True, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise PostfixUnavailable(f"{' '.join(command[:2])} took longer than {timeout} s") from None
 
 
 class Postfix:
@@ -154,12 +96,12 @@ class Postfix:
     `folder` receives its configuration, queue and log. `settings` are merged into main.cf, for instance
     ``{"smtpd_timeout": "1s"}`` for a server that hangs up on idle clients,
     ``{"smtpd_client_connection_count_limit": "2"}``, ``{"smtpd_discard_ehlo_keywords": "pipelining"}`` or, to
-    measure Postfix without the sink, ``{"default_transport": "discard"}``. Entering raises PostfixUnavailable if
+    measure Postfix without the sink, ``{"default_transport": "discard"}``. Entering raises Unavailable if
     Postfix cannot be had or run here, ValueError if it refuses the settings, and TimeoutError, with its log, if
     it does not start.
     """
 
-    host = "127.0.0.1"
+    host = HOST
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self.port = 0
@@ -198,7 +140,7 @@ class Postfix:
     def wait_until_logged(self, pattern: str, timeout: float = 10) -> str:
         """Wait for a line of the log to match; return the match. Raises TimeoutError, with the log."""
         try:
-            _until(lambda: re.search(pattern, self.log()) is not None, timeout, f"{pattern!r} in the log")
+            until(lambda: re.search(pattern, self.log()) is not None, timeout, f"{pattern!r} in the log")
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
         found = re.search(pattern, self.log())
@@ -212,11 +154,11 @@ class Postfix:
 
     def processes(self) -> list[int]:
         """The ids of Postfix's processes that run now."""
-        return _alive(self._master.pid)
+        return alive(self._master.pid)
 
     def __enter__(self) -> Postfix:
         if os.geteuid() != 0:
-            raise PostfixUnavailable("Postfix's master process must be started by root")
+            raise Unavailable("Postfix's master process must be started by root")
         installation = find_postfix()
         self._sink = _Sink()
         try:
@@ -240,10 +182,8 @@ class Postfix:
             owner = pwd.getpwnam(_OWNER).pw_uid
             grp.getgrnam(_GROUP)
         except KeyError as error:
-            raise PostfixUnavailable(f"an account Postfix could use is missing: {error}") from None
-        with socket.socket() as probe:
-            probe.bind((self.host, 0))
-            self.port = probe.getsockname()[1]
+            raise Unavailable(f"an account Postfix could use is missing: {error}") from None
+        self.port = free_port()
         config, queue = self._folder / "config", self._folder / "queue"
         config.mkdir(parents=True)
         (queue / "pid").mkdir(parents=True)
@@ -264,9 +204,9 @@ class Postfix:
 
         # master tells only syslog what it dislikes about its settings; this one tells us.
         check = [str(installation.commands / "postsuper"), "-c", str(config), "-p"]
-        done = _run(check, 20, installation.environment())
+        done = run(check, 20, installation.environment())
         if done.returncode == 127:
-            raise PostfixUnavailable(f"Postfix's programs do not run: {done.stderr.strip()}")
+            raise Unavailable(f"Postfix's programs do not run: {done.stderr.strip()}")
         if done.returncode:
             raise ValueError(f"Postfix refuses its settings: {done.stderr.strip()}")
 
@@ -281,7 +221,7 @@ class Postfix:
             start_new_session=True,
         )
         try:
-            _until(self._answers, 10, "Postfix to answer")
+            until(self._answers, 10, "Postfix to answer")
         except TimeoutError as error:
             self._stop()
             raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
@@ -291,48 +231,11 @@ class Postfix:
 
     def _answers(self) -> bool:
         if self._master.poll() is not None:
-            raise PostfixUnavailable(f"master ended with code {self._master.returncode}: {self.log()[-2000:]}")
-        try:
-            with socket.create_connection((self.host, self.port), timeout=5) as client:
-                answered = client.recv(4) == b"220 "
-                client.sendall(b"QUIT\r\n")
-        except ConnectionError:
-            return False
-        return answered
+            raise Unavailable(f"master ended with code {self._master.returncode}: {self.log()[-2000:]}")
+        return greets(self.port)
 
     def _stop(self) -> None:
-        group = self._master.pid
-        self._master.terminate()  # which makes master signal its whole group
-        try:
-            self._master.wait(5)
-            _until(lambda: not _alive(group), 5, "Postfix's processes to end")
-        except (subprocess.TimeoutExpired, TimeoutError):
-            os.killpg(group, signal.SIGKILL)
-            self._master.wait(5)
-            _until(lambda: not _alive(group), 5, "Postfix's killed processes to end")
-
-
-def _until(condition: Callable[[], bool], timeout: float, what: str) -> None:
-    """Poll, for what the kernel offers no event for: another program's listener, another's children."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout} s for {what}")
-        time.sleep(0.01)
-
-
-def _alive(group: int) -> list[int]:
-    """The processes of a group, less those that only wait for a parent to take note of their end."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # What follows the command's name, which may hold spaces and brackets itself: state, parent, group.
-            state, _, member_of = stat.read_text().rpartition(")")[2].split()[:3]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(member_of) == group and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
+        end(self._master, "Postfix")
 
 
 class _Sink:

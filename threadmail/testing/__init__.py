@@ -1,9 +1,11 @@
 """Servers to test mail code against: real sockets on the loopback interface, no network, no mocks.
 
-Three tools, from the plain to the wicked:
+Four tools, from the plain to the wicked:
 
 * `CaptureServer`: a well-behaved SMTP or LMTP server that keeps every message (needs ``threadmail[sandbox]``);
 * `ScriptedServer`: plays exactly the replies, silences and breakdowns it is told (standard library only);
+* `FaultProxy`: stands before any server, real ones too, and cuts, stalls, garbles, delays or slows down a connection
+  at an exact byte (standard library only);
 * `TestCA`: certificates that are good, expired, made out to another host or signed by nobody (needs trustme).
 
     with CaptureServer() as server:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .certificates import TestCA
     from .messages import CapturedMessage, MessageList, TranscriptEntry
     from .phrases import answer, ehlo, goodbye, greeting, transaction
+    from .proxy import Cut, Delay, Fault, FaultProxy, Garble, Hold, Passage, Plan, Trickle
     from .scripted import ScriptedServer
     from .steps import (
         Drip,
@@ -49,12 +52,20 @@ if TYPE_CHECKING:
 __all__ = [
     "CaptureServer",
     "CapturedMessage",
+    "Cut",
+    "Delay",
     "Drip",
     "Drop",
     "Expect",
+    "Fault",
+    "FaultProxy",
+    "Garble",
+    "Hold",
     "MessageList",
+    "Passage",
     "Pause",
     "Peer",
+    "Plan",
     "ReadBytes",
     "ReadData",
     "Reply",
@@ -70,6 +81,7 @@ __all__ = [
     "Steps",
     "TestCA",
     "TranscriptEntry",
+    "Trickle",
     "answer",
     "ehlo",
     "goodbye",
@@ -82,6 +94,7 @@ _HOMES = {
     "certificates": ("TestCA",),
     "messages": ("CapturedMessage", "MessageList", "TranscriptEntry"),
     "phrases": ("answer", "ehlo", "goodbye", "greeting", "transaction"),
+    "proxy": ("Cut", "Delay", "Fault", "FaultProxy", "Garble", "Hold", "Passage", "Plan", "Trickle"),
     "scripted": ("ScriptedServer",),
 }
 

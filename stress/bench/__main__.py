@@ -1,0 +1,175 @@
+"""threadmail beside its peers: throughput, round trips, CPU and memory, in one run on one machine.
+
+    python -m stress.bench                          about eight minutes, and `--growth` two more
+    python -m stress.bench --quick                  one or two
+    python -m stress.bench --only threadmail --only nodemailer --part speed --rtt 10 --connections 8
+
+Peers that are not there (Django, aiosmtplib, nodemailer, Postfix with smtp-source and smtp-sink) are fetched by name
+into the folder `--cache`, with pip, npm and apt-get; nothing is installed on the machine, and who cannot be had is
+named and left out. Prints the targets row by row, and writes performance.md and its pictures. Exits with 1 if a run
+failed, which is a message lost or come twice, a client that broke or hung; a target not met is said, and is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import growth, plots, table
+from .peers import PEERS, about
+from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells, minutes
+from .rounds import Bench, Results
+from .tools import Tools, Unavailable
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BUILD = Path("build/bench")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    earlier: Path | None = options.again
+    results = Results.from_json(earlier.read_text(encoding="utf-8")) if earlier else measure(options)
+    print()
+    print(table.targets(results))
+    _write(results, options)
+    for failure in results.failures:
+        print(f"FAILED {failure}")
+    return 1 if results.failures else 0
+
+
+def measure(options: argparse.Namespace) -> Results:
+    """Everything that was asked for."""
+    profile = PROFILES[options.profile]
+    asked = {"seconds": options.seconds, "rtts": tuple(options.rtt), "sizes": tuple(options.size)}
+    asked["connections"] = tuple(options.connections)
+    profile = dataclasses.replace(profile, **{name: value for name, value in asked.items() if value})
+    plan = _plan(options, profile)
+    tools = Tools(options.cache, fetch=not options.offline)
+    runs = sum(len(cell.peers) * cell.rounds for cell in plan)
+    print(f"{runs:,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}")
+    load = os.getloadavg()[0]
+    with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
+        bench.results.about.update(
+            command=_command(options),
+            machine=f"{platform.python_implementation()} {platform.python_version()}, {platform.system()}, "
+            f"{os.cpu_count()} cores, load {load:.1f} before",
+            seed=options.seed,
+            loaded=load > 0.5 * (os.cpu_count() or 1),
+        )
+        if bench.results.about["loaded"]:
+            print(f"the machine is busy (load {load:.1f}): what follows says little about time")
+        bench.check_lines({cell.rtt for cell in plan})
+        try:
+            bench.work(plan)
+        except KeyboardInterrupt:
+            bench.results.failures.append("interrupted: what is shown is what there was by then")
+        bench.results.about["versions"] = _versions(tools, bench.results)
+        return bench.results
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command, less what is only this machine's: folders."""
+    said = ["python -m stress.bench", *([f"--{options.profile}"] if options.profile != "default" else [])]
+    said += ["--growth"] * options.growth
+    for name in ("only", "part", "server", "rtt", "connections", "size"):
+        said += [f"--{name} {value}" for value in getattr(options, name)]
+    said += [f"--{name} {getattr(options, name):g}" for name in ("rounds", "seconds") if getattr(options, name)]
+    return " ".join([*said, f"--seed {options.seed}"])
+
+
+def _plan(options: argparse.Namespace, profile: Profile) -> list[Cell]:
+    wanted = Filter(
+        tuple(options.only), tuple(options.part), tuple(options.server),
+        tuple(options.rtt), tuple(options.connections), tuple(options.size),
+    )  # fmt: skip
+    plan = cells(profile)
+    if options.growth or profile.name == "full" or any(part.startswith("growth") for part in options.part):
+        plan += growth.cells(profile)
+    found = wanted.of(plan)
+    if options.rounds:
+        found = [dataclasses.replace(cell, rounds=options.rounds) for cell in found]
+    if not found:
+        sys.exit("nothing in the plan is like that; parts, distances and connections: " + "; ".join(_offered(plan)))
+    return found
+
+
+def _offered(plan: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.where for cell in plan))
+
+
+def _versions(tools: Tools, results: Results) -> dict[str, str]:
+    seen = {peer for _, peer in results.runs}
+    found = {}
+    for peer in PEERS.values():
+        try:
+            told = about(peer, tools) if peer.name in seen else ""
+        except Unavailable:
+            told = ""
+        if told:
+            found[peer.label] = told
+    return found
+
+
+def _write(results: Results, options: argparse.Namespace) -> None:
+    chosen = (options.only, options.part, options.server, options.rtt, options.connections, options.size)
+    partial = any(chosen) or options.profile == "quick" or options.again
+    folder: Path = options.out or (BUILD if partial else DOCS)
+    drawn = plots.pictures(results)
+    written = {folder / "performance.md": table.page(results, drawn)}
+    written |= {folder / name: svg for name, svg in drawn.items()}
+    if not options.again:
+        written[BUILD / f"{time.strftime('%Y%m%d-%H%M%S')}.json"] = results.to_json()
+    print()
+    for path, content in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def _size(text: str) -> int:
+    units = {"kib": KIB, "mib": MIB}
+    number, unit = text.lower().rstrip("bikm"), text.lower().lstrip("0123456789. ")
+    if unit not in ("", *units):
+        raise argparse.ArgumentTypeError(f"{text!r}: write 2KiB, 1MiB, 25MiB or a number of bytes")
+    return int(float(number) * units.get(unit, 1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stress.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    profile = parser.add_mutually_exclusive_group()
+    for name in ("quick", "full"):
+        profile.add_argument(f"--{name}", dest="profile", action="store_const", const=name, default="default")
+    parser.add_argument("--growth", action="store_true", help="also how cost grows (in --full anyway)")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=list(PEERS), metavar="PEER", help=", ".join(PEERS)
+    )
+    parser.add_argument("--part", action="append", default=[], metavar="PART", help="as in stress/bench/plan.py")
+    parser.add_argument("--server", action="append", default=[], choices=["sink", "smtp-sink", "postfix"])
+    parser.add_argument("--rtt", action="append", default=[], type=float, metavar="MS")
+    parser.add_argument("--connections", action="append", default=[], type=int, metavar="K")
+    parser.add_argument("--size", action="append", default=[], type=_size, metavar="SIZE", help="2KiB, 1MiB, 25MiB")
+    parser.add_argument("--rounds", type=int, help="in place of the profile's")
+    parser.add_argument("--seconds", type=float, help="for a run, in place of the profile's")
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    parser.add_argument("--cache", type=Path, default=Path("build/bench-cache"), help="where what is fetched is kept")
+    parser.add_argument("--offline", action="store_true", help="fetch nothing")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, with --quick and --again"
+    )
+    parser.add_argument("--again", type=Path, metavar="JSON", help="write the page of an earlier run anew")
+    return parser
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as with Ctrl-C: servers stopped, results written
+    sys.exit(main())

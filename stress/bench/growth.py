@@ -1,0 +1,142 @@
+"""How cost grows: with connections, with messages, with recipients.
+
+Owns these cells, and the sentence on each bend, which is read off the figures: where a curve leaves its line, and what
+was full there, the client, the server or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from . import figures
+from .figures import Reading, in_words
+from .peers import PEERS
+from .plan import Cell, Profile
+from .rounds import Results
+from .running import limit
+
+CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
+RECIPIENTS = (1, 10, 100, 1000)
+
+
+def cells(profile: Profile) -> list[Cell]:
+    """The growth of a profile."""
+    rounds = 1 if profile.name == "quick" else 3
+    peers = ("threadmail", "smtplib", "nodemailer")
+    found = [
+        Cell("growth-connections", peers, "sink", 10.0, k, rounds=rounds, seconds=profile.seconds) for k in CONNECTIONS
+    ]
+    counts = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= profile.most_messages]
+    found += [
+        Cell(
+            "growth-messages", ("threadmail",), "sink", 0.0, 4, messages=n, stream=True,
+            rounds=1 if n > 10_000 else rounds,
+        )
+        for n in counts
+    ]  # fmt: skip
+    # On a short line: who waits for each recipient waits a thousand times.
+    found += [
+        Cell("growth-recipients", peers, "sink", 1.0, 1, messages=max(2, 40 // n), recipients=n, rounds=rounds)
+        for n in RECIPIENTS
+    ]
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a picture shows of a part: its axes, and how to read them off cells and runs."""
+
+    part: str
+    title: str
+    x: str
+    y: str
+    across: Callable[[Cell], float]
+    reading: Reading
+
+
+CURVES = (
+    Curve(
+        "growth-connections", "Throughput against connections, 10 ms", "connections", "messages a second",
+        lambda cell: cell.connections, figures.rate,
+    ),
+    Curve(
+        "growth-messages", "Memory against messages, four connections", "messages", "peak MiB",
+        lambda cell: cell.messages, figures.peak,
+    ),
+    Curve(
+        "growth-recipients", "Time of a message against recipients, 1 ms", "recipients", "ms a message",
+        lambda cell: cell.recipients, lambda run: 1e3 / run.rate,
+    ),
+)  # fmt: skip
+
+
+def series(results: Results, curve: Curve, peer: str) -> list[tuple[float, float]]:
+    """The points of one peer."""
+    points = []
+    for cell in results.cells(curve.part):
+        found = figures.median(results, cell, peer, curve.reading)
+        if found is not None:
+            points.append((curve.across(cell), found.value))
+    return sorted(points)
+
+
+def sentences(results: Results) -> list[tuple[str, str, list[str]]]:
+    """Part, title, and a sentence for each peer on how its curve runs."""
+    found = []
+    for curve in CURVES:
+        lines = []
+        for peer in PEERS.values():
+            points = series(results, curve, peer.name)
+            if len(points) > 1:
+                lines.append(f"{peer.label}: {_SAY[curve.part](results, curve, peer.name, points)}")
+        if lines:
+            found.append((curve.part, curve.title, lines))
+    return found
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def _connections(results: Results, curve: Curve, peer: str, points: Points) -> str:
+    first, one = points[0]
+    straight = [k for k, rate in points if rate >= 0.9 * one * k / first]
+    last, most = points[-1]
+    said = f"{in_words(one)} messages a second with {first:g}, {in_words(most)} with {last:g}"
+    bend = next((k for k, _ in points if k not in straight), None)
+    if bend is None:
+        return f"{said}; straight to the end."
+    cell = results.find(curve.part, connections=int(bend))
+    share = most / (one * last / first)
+    return f"{said}, {share:.0%} of a straight line; the bend is at {bend:g}, where {limit(results.of(cell, peer))}."
+
+
+def _messages(results: Results, curve: Curve, peer: str, points: Points) -> str:
+    (few, small), (many, large) = points[0], points[-1]
+    costs = [
+        figures.median(results, results.find(curve.part, messages=int(n)), peer, figures.each) for n in (few, many)
+    ]
+    said = f"{in_words(small)} MiB for {few:,.0f} messages, {in_words(large)} for {many:,.0f}"
+    if costs[0] is not None and costs[1] is not None:
+        said += f"; CPU a message {in_words(costs[0].value)} us and {in_words(costs[1].value)}"
+    return said + ("; memory does not grow." if large < small * 1.25 + 2 else "; memory grows with the number.")
+
+
+def _recipients(results: Results, curve: Curve, peer: str, points: Points) -> str:
+    (few, alone), (many, crowd) = points[0], points[-1]
+    further = 1e3 * (crowd - alone) / (many - few)
+    trips = [
+        figures.median(results, results.find(curve.part, recipients=int(n)), peer, lambda run: run.trips / run.messages)
+        for n in (few, many)
+    ]
+    said = f"{in_words(alone)} ms for {few:g}, {in_words(crowd)} for {many:,.0f}"
+    if trips[0] is not None and trips[1] is not None:
+        said += f" (round trips: {in_words(trips[0].value)} and {in_words(trips[1].value)}, connecting among them)"
+    return f"{said}; {in_words(further)} us for each further one."
+
+
+_SAY: dict[str, Callable[[Results, Curve, str, Points], str]] = {
+    "growth-connections": _connections,
+    "growth-messages": _messages,
+    "growth-recipients": _recipients,
+}

@@ -1,0 +1,1 @@
+"""Nothing lost, nothing twice: every fault, every hostile server, every exit."""

@@ -1,0 +1,151 @@
+"""Sessions with a fault in each, several at a time.
+
+Owns the servers and proxies of the every-byte runs: a `Bench` is a server of one mode with one way to send to it, a
+`Trial` one broken session and what became of its message. Guarantees that what arrived is counted when nothing can
+arrive any more. What the trials mean is for `cutting_tally` to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from tests.reliability.cutting import Layout, Mode, Place
+from tests.reliability.cutting_ways import Fate, Way
+from threadmail import Envelope, Outcome, ServerConfig, Timeouts
+from threadmail.testing import FaultProxy
+
+CALM = 5.0  # seconds, the deadline where the fault is noticed at once
+SILENT = 0.25  # seconds, the deadline where silence has to be waited for
+WORKERS = 4
+DAMAGERS = 8  # servers at once where each trial needs one for itself
+WAITERS = 24  # trials at once where most of them wait
+CARRIED = ("host", "port", "security", "username", "password", "ssl_context", "lmtp")
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One session with a fault in it.
+
+    Attributes:
+        deadline: what the sender was given, in seconds.
+        connections: how many it took.
+        heard: whether the end of data came out of the client on the first of them.
+        spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
+        arrived: how often the server took the message.
+        intact: whether each of those is the message as it was sent.
+        others: the same of the messages that went with it: what was told, and how often each arrived.
+    """
+
+    place: Place
+    envelope: Envelope
+    fate: Fate
+    deadline: float
+    connections: int
+    heard: bool
+    spoken: frozenset[str]
+    arrived: int = 0
+    intact: bool = True
+    others: tuple[tuple[Outcome, int], ...] = ()
+
+
+def new_envelope(padding: int) -> Envelope:
+    """A message of the same length each time, as short as can be but for the padding."""
+    lines = ("x" * 900 + "\r\n") * (padding // 902)
+    content = f"Message-ID: <m{next(_numbers):07}@a.test>\r\n\r\n.dot\r\n{lines}"
+    return Envelope("a@a.test", ["b@b.test", "c@c.test"], content)
+
+
+class Bench:
+    """A mode's server, and what a session with it looks like when nothing breaks."""
+
+    def __init__(self, mode: Mode, way: Way) -> None:
+        self.mode = mode
+        self.way = way
+        self.exact = mode.exact and way.exact
+        self._server = mode.server()
+
+    def __enter__(self) -> Bench:
+        self._server.start()
+        try:
+            self.layout = self._look()
+        except BaseException:
+            self._server.close()
+            raise
+        return self
+
+    def _look(self) -> Layout:
+        envelope = new_envelope(self.mode.padding)
+        with FaultProxy(self._server, record=not self.mode.padding) as proxy:
+            fate = self.way.send(self._config(proxy, CALM), envelope, CALM)
+            assert fate.outcome is Outcome.SENT, fate
+            proxy.wait_until_idle()
+            passage = proxy.passages[0]
+        if not self.exact:
+            return Layout(passage.from_client, passage.from_server)
+        return Layout.of(passage, envelope.content[:-6], self.way.before)
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.close()
+
+    def _config(self, proxy: FaultProxy, seconds: float) -> ServerConfig:
+        timeouts = Timeouts(seconds, seconds, seconds, seconds, quit=SILENT)
+        fields = {name: getattr(self._server.config, name) for name in CARRIED}
+        config = ServerConfig(**{**fields, "local_hostname": "me", "timeouts": timeouts, **self.mode.settings})
+        return proxy.reroute(config)
+
+    def _attempt(self, place: Place) -> Trial:
+        # Who tries again needs time beyond the silence: for him the time-outs are short instead of the deadline.
+        timeout = SILENT if place.is_silent and self.way.replaced else CALM
+        deadline = SILENT if place.is_silent and not self.way.replaced else CALM
+        envelope = new_envelope(self.mode.padding)
+        with FaultProxy(self._server, place.plan(), record=not self.mode.padding) as proxy:
+            fate = self.way.send(self._config(proxy, timeout), envelope, deadline)
+            passages = proxy.passages
+        said = b"".join(passage.client_said for passage in passages)
+        spoken = frozenset(m.decode("latin-1") for m in re.findall(rb"Message-ID: (<m[^>\r\n]*>)", said))
+        heard = bool(passages) and (envelope.content + b".\r\n") in passages[0].client_said.replace(b"\r\n..", b"\r\n.")
+        return Trial(place, envelope, fate, deadline, len(passages), heard, spoken)
+
+    def run(self, places: Sequence[Place]) -> Iterator[Trial]:
+        """A trial for each place, several at a time; what arrived is counted when all connections are gone."""
+        workers = WAITERS if any(place.is_silent for place in places) else WORKERS
+        with ThreadPoolExecutor(workers, "cutting") as pool:
+            trials = list(pool.map(self._attempt, places))
+        self._server.wait_for_connections(0)
+        contents: dict[bytes, list[bytes]] = {}
+        for message in self._server.messages:
+            contents.setdefault(_first_line(message.content), []).append(message.content)
+        for trial in trials:
+            sent = trial.envelope.content
+            taken = contents.get(_first_line(sent), [])
+            others = tuple((told, len(contents.get(_first_line(e.content), ()))) for e, told in trial.fate.others)
+            yield replace(trial, arrived=len(taken), intact=all(content == sent for content in taken), others=others)
+
+    def run_one(self, place: Place) -> Trial:
+        """A trial whose message may arrive damaged beyond recognition: whatever arrives meanwhile is it."""
+        before = len(self._server.messages)
+        trial = self._attempt(place)
+        self._server.wait_for_connections(0)
+        return replace(trial, arrived=len(self._server.messages) - before)
+
+
+def _first_line(content: bytes) -> bytes:
+    return content.partition(b"\r\n")[0]  # the Message-ID
+
+
+def run_damaged(mode: Mode, way: Way, places: Sequence[Place]) -> list[Trial]:
+    """A trial for each place, several at a time, each of them with a server of its own."""
+
+    def some(share: Sequence[Place]) -> list[Trial]:
+        with Bench(mode, way) as bench:
+            return [bench.run_one(place) for place in share]
+
+    with ThreadPoolExecutor(DAMAGERS, "cutting") as pool:
+        shares = pool.map(some, [places[i::DAMAGERS] for i in range(DAMAGERS)])
+        return [trial for share in shares for trial in share]
