@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import time
 from collections.abc import Callable
 from email.message import EmailMessage
@@ -13,6 +14,7 @@ from unittest import mock
 from tests.detsched import Run
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, MailError, NotConnected, Reentered
+from threadmail._guard import holding
 
 from .scenario import CLIENT, CONFIG, LETTER, Scenario, small
 from .stage import EXTENSIONS, IMMEDIATELY, MESSAGE, MORE_COMMANDS, Context, Server, Threads
@@ -113,6 +115,30 @@ def challenged(run: Run) -> None:
 
 def _line(said: bytes) -> str:
     return base64.b64encode(said).decode("ascii").upper()
+
+
+def interrupted(run: Run) -> None:
+    """A thread is interrupted the moment it has the lock: it lets go of it, and the next thread has its turn."""
+    threads = Threads(run, Server(bound=1))
+    client = SMTP("model", 25, local_hostname="me")
+
+    def here(frame: Any, event: str, _: object) -> Any:
+        if event == "line" and frame.f_locals.get("acquired"):
+            raise KeyboardInterrupt
+        return here
+
+    def victim() -> None:
+        sys.settrace(lambda frame, *_: here if frame.f_code is holding.__enter__.__code__ else None)
+        try:
+            client.noop()
+        except KeyboardInterrupt:
+            return
+        finally:
+            sys.settrace(None)
+        raise AssertionError("nobody interrupted it")
+
+    threads.add(victim)
+    threads.add(client.noop)
 
 
 def intruding(act: Act) -> Program:
@@ -261,6 +287,7 @@ SMALL = [
     _dialogue("sendmail() beside close()", dialogue(send, lambda c: c.close(), allowed=(NotConnected,))),
     _dialogue("leaving beside one who holds it", dialogue(hold, leave, allowed=(NotConnected,)), timeouts=1),
     _dialogue("quit() beside one who holds it", dialogue(hold, SMTP.quit, allowed=(NotConnected,)), timeouts=1),
+    _dialogue("interrupted when it has the lock", interrupted),
     _dialogue("a login by challenges from two threads", challenged),
     *(_dialogue(f"a call from within {name}", intruding(act)) for name, act in _INTRUDED.items()),
     *(_deadline(f"SMTP.{name}", in_time(act, seconds)) for name, (act, seconds) in _IN_TIME.items()),

@@ -115,7 +115,8 @@ def gate_reopens(run: Run) -> None:
 
     def other() -> None:
         leased.wait()
-        with pool.lease():
+        with pool.lease() as client:
+            assert client.is_connected
             served.set()
 
     threads.add(holder)

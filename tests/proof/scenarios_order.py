@@ -20,6 +20,8 @@ from threadmail import (
     Closed,
     LoginRefused,
     MailError,
+    Outcome,
+    Receipt,
     RetryPolicy,
     ServerConfig,
     ThreadedSender,
@@ -194,6 +196,30 @@ def put_off_while_closing(sender: ThreadedSender, close: Callable[[], None]) -> 
         future.result()
 
 
+def taken_back_at_once(run: Run) -> None:
+    """Closed without draining, a sender takes its queue back before it waits for what is under way."""
+    threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
+    stuck, told = threading.Event(), threading.Event()
+
+    def callback(receipt: Receipt) -> None:
+        if receipt.outcome is Outcome.NOT_SENT:
+            told.set()
+        else:
+            stuck.set()
+            told.wait()
+
+    sender = one_lane(run, on_receipt=callback)
+
+    def act() -> None:
+        sender.submit(LETTER)
+        stuck.wait()
+        sender.submit(LETTER)
+        sender.close(drain=False, timeout=None)
+        no_thread_left()
+
+    threads.add(act)
+
+
 def put_off(sender: ThreadedSender, close: Callable[[], None]) -> None:
     """A message is put off by the server, and sent at the next attempt."""
     sender.send(LETTER)
@@ -273,6 +299,7 @@ SMALL = [
         sent(put_off_while_closing, close_without_drain, server=lambda: Later(ordered=True)),
     ),
     of_sender("one message beside stats()", sent(submit_and_close, look)),
+    of_sender("taken back while a message is under way", taken_back_at_once),
     of_sender("no lane can be started", no_lane_starts),
     of_sender("refused for good", refused_for_good),
 ]

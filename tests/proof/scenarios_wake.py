@@ -57,8 +57,10 @@ class _Lane:
     """As much of a lane as the dispatcher looks at."""
 
     def __init__(self, *, connected: bool) -> None:
-        self.client = SimpleNamespace(is_connected=connected)
-        self.connected = False
+        nothing = SimpleNamespace(opened=0, closed={})
+        self.client = SimpleNamespace(is_connected=connected, stats=lambda: nothing)
+        self.connected = self.over = False
+        self.needed_until = 0.0
         self.finished: list[Job] = []
 
 
@@ -136,6 +138,29 @@ def connected_lane_is_woken(run: Run) -> None:
     threads.add(lambda: dispatcher.put(Job(LETTER, NEVER, dispatcher)))
 
 
+def interrupted(run: Run) -> None:
+    """A lane is interrupted with a message in its hands, while another one asks what to do."""
+    threads = Threads(run, ModelServer())
+    dispatcher = _dispatcher(2)
+    dispatcher.put(Job(LETTER, NEVER, dispatcher))
+    lane = _lane(connected=True)
+    job = dispatcher.next(lane)
+    assert isinstance(job, Job)
+
+    def other() -> None:
+        assert dispatcher.next(_lane(connected=True)) is Do.END
+
+    def end() -> None:
+        dispatcher.ended(lane)
+        with dispatcher._lock:
+            dispatcher._working = False
+            dispatcher._work.notify_all()
+
+    threads.add(other)
+    threads.add(end)
+    threads.at_the_end = lambda: [] if job.receipt is not None else ["a message was forgotten"]  # type: ignore[method-assign]
+
+
 def retry_is_known(run: Run) -> None:
     """A message is put off and its lane given another one: a lane that slept meanwhile takes it when it is due.
 
@@ -185,5 +210,6 @@ SMALL = [
     of_sender("lanes, all may dial", all_may_dial),
     of_sender("lanes, one connects and one does not", one_stands),
     of_sender("lanes, one of two can work", connected_lane_is_woken),
+    of_sender("lanes, one is interrupted", interrupted),
     of_sender("lanes, a retry is known", retry_is_known),
 ]

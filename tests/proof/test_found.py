@@ -118,9 +118,9 @@ FOUND = [
     Found(
         "a closed pool kept the connection that it had handed to an interrupted thread",
         ClientPool,
-        "_wait_for_client",
-        "elif self._life is _Life.OPEN:",
-        "elif True:",
+        "_give_back",
+        " and self._life is _Life.OPEN:",
+        ":",
         "pool of 1, a waiter is interrupted and close()",
         "0x13 1x5 0x3 2x7 1x3 2x5",
         "a closed pool kept a connection",
