@@ -233,7 +233,7 @@ def check(fake: FakeSocket, recipients: int | None = None) -> bytes | None:
     path = r'<((?:"(?:[^"\\\0-\x1f]|\\[ -~])*"|[^\s<>"\\()\[\],;:]+)(?:@(?:\[[^\s\[\]<>]+\]|[^\s<>"\\()\[\],;:@]+))?)?>'
     for verb, command in zip(verbs, heard.commands, strict=True):
         if verb == "mail":
-            assert re.fullmatch(rf"mail from:{path}( size=\d+)?( BODY=8BITMIME)?( SMTPUTF8)?", command), command
+            assert re.fullmatch(rf"mail from:{path}( size=\d+| BODY=8BITMIME| SMTPUTF8)*", command), command
         if verb == "rcpt":
             assert re.fullmatch(rf"rcpt to:{path}", command), command
     assert heard.content is not None
