@@ -344,6 +344,10 @@ class Dispatcher:
             self._room.notify_all()
             return over
 
+    def settle_overdue(self) -> None:
+        """As `expire`, for a thread that waits for a message and is no lane."""
+        self._announce(self.expire())
+
     def ended(self, lane: Lane) -> None:
         """A lane is over; another one may be needed."""
         stats = lane.client.stats()
