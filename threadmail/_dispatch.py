@@ -365,7 +365,7 @@ class Dispatcher:
         with self._lock:
             return self._end_all(self._gate.error, lane) if self._gate.error is not None else []
 
-    def expire(self, lane: Lane) -> list[Job]:
+    def expire(self, lane: Lane | None = None) -> list[Job]:
         """Messages that nobody could take up in time, for the server or the throttle let nobody through."""
         with self._lock:
             over = [job for job in self._queue.jobs() if job.end.passed]
