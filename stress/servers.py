@@ -144,13 +144,54 @@ class RealPostfix(_Plain):
         return not any(entry.is_file() for queue in queues for entry in queue.rglob("*"))
 
 
+class RealExim(_Plain):
+    """Exim, which limits connections, and messages on each; and puts messages off, after their content too."""
+
+    def __init__(self, rng: random.Random) -> None:
+        from tests.support.exim import Exim
+
+        super().__init__()
+        rcpt = (
+            f"deny message = 550 5.1.1 nobody here\ndomains = {REFUSED}\n"
+            f"defer message = 451 4.2.1 later\ndomains = {DEFERRED}"
+        )
+        data = "defer message = 452 4.3.1 full\ncondition = ${if <{${randint:100}}{2}}"
+        limits = {"smtp_accept_max_per_host": "6", "smtp_accept_max_per_connection": "20"}
+        self._exim = Exim(settings=limits, rcpt=rcpt, data=data)
+
+    def __enter__(self) -> RealExim:
+        self._exim.__enter__()
+        self.host, self.port = self._exim.host, self._exim.port
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._exim.__exit__(None, None, None)
+
+    def disturb(self, rng: random.Random) -> tuple[str, int]:
+        return "left alone", 0  # it hangs up by itself
+
+    def arrived(self, at_least: int) -> list[Arrived]:
+        end = time.monotonic() + PATIENCE
+        while len(self._exim.processes()) > 1:  # a session may still take in what its client has given up
+            if time.monotonic() > end:
+                raise TimeoutError("Exim's sessions do not end")
+            time.sleep(0.1)
+        log = self._exim.log()
+        self.struck["connection over the limit"] += log.count("too many connections")
+        self.struck["connection with too many messages"] += log.count("too many messages")
+        return [
+            Arrived(m.sender, m.recipients, m.content, _queue_id(m.received)) for m in self._exim.messages()
+        ]  # fmt: skip
+
+
 def _queue_id(received: bytes) -> str:
-    match = re.search(rb"\bid (\w+)", received)
+    match = re.search(rb"\bid ([\w-]+)", received)
     return match[1].decode() if match else ""
 
 
 SERVERS: dict[str, Callable[[random.Random], Server]] = {
     "aiosmtpd": Aiosmtpd,
     "postfix": RealPostfix,
+    "exim": RealExim,
     "storm": Storm,
 }

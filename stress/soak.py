@@ -1,6 +1,6 @@
 """Real threads, real sockets, everything going wrong at once, and a ledger that must come out even.
 
-    python -m stress.soak [--seconds N] [--seed S] [--server aiosmtpd|postfix] [--only NAME]
+    python -m stress.soak [--seconds N] [--seed S] [--server aiosmtpd|postfix|exim] [--only NAME]
     python -m stress.soak --minutes 10 --faults all
 
 Round after round, threads share an `SMTP`, a `Client`, a `ClientPool` and a `ThreadedSender`, each alone and all at
@@ -21,6 +21,7 @@ must fail: a soak that passes it sees nothing.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import gc
 import logging
@@ -32,7 +33,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NoReturn
 
@@ -48,7 +49,8 @@ CONTROL_THREADS = 2
 ROUND = 5.0  # seconds of sending
 STORM_ROUND = 20.0  # time for some restarts
 WARM = 3  # rounds after which memory is taken for what it needs
-GROWTH = 48.0  # MiB that it may be more in the end; a round's messages alone are several times as much
+GROWTH = 24.0  # MiB that it may be more in the end; the messages of one round are several times as much
+OBJECTS = 1000  # that there may be more in the end; a round makes millions
 SWITCH = 1e-6  # the interpreter's switch interval, in seconds
 DEADLINES = (0.0005, 0.002, 0.01, 0.05)  # seconds; one in twelve messages has one
 STDERR = 2  # also where a test has replaced sys.stderr
@@ -170,14 +172,17 @@ def soak_round(
     return sending.ledger, violations, len(arrived)
 
 
-def resident() -> float:
-    """MiB of memory in use now, garbage not counted."""
+def in_use() -> tuple[float, int]:
+    """MiB of resident memory, and how many objects there are, when nothing is left that could be given back."""
     gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)  # else it keeps what the busiest round needed, and calls it ours
     try:
         with open("/proc/self/statm") as numbers:
-            return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+            mib = int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
     except FileNotFoundError:
-        return 0.0  # not Linux: nothing is claimed
+        mib = 0.0  # not Linux: the objects must do
+    return mib, len(gc.get_objects())
 
 
 class Soak:
@@ -188,7 +193,7 @@ class Soak:
         self.outcomes: Counter[Outcome] = Counter()
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
-        self._memory: list[float] = []  # after each round
+        self._memory: list[tuple[float, int]] = []  # after each round
 
     def run(self, seconds: float, round_length: float) -> None:
         """Soak; each round is told in a line, and what is wrong in one each."""
@@ -205,7 +210,7 @@ class Soak:
             print(f"round {number}, {' + '.join(names)}: {counts}; {arrived:,} at the server, {len(wrong)} wrong")
             print("".join(f"  {line}\n" for line in wrong[:SHOWN]), end="", flush=True)
             del ledger
-            self._memory.append(resident())
+            self._memory.append(in_use())
             number += 1
         self._judge_memory()
         spent = time.monotonic() - started
@@ -213,10 +218,14 @@ class Soak:
 
     def _judge_memory(self) -> None:
         if len(self._memory) > WARM:
-            begin, end = self._memory[WARM - 1], self._memory[-1]
-            print(f"memory: {begin:.0f} MiB after round {WARM - 1}, {end:.0f} MiB at the end")
+            (begin, few), (end, many) = self._memory[WARM - 1], self._memory[-1]
+            print(
+                f"after round {WARM - 1}: {begin:.0f} MiB, {few:,} objects; at the end: {end:.0f} MiB, {many:,} objects"
+            )
             if end - begin > GROWTH:
                 self.violations.append(f"memory left: {end - begin:.0f} MiB more than after round {WARM - 1}")
+            if many - few > OBJECTS:
+                self.violations.append(f"objects left: {many - few:,} more than after round {WARM - 1}")
 
     def tell(self) -> None:
         """The closing lines."""

@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 import smtplib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -76,6 +77,28 @@ def test_the_line_delays_and_counts_and_loses_nothing(sink: Sink) -> None:
             smtp.sendmail("a@b.example", ["c@d.example"], content(1 << 20))
             assert line.trips - opening == 6 * 4  # however long
     assert sink.messages - before == 6
+
+
+def converse(line: DelayLine, groups: list[tuple[bytes, int]]) -> int:
+    """Send each group when all replies to the one before are there; returns the round trips, less those of opening."""
+    with socket.create_connection((line.host, line.port), timeout=30) as sock, sock.makefile("rb") as replies:
+        assert replies.readline().startswith(b"220")
+        before = line.trips
+        for group, answers in groups:
+            sock.sendall(group)
+            for _ in range(answers):
+                assert replies.readline()
+        return line.trips - before
+
+
+def test_the_line_counts_groups_and_windows(sink: Sink) -> None:
+    commands = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
+    text = b"x: y\r\n\r\n" + b"z" * 100 + b"\r\n"
+    chunk = b"RSET\r\n" + commands + b"BDAT %d LAST\r\n" % len(text) + text
+    riding = [(commands + b"DATA\r\n", 3), *[(text + b".\r\n" + commands + b"DATA\r\n", 4)] * 9, (text + b".\r\n", 1)]
+    with DelayLine((sink.host, sink.port), 0.002) as line:
+        assert converse(line, riding) == 11  # ten messages
+        assert converse(line, [(chunk * 16, 64)] * 3) == 3  # 48 messages
 
 
 def test_the_line_is_checked() -> None:
@@ -165,6 +188,17 @@ def test_a_target_is_short_by_its_worst_figure() -> None:
     results.runs[cell, "threadmail"] = [one(8, 1.0, peak=41.0)]
     assert targets.TARGETS[6].judge(results) is targets.Verdict.SHORT
     assert "**short**" in table.targets(results)
+    assert "* Row 7, streamed from a file, in all: 41.0 MiB where <= 40 MiB is asked." in table.shortfalls(results)
+
+
+def test_what_falls_short_says_what_was_full() -> None:
+    results = made_up()
+    cell = results.find("objects", connections=1)
+    assert cell is not None
+    results.runs[cell, "threadmail"] = [one(100, 1.0, cpu=0.95, busy=0.05)] * 5
+    said = table.shortfalls(results)
+    assert said.count("* Row") == 1
+    assert "the client is busy 95% of the time: its core is full" in said
 
 
 def test_the_page_is_whole() -> None:
@@ -270,6 +304,12 @@ def test_who_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         bench.work([Cell("linear", ("nodemailer",), "sink", rounds=2)])
     assert bench.results.missing == {"nodemailer": "there is no node on this machine"}
     assert told == ["without nodemailer: there is no node on this machine"]
+
+
+def test_the_reason_names_no_registry() -> None:
+    assert str(Unavailable("x: no route to https://registry.example/simple (host='registry.example')")) == (
+        "x: no route to ... (...)"
+    )
 
 
 def test_what_a_peer_cannot_take_is_not_measured_with_something_else(tmp_path: Path) -> None:

@@ -223,6 +223,7 @@ class Dispatcher:
             elif not lane.connected:
                 if self._gate.ask(now()) is Dial.NOW:
                     self._dialling[lane] = None
+                    lane.needed_until = self._queue.last_end()
                     return Do.DIAL
                 pause = self._gate.pause(now())
                 if pause is not None and self._gate.error is not None and not self._gate.error.transient:
@@ -342,11 +343,6 @@ class Dispatcher:
                 self._finish(job, late if job.receipt is None else job.receipt.followed_by(late))
             self._room.notify_all()
             return over
-
-    def patience(self) -> Deadline:
-        """How long a dial is of use to anybody."""
-        with self._lock:
-            return self._queue.last_end()
 
     def ended(self, lane: Lane) -> None:
         """A lane is over; another one may be needed."""

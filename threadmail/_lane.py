@@ -46,7 +46,6 @@ class Boss(Protocol):
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
     def fail_queue(self) -> list[Job]: ...
     def expire(self) -> list[Job]: ...
-    def patience(self) -> Deadline: ...
     def ended(self, lane: Lane) -> None: ...
     def settled(self, job: Job) -> None: ...
 
@@ -56,6 +55,7 @@ class Lane:
 
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
+        needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
     """
 
@@ -63,6 +63,7 @@ class Lane:
         self._boss = boss
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
+        self.needed_until = Deadline()
         self.finished: list[Job] = []
 
     def run(self) -> None:
@@ -118,11 +119,10 @@ class Lane:
             return job.transaction.receipt()
 
     def _dial(self) -> None:
-        end = self._boss.patience()
         try:
-            self.client.connect(deadline=end)
+            self.client.connect(deadline=self.needed_until)
         except MailError as error:
-            self._dial_failed(detach(error), answered=not end.passed)
+            self._dial_failed(detach(error), answered=not self.needed_until.passed)
         except BaseException as exc:
             self._boss.dialled(self, MailError(f"interrupted by {type(exc).__name__}"), answered=False)
             raise

@@ -138,6 +138,9 @@ def authenticate(wire: Wire, name: str, answerer: Mechanism, secret: Secret | No
         raise
     if reply.code in (235, 503):  # 503: logged in already
         return reply
+    if not (reply.transient or reply.permanent):
+        wire.close()
+        raise BadReply(f"AUTH was answered {reply}", phase=Phase.AUTH)  # which says nothing about the password
     if reply.code == 421:
         wire.close()
     raise LoginRefused(*reply.pair)

@@ -1,6 +1,6 @@
 """threadmail beside its peers: throughput, round trips, CPU and memory, in one run on one machine.
 
-    python -m stress.bench                          about ten minutes, and `--growth` three more
+    python -m stress.bench                          about eight minutes, and `--growth` two more
     python -m stress.bench --quick                  one or two
     python -m stress.bench --only threadmail --only nodemailer --part speed --rtt 10 --connections 8
 
@@ -17,6 +17,7 @@ import dataclasses
 import os
 import platform
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -52,9 +53,8 @@ def measure(options: argparse.Namespace) -> Results:
     profile = dataclasses.replace(profile, **{name: value for name, value in asked.items() if value})
     plan = _plan(options, profile)
     tools = Tools(options.cache, fetch=not options.offline)
-    print(
-        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {minutes(plan):.0f} minutes, seed {options.seed}"
-    )
+    runs = sum(len(cell.peers) * cell.rounds for cell in plan)
+    print(f"{runs:,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}")
     load = os.getloadavg()[0]
     with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
         bench.results.about.update(
@@ -120,7 +120,7 @@ def _versions(tools: Tools, results: Results) -> dict[str, str]:
 
 def _write(results: Results, options: argparse.Namespace) -> None:
     chosen = (options.only, options.part, options.server, options.rtt, options.connections, options.size)
-    partial = any(chosen) or options.profile == "quick"
+    partial = any(chosen) or options.profile == "quick" or options.again
     folder: Path = options.out or (BUILD if partial else DOCS)
     drawn = plots.pictures(results)
     written = {folder / "performance.md": table.page(results, drawn)}
@@ -163,10 +163,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--cache", type=Path, default=Path("build/bench-cache"), help="where what is fetched is kept")
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
-    parser.add_argument("--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, and with --quick")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, with --quick and --again"
+    )
     parser.add_argument("--again", type=Path, metavar="JSON", help="write the page of an earlier run anew")
     return parser
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as with Ctrl-C: servers stopped, results written
     sys.exit(main())

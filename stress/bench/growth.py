@@ -14,11 +14,10 @@ from .figures import Reading, in_words
 from .peers import PEERS
 from .plan import Cell, Profile
 from .rounds import Results
-from .running import Run
+from .running import limit
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
 RECIPIENTS = (1, 10, 100, 1000)
-_FULL = 0.85  # of a core: what is busier than that is the limit
 
 
 def cells(profile: Profile) -> list[Cell]:
@@ -141,14 +140,3 @@ _SAY: dict[str, Callable[[Results, Curve, str, Points], str]] = {
     "growth-messages": _messages,
     "growth-recipients": _recipients,
 }
-
-
-def limit(runs: Sequence[Run]) -> str:
-    """What was full in these runs."""
-    client = max((run.cpu / run.seconds for run in runs), default=0.0)
-    server = max((run.busy for run in runs), default=0.0)
-    if server >= _FULL and server >= client:
-        return f"the server is busy {server:.0%} of the time: the limit is its own"
-    if client >= _FULL:
-        return f"the client is busy {client:.0%} of the time: its core is full"
-    return f"neither is full (client busy {client:.0%}, server {server:.0%})"

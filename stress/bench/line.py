@@ -6,8 +6,9 @@ streams are kept; a new connection costs what it costs on a wire (SYN, SYN-ACK a
 that the greeting comes after two round trips); as much is under way as the senders like, so that delay alone is added
 and no limit. `linecheck` measures all that. It counts round trips as well: `trips` grows by one when something reaches
 the client that was caused by something the client sent after it had learnt of the one before, which is what takes a
-round trip however long the line is and however busy the machine. What it does not imitate: loss, slow start, and the
-bandwidth of a real line.
+round trip however long the line is and however busy the machine. What it does not imitate: loss, slow start, the
+bandwidth of a real line, and acknowledgements: TCP ends here on both sides, and the server's segments are acknowledged
+at once, so that neither Nagle's algorithm there nor a delayed acknowledgement costs anything. Without a line they do.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from stress.sink import end_with_parent
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _BLOCK = 1 << 18
 _MOST_HELD = 64 << 20  # bytes in one direction of one connection; at 50 ms still more than 2 GiB/s
 _PR_SET_TIMERSLACK = 29
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
 class DelayLine:
@@ -83,6 +87,7 @@ class _Loop:
     def run(self) -> None:
         self._listener.setblocking(False)
         self.poll.register(self._listener, selectors.EVENT_READ, self._accept)
+        end_with_parent(self.poll)
         # Polling rounds time-outs up to milliseconds, `select` waits for microseconds: it waits for the poll.
         waiting = [self.poll]
         while True:
@@ -112,7 +117,7 @@ class _Loop:
         self.trips.value += 2
         up, down = _Pipe(self, client, server), _Pipe(self, server, client)
         up.back, down.back = down, up
-        up.first = True
+        up.first, down.acknowledges = True, True
         _End(self, client, reads=up, writes=down).watch()
         _End(self, server, reads=down, writes=up).watch()
 
@@ -155,6 +160,7 @@ class _Pipe:
     target_end: _End
     back: _Pipe
     first = False  # from the client: what it sends begins a round trip
+    acknowledges = False  # at once, which has to be said anew each time
 
     def __init__(self, loop: _Loop, source: socket.socket, target: socket.socket) -> None:
         self._loop, self._source, self._target = loop, source, target
@@ -181,6 +187,8 @@ class _Pipe:
             return
         except OSError:
             data = b""
+        if self.acknowledges and data and _QUICKACK is not None:
+            self._source.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         self._ended = not data
         self._size += len(data)
         # Whoever sends this has heard of so many round trips; the client's next words begin another one.

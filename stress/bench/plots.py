@@ -90,7 +90,7 @@ def _memory(results: Results) -> str:
     for cell in results.cells("memory"):
         for peer in cell.peers:
             peak = figures.median(results, cell, peer, figures.peak)
-            if peak is not None and cell.size == HUGE:
+            if peak is not None and cell.size == HUGE and cell.messages == 8:
                 found.append((PEERS[peer].label + _given(cell), peak.value, PEERS[peer].ours))
     found.sort(key=lambda bar: bar[1])
     return bars("Eight messages of 25 MiB to eight connections: peak of memory", found, "MiB")

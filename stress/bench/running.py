@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,7 @@ from .tools import Tools
 
 PATIENCE = 120.0  # seconds until a run that has not ended is ended, and so much more for each message:
 _PATIENCE_EACH = 0.005
+_FULL = 0.85  # of a core: what is busier than that is the limit
 _SETTLING = 60.0  # seconds for the server to deliver what it has accepted
 
 
@@ -168,3 +170,16 @@ def _compare(server: Server, before: int, messages: int, peer: Peer) -> None:
         time.sleep(0.01)
     if arrived != messages:
         raise RunFailed(f"{peer.label}: {arrived:,} messages arrived of {messages:,}")
+
+
+def limit(runs: Sequence[Run]) -> str:
+    """What was full in these runs."""
+    client = max((run.cpu / run.seconds for run in runs), default=0.0)
+    server = max((run.busy for run in runs), default=0.0)
+    if server >= _FULL and server >= client:
+        return f"the server is busy {server:.0%} of the time: the limit is its own"
+    if client >= _FULL:
+        return f"the client is busy {client:.0%} of the time: its core is full"
+    if client + server >= _FULL:
+        return f"client and server wait for each other (busy {client:.0%} and {server:.0%})"
+    return f"neither is full (client busy {client:.0%}, server {server:.0%})"

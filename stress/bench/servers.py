@@ -182,7 +182,7 @@ def _postfix(tools: Tools) -> Iterator[Server]:
         postfix = Postfix(Path(folder), settings=settings)
         try:
             postfix.__enter__()
-        except real.Unavailable as error:
+        except (real.Unavailable, TimeoutError, ValueError) as error:
             raise Unavailable(str(error)) from error
         try:
             yield _RealPostfix(postfix.host, postfix.port, Path(folder, "log"), postfix._master.pid)

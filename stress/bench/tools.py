@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,10 @@ _PATIENCE = 300.0  # seconds for a download
 
 
 class Unavailable(Exception):
-    """This peer or server cannot be had here; the text says why."""
+    """This peer or server cannot be had here; the text says why, and names no host: it ends on a page for everybody."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(re.sub(r"\w+://\S+|host='[^']*'", "...", why))
 
 
 class Tools:

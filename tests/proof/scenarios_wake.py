@@ -15,7 +15,7 @@ from unittest import mock
 
 from tests.detsched import Run
 from tests.detsched.modelserver import ModelServer
-from threadmail import LoginRefused, MailError, Receipt, RetryPolicy, Throttle
+from threadmail import GreetingRefused, LoginRefused, MailError, Receipt, RetryPolicy, Throttle
 from threadmail._deadline import NEVER, now
 from threadmail._dispatch import Dispatcher
 from threadmail._jobs import Job
@@ -38,13 +38,13 @@ class _Again(RetryPolicy):
         return PAUSE
 
 
-def _dispatcher(lanes: int) -> Dispatcher:
+def _dispatcher(lanes: int, attempts: int = 5) -> Dispatcher:
     """With as many lanes as it may have, all of which are the scenario's."""
     dispatcher = Dispatcher(
         CONFIG,
         workers=lanes,
         queue_size=10,
-        policy=_Again(),
+        policy=_Again(attempts),
         throttle=Throttle(),
         rng=random.Random(1),
         settled=lambda job: None,
@@ -85,6 +85,32 @@ def all_may_dial(run: Run) -> None:
 
     for _ in range(3):
         threads.add(act)
+
+
+def one_stands(run: Run) -> None:
+    """A lane has connected, the next one is told that there are enough: the server is not dead, the queue not lost."""
+    threads = Threads(run, ModelServer())
+    dispatcher = _dispatcher(2, attempts=1)
+    for _ in range(2):
+        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+    stands = threading.Event()
+
+    def first() -> None:
+        lane = _lane(connected=False)
+        assert dispatcher.next(lane) is Do.DIAL
+        lane.client.is_connected = True
+        dispatcher.dialled(lane, None)
+        stands.set()
+        dispatcher.next(lane)
+
+    def second() -> None:
+        stands.wait()
+        lane = _lane(connected=False)
+        assert dispatcher.next(lane) is Do.DIAL
+        assert not dispatcher.dialled(lane, GreetingRefused(421, b"4.3.2 enough")), "the queue was given up"
+
+    threads.add(first)
+    threads.add(second)
 
 
 def connected_lane_is_woken(run: Run) -> None:
@@ -157,6 +183,7 @@ def retry_is_known(run: Run) -> None:
 
 SMALL = [
     of_sender("lanes, all may dial", all_may_dial),
+    of_sender("lanes, one connects and one does not", one_stands),
     of_sender("lanes, one of two can work", connected_lane_is_woken),
     of_sender("lanes, a retry is known", retry_is_known),
 ]

@@ -35,7 +35,7 @@ from threadmail import (
     _pace,
 )
 from threadmail._pace import Pace
-from threadmail.retry import DialGate
+from threadmail.retry import Dial, DialGate
 from threadmail.testing import (
     CapturedMessage,
     CaptureServer,
@@ -82,6 +82,21 @@ def test_sixteen_lanes_meet_a_connection_limit(limit: int) -> None:
     assert stats.lanes < LANES
     assert server.connections_opened <= 2 * limit
     assert server.connections_refused <= LANES + 8
+
+
+def test_sixteen_threads_of_a_pool_meet_a_connection_limit() -> None:
+    """Whoever is turned away waits for one of the two clients that got in; the server is not asked again and again."""
+    with CaptureServer(max_connections=2) as server, ClientPool(server.url, max_size=LANES) as pool:
+
+        def work(number: int) -> None:
+            for k in range(5):
+                assert pool.send(envelope(f"m{5 * number + k}"), deadline=30.0).outcome is Outcome.SENT
+
+        assert in_threads(LANES, work) == []
+    assert intact(server.messages) == dict.fromkeys(named(80), 1)
+    assert server.max_simultaneous <= 2
+    assert server.connections_opened <= 4
+    assert server.connections_refused <= 2 * LANES  # one burst, and single probes
 
 
 @pytest.mark.parametrize("reply", ["432 4.3.2 Concurrent connections limit exceeded", "421 4.3.2 too many"])
@@ -339,6 +354,39 @@ def test_sixteen_threads_of_a_pool_send_one_probe_to_a_dead_server() -> None:
         allowed += 1
     assert 1 <= len(knock.at) <= allowed
     assert server.max_simultaneous == 1
+
+
+def test_dials_that_failed_together_count_once() -> None:
+    """Sixteen dials are under way when the server goes away: the first pause follows, not the sixteenth; one probe."""
+    gate = DialGate(RetryPolicy(base=1.0), random.Random(1))
+    assert gate.ask(0.0) is Dial.NOW
+    gate.succeeded()
+    assert {gate.ask(1.0) for _ in range(16)} == {Dial.NOW}
+    for _ in range(16):
+        gate.failed(ConnectFailed("refused"), 2.0)
+        assert gate.ask(2.0) is Dial.WAIT
+    assert gate.failures == 1
+    assert gate.opens_at <= 3.0
+    assert [gate.ask(3.0) for _ in range(3)] == [Dial.NOW, Dial.WAIT, Dial.WAIT]
+    gate.failed(ConnectFailed("refused"), 3.0)
+    assert gate.failures == 2
+    assert [gate.ask(9.0) for _ in range(3)] == [Dial.NOW, Dial.WAIT, Dial.WAIT]
+    gate.succeeded()
+    assert {gate.ask(9.0) for _ in range(3)} == {Dial.NOW}
+
+
+def test_a_slow_dial_of_before_does_not_let_a_second_probe_out() -> None:
+    gate = DialGate(RetryPolicy(base=1.0), random.Random(1))
+    gate.succeeded()
+    assert {gate.ask(0.0) for _ in range(3)} == {Dial.NOW}
+    gate.failed(ConnectFailed("refused"), 0.0)
+    assert gate.ask(5.0) is Dial.NOW  # the probe, while two of the three are still under way
+    for report in (gate.gave_up, lambda: gate.failed(ConnectFailed("refused"), 5.0)):
+        report()
+        assert gate.ask(5.0) is Dial.WAIT
+    gate.failed(ConnectFailed("refused"), 5.0)
+    assert gate.failures == 2
+    assert gate.ask(50.0) is Dial.NOW
 
 
 def test_probes_of_different_senders_do_not_keep_step() -> None:
