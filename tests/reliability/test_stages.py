@@ -41,6 +41,7 @@ from threadmail.errors import CONNECTING
 from threadmail.testing import CapturedMessage, Drop, ReadBytes, Reply, ScriptedServer, Serve
 
 HOLDING = ("stall", "drip")
+REFUSED = ("4yz", "5yz", "421")
 
 #: Seconds after which a client gives up on a server that holds back: far more than an honest answer takes here, even on
 #: a machine that has much else to do.
@@ -228,9 +229,6 @@ def check_recipients(seen: Seen, stage: str, act: str) -> None:
     if seen.receipt.outcome is not Outcome.IN_DOUBT:
         assert sorted(got) == sorted(seen.receipt.accepted)
     assert message_ids(seen.copies) <= {seen.receipt.message_id}
-
-
-REFUSED = ("4yz", "5yz", "421")
 
 
 @each(c for c in CELLS if c[1] == "final" and c[2] not in HOLDING and c[0].verdict(*c[1:]) is VERDICTS["doubt"])
