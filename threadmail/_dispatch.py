@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
-from ._lane import Do, Lane, Withdrawn, report
+from ._lane import Do, Lane, Withdrawn, as_it_stands, report
 from ._pace import Pace, has_enough
 from .client import Client
 from .config import ServerConfig
@@ -30,6 +30,8 @@ from .throttle import Throttle
 from .transaction import Transaction
 
 log = logging.getLogger("threadmail.sender")
+
+_Start = tuple[ThreadPoolExecutor, Lane]
 
 #: No lane sleeps longer than this without a look around, in seconds.
 LONGEST_WAIT = 60.0
@@ -74,7 +76,7 @@ class Dispatcher:
         self._working = True
         self._queue = JobQueue()
         # Dictionaries in the place of sets, for their order: the same work gives the same run.
-        self._in_flight: dict[Job, None] = {}
+        self._in_flight: dict[Job, Lane | None] = {}  # and which lane has to see to it; None: the one who calls
         self._lanes: dict[Lane, None] = {}  # running, so that each client gets its farewell
         self._dialling: dict[Lane, None] = {}
         self._lane_count = 0  # running, or about to
@@ -83,6 +85,7 @@ class Dispatcher:
         self._connected = 0  # lanes that have a connection
         self._pace = Pace(workers, throttle)
         self._gate = DialGate(policy, rng)
+        self._cut_short: dict[Job, None] = {}  # by close()
         self._executor: ThreadPoolExecutor | None = None
         self._outcomes: Counter[Outcome] = Counter()
         self._retries = 0
@@ -99,20 +102,27 @@ class Dispatcher:
             QueueFull: there is none, and the caller is a lane, which would wait for itself.
             Closed: no more jobs are taken.
         """
-        with self._lock:
-            while True:
-                if not self._accepting:
-                    raise Closed("this sender is closed")
-                if len(self._queue) < self.queue_size:
-                    break
-                if self.in_lane:
-                    raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
-                if job.end.passed:
-                    raise TimedOut("the deadline passed while waiting for a place in the queue")
-                self._room.wait(job.end.remaining())
-            self._queue.put(job)
-            executor = self._wake()
-        self._start_lane(executor)
+        try:
+            with self._lock:
+                self._wait_for_room(job)
+                self._queue.put(job)
+                start = self._wake()
+            self._start_lane(start)
+        except BaseException:
+            self._abandon_start()
+            raise
+
+    def _wait_for_room(self, job: Job) -> None:
+        while True:
+            if not self._accepting:
+                raise Closed("this sender is closed")
+            if len(self._queue) < self.queue_size:
+                return
+            if self.in_lane:
+                raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
+            if job.end.passed:
+                raise TimedOut("the deadline passed while waiting for a place in the queue")
+            self._room.wait(job.end.remaining())
 
     def withdraw(self, job: Job) -> bool:
         """Take a job back that is not on the wire, and that nobody has received anything of."""
@@ -153,8 +163,8 @@ class Dispatcher:
 
     # ------------------------------------------------------------ lanes
 
-    def _wake(self) -> ThreadPoolExecutor | None:
-        """Have somebody look at the queue. Under the lock. Returns the executor if a new lane is to start on it."""
+    def _wake(self) -> _Start | None:
+        """Have somebody look at the queue. Under the lock. Returns the lane that is to start, and on what."""
         if self._idle_lanes:
             # While the server is not to be dialled, only some lanes can work, and one of the others might be woken.
             if self._gate.healthy:
@@ -163,27 +173,45 @@ class Dispatcher:
                 self._work.notify_all()
         if not self._working or self._lane_count >= self._pace.lane_limit or self._idle_lanes >= len(self._queue):
             return None
-        self._lane_count += 1
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="threadmail-lane")
-        return self._executor
+        lane = Lane(self, self.config, self._rng)
+        self._local.starting = lane
+        self._lane_count += 1
+        return self._executor, lane
 
-    def _start_lane(self, executor: ThreadPoolExecutor | None) -> None:
-        if executor is None:
+    def _start_lane(self, start: _Start | None) -> None:
+        if start is None:
             return
+        executor, lane = start
         try:
-            executor.submit(self._lane)
+            # The callback is for a lane that was interrupted where it cannot help itself: before its first line.
+            executor.submit(self._lane, lane).add_done_callback(lambda _: self._surely_ended(lane))
         except RuntimeError as exc:
             # The executor was shut down, or the interpreter is going and starts no threads any more.
             log.warning("no lane could be started: %s", exc)
-            with self._lock:
-                self._lane_count -= 1
-                self._calm.notify()
+            self._abandon_start()
+        self._local.starting = None
 
-    def _lane(self) -> None:
-        self._local.lane = Lane(self, self.config, self._rng)
+    def _abandon_start(self) -> None:
+        """This thread was to start a lane, and perhaps has not."""
+        lane: Lane | None = getattr(self._local, "starting", None)
+        if lane is not None:
+            with self._lock:
+                self._local.starting = None
+                if lane not in self._lanes:
+                    lane.over = True  # should it begin after all, it ends at once
+                    self._lane_count -= 1
+                    self._calm.notify()
+
+    def _surely_ended(self, lane: Lane) -> None:
+        if not lane.over:
+            self.ended(lane)
+
+    def _lane(self, lane: Lane) -> None:
+        self._local.lane = lane
         try:
-            self._local.lane.run()
+            lane.run()
         finally:
             self._local.lane = None
 
@@ -193,6 +221,8 @@ class Dispatcher:
         """Count what the lane has done, and wait for something to do."""
         connected = lane.client.is_connected
         with self._lock:
+            if lane.over:
+                return Do.END
             self._lanes[lane] = None
             self._count(lane, connected)
             return self._next(lane)
@@ -231,10 +261,11 @@ class Dispatcher:
             else:
                 pause = self._throttle.take()
                 if pause == 0.0:
-                    job = self._queue.take(now())
+                    job = self._queue.first(now())
                     assert job is not None
                     job.pauses_seen = self._pace.pauses
-                    self._in_flight[job] = None
+                    self._in_flight[job] = lane
+                    self._queue.take(job, now())
                     self._room.notify()
                     return job
             self._idle_lanes += 1
@@ -275,6 +306,7 @@ class Dispatcher:
             if pause is None:
                 return self._finish(job, merged)
             job.receipt = merged
+            job.transaction = None
             job.envelope = job.envelope.for_recipients(self._policy.recipients(merged))
             job.due = now() + pause
             self._queue.put(job)
@@ -294,11 +326,12 @@ class Dispatcher:
         self._calm.notify()
         return error
 
-    def _finish(self, job: Job, receipt: Receipt) -> Receipt:
+    def _finish(self, job: Job, receipt: Receipt, owner: Lane | None = None) -> Receipt:
         """The job has its final receipt; it stays in flight until that has been told."""
+        owner = self._in_flight.get(job, owner)
         job.state = JobState.DONE
         job.receipt = receipt
-        self._in_flight[job] = None
+        self._in_flight[job] = owner
         self._outcomes[receipt.outcome] += 1
         return receipt
 
@@ -324,54 +357,91 @@ class Dispatcher:
             else:
                 self._gate.failed(error, now())
                 if not error.transient or self._gate.given_up(alive=has_enough(error)):
-                    return self._end_all(error)
+                    return self._end_all(error, lane)
             return []
 
-    def fail_queue(self) -> list[Job]:
+    def fail_queue(self, lane: Lane) -> list[Job]:
         """The server does not let us in: everything that waits for it ends with the reason why."""
         with self._lock:
-            return self._end_all(self._gate.error) if self._gate.error is not None else []
+            return self._end_all(self._gate.error, lane) if self._gate.error is not None else []
 
-    def expire(self) -> list[Job]:
+    def expire(self, lane: Lane) -> list[Job]:
         """Messages that nobody could take up in time, for the server or the throttle let nobody through."""
         with self._lock:
-            over = self._queue.expired(now())
+            over = [job for job in self._queue.jobs() if job.end.passed]
             for job in over:
                 late = Receipt.not_sent(
                     job.envelope, TimedOut("the deadline passed before the message was on the wire")
                 )
-                self._finish(job, late if job.receipt is None else job.receipt.followed_by(late))
+                self._finish(job, late if job.receipt is None else job.receipt.followed_by(late), lane)
+            self._queue.count()
             self._room.notify_all()
             return over
 
     def ended(self, lane: Lane) -> None:
-        """A lane is over; another one may be needed."""
-        stats = lane.client.stats()
-        with self._lock:
-            self._count(lane, False)
+        """A lane is over, in whatever way; another one may be needed. May be called twice."""
+        start = None
+        try:
+            with self._lock:
+                owed = self._owed_by(lane)
+                if not owed:
+                    start = self._bury(lane)
+            if owed:
+                self._announce(owed)
+                with self._lock:
+                    start = self._bury(lane)
+            self._start_lane(start)
+        except BaseException:
+            self._abandon_start()
+            raise
+
+    def _owed_by(self, lane: Lane) -> list[Job]:
+        """Put back or finish what an interrupted lane has left lying. Returns what is to be announced."""
+        self._count(lane, False)
+        left = [job for job, owner in self._in_flight.items() if owner is lane]
+        for job in left:
+            if job.state is JobState.QUEUED:
+                self._queue.restore(job)
+            elif job.state in (JobState.TAKEN, JobState.ON_WIRE):
+                self._finish(job, as_it_stands(job))
+            if job.state is not JobState.DONE or job.future.done():
+                del self._in_flight[job]
+        if left:
+            self._queue.count()
+        return [job for job in left if job in self._in_flight]
+
+    def _bury(self, lane: Lane) -> _Start | None:
+        """Forget a lane that owes nothing. Under the lock."""
+        if not lane.over:
+            stats = lane.client.stats()
+            lane.over = True
             self._lanes.pop(lane, None)
             self._dialling.pop(lane, None)
             self._leaving.pop(lane, None)
             self._lane_count -= 1
             self._opened += stats.opened
             self._closed.update(stats.closed)
-            executor = self._wake() if self._queue else None
-            self._calm.notify()
-        self._start_lane(executor)
+        if self._gate.probing and not self._dialling:
+            self._gate.gave_up()  # it was interrupted before it could say so
+        self._calm.notify()
+        return self._wake() if self._queue else None
 
     # ------------------------------------------------------------ the end
 
-    def _end_all(self, cause: MailError) -> list[Job]:
+    def _end_all(self, cause: MailError, owner: Lane | None = None) -> list[Job]:
         """Take the queue out and finish every job in it as not sent, because of `cause`. Under the lock."""
-        jobs = self._queue.clear()
+        jobs = self._queue.jobs()
         for job in jobs:
+            if owner is None:
+                self._cut_short[job] = None
             error = copy.copy(cause)
             error.receipt = None
             fresh = Receipt.not_sent(job.envelope, error)
             if job.receipt is None or isinstance(cause, Closed):
-                self._finish(job, job.receipt or fresh)
+                self._finish(job, job.receipt or fresh, owner)
             else:
-                self._finish(job, job.receipt.followed_by(fresh))
+                self._finish(job, job.receipt.followed_by(fresh), owner)
+        self._queue.clear()
         self._room.notify_all()
         return jobs
 
@@ -386,7 +456,7 @@ class Dispatcher:
             self._calm.notify()
 
     def close(self, *, drain: bool, end: Deadline) -> list[Job]:
-        """Take no more jobs, work the queue off or not, and end all lanes.
+        """Take no more jobs, work the queue off or not, and end all lanes. Called again if it was interrupted.
 
         Returns:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
@@ -396,7 +466,8 @@ class Dispatcher:
             self._accepting = False
             self._room.notify_all()
             self._wait(lambda: not (drain and self._lane_count and (self._queue or self._in_flight)), end)
-            unsent = self._end_all(closed)
+            self._end_all(closed)
+            unsent = [job for job in self._cut_short if not job.future.done()]
         if unsent:
             self._announce(unsent)
         with self._lock:
@@ -404,6 +475,7 @@ class Dispatcher:
             cut = list(self._in_flight)
             for job in cut:
                 job.called_off = True
+                self._cut_short[job] = None
             for client in [*(lane.client for lane in self._dialling), *(job.client for job in cut if job.client)]:
                 client.abort()
             self._working = False
@@ -416,7 +488,7 @@ class Dispatcher:
             self._announce(late)
         if executor is not None:
             executor.shutdown(wait=ended)
-        return unsent + late + cut
+        return list(self._cut_short)
 
     def _wait(self, done: Callable[[], object], end: Deadline) -> None:
         while not done() and not end.passed:

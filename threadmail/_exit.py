@@ -13,8 +13,12 @@ import atexit
 import logging
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from .errors import Outcome
+from .receipt import Receipt
 
 #: Seconds for all senders together.
 GRACE = 10.0
@@ -22,8 +26,13 @@ GRACE = 10.0
 log = logging.getLogger("threadmail.sender")
 
 
+class CutShort(Protocol):
+    @property
+    def receipt(self) -> Receipt: ...
+
+
 class Closable(Protocol):
-    def close(self, *, drain: bool, timeout: float | None) -> Sequence[object]: ...
+    def close(self, *, drain: bool, timeout: float | None) -> Sequence[CutShort]: ...
 
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
@@ -41,8 +50,27 @@ def close_at_exit(sender: Closable) -> None:
             atexit.register(_close_all)
 
 
+def in_words(cut_short: Sequence[CutShort]) -> str:
+    """How many messages were not sent; what nobody knows of, and what some have, is not among them."""
+    outcomes = Counter(each.receipt.outcome for each in cut_short)
+    words = [f"{outcomes[Outcome.NOT_SENT]} messages were not sent"]
+    if outcomes[Outcome.IN_DOUBT]:
+        words.append(f"{outcomes[Outcome.IN_DOUBT]} in doubt")
+    if outcomes[Outcome.PARTIAL]:
+        words.append(f"{outcomes[Outcome.PARTIAL]} sent to some of their recipients")
+    return ", ".join(words)
+
+
 def _close_all() -> None:
-    for sender in list(_open):
-        unsent = sender.close(drain=True, timeout=GRACE / max(1, len(_open)))
-        if unsent:
-            log.error("the interpreter ends, and %d messages were not sent", len(unsent))
+    senders = list(_open)
+    interrupt: BaseException | None = None
+    for sender in senders:
+        try:
+            unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else GRACE / len(senders))
+        except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the sender has said what it means; the others end at once
+            interrupt = exc
+        else:
+            if unsent:
+                log.error("the interpreter ends, and %s", in_words(unsent))
+    if interrupt is not None:
+        raise interrupt

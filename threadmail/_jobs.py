@@ -51,6 +51,7 @@ class Job:
         spared: attempts that the server put off for its own sake.
         client: whose connection it is on; transaction: how far it got there.
         called_off: `abort` or `close` ended it; nobody retries.
+        told: its receipt has been announced, or is being so.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Job:
         "spared",
         "state",
         "taken_first",
+        "told",
         "transaction",
     )
 
@@ -81,6 +83,7 @@ class Job:
         self.client: Client | None = None
         self.transaction: Transaction | None = None
         self.called_off = False
+        self.told = False
 
 
 class SendFuture(Future[Receipt]):
@@ -125,10 +128,11 @@ class SendFuture(Future[Receipt]):
         return self._receipt
 
     def settle(self, receipt: Receipt) -> None:
-        """Set the result, or the error of a message that surely or possibly nobody has."""
+        """Set the result, or the error of a message that surely or possibly nobody has. May be called twice."""
+        if self.done():
+            return
         self._receipt = receipt
         self._job = None
-        self.set_running_or_notify_cancel()
         try:
             receipt.raise_for_failure()
         except MailError as error:
@@ -139,7 +143,11 @@ class SendFuture(Future[Receipt]):
 
 
 class JobQueue:
-    """First in, first out, but for jobs that are not due yet."""
+    """First in, first out, but for jobs that are not due yet.
+
+    An exception from outside comes up when something is called, not between two plain statements (`pool` relies on it
+    as well). A job that one made fall between queue and lane is put back by `restore`.
+    """
 
     def __init__(self) -> None:
         self._ready: deque[Job] = deque()
@@ -175,24 +183,41 @@ class JobQueue:
         self._size += 1
         self.ends_at = min(self.ends_at, job.end.at)
 
-    def take(self, now: float) -> Job | None:
-        """The next job that is due, or None."""
-        while self._later and self._later[0][0] <= now:
-            _, _, job = heapq.heappop(self._later)
-            if job.state is JobState.QUEUED:
-                return self._taken(job, now)
-        while self._ready:
-            job = self._ready.popleft()
-            if job.state is JobState.QUEUED:
-                return self._taken(job, now)
-        return None
+    def first(self, now: float) -> Job | None:
+        """The next job that is due, or None. It stays; `take` is to follow."""
+        self._skip_withdrawn()
+        if self._later and self._later[0][0] <= now:
+            return self._later[0][2]
+        return self._ready[0] if self._ready else None
 
-    def _taken(self, job: Job, now: float) -> Job:
+    def take(self, job: Job, now: float) -> None:
+        """Take out what `first` returned."""
+        if self._ready and self._ready[0] is job:
+            del self._ready[0]
+        else:
+            heapq.heappop(self._later)
         job.state = JobState.TAKEN
         job.due = 0.0
         job.taken_first = job.taken_first or now
         self._size -= 1
-        return job
+
+    def restore(self, job: Job) -> None:
+        """Have `job` at the head, once, wherever it is now."""
+        self._ready = deque(other for other in self._ready if other is not job)
+        self._later = [entry for entry in self._later if entry[2] is not job]
+        heapq.heapify(self._later)
+        self._ready.appendleft(job)
+
+    def count(self) -> None:
+        """Count anew, after jobs have left otherwise than by `take` and `withdraw`."""
+        jobs = self.jobs()
+        self._size = len(jobs)
+        self.ends_at = min((job.end.at for job in jobs), default=inf)
+
+    def jobs(self) -> list[Job]:
+        """All jobs, in order."""
+        later = (job for _, _, job in sorted(self._later, key=lambda entry: entry[:2]))
+        return [job for job in (*self._ready, *later) if job.state is JobState.QUEUED]
 
     def withdraw(self, job: Job) -> None:
         """Take a queued job out. It stays where it lies, is not counted, and never comes up again."""
@@ -201,35 +226,23 @@ class JobQueue:
 
     def pause(self, now: float) -> float | None:
         """Seconds until a job is due: 0.0 if one is, None if there is none at all."""
-        while self._ready and self._ready[0].state is not JobState.QUEUED:
-            self._ready.popleft()
-        while self._later and self._later[0][2].state is not JobState.QUEUED:
-            heapq.heappop(self._later)
+        self._skip_withdrawn()
         if self._ready:
             return 0.0
         return max(0.0, self._later[0][0] - now) if self._later else None
 
-    def expired(self, now: float) -> list[Job]:
-        """Take out those whose deadline has passed."""
-        jobs = self._queued()
-        over = [job for job in jobs if job.end.at <= now]
-        for job in over:
-            self.withdraw(job)
-        self.ends_at = min((job.end.at for job in jobs if job.end.at > now), default=inf)
-        return over
-
     def last_end(self) -> Deadline:
         """When the last of them is over."""
-        return max((job.end for job in self._queued()), key=lambda end: end.at, default=Deadline())
+        return max((job.end for job in self.jobs()), key=lambda end: end.at, default=Deadline())
 
-    def clear(self) -> list[Job]:
-        """Take everything out, in order."""
-        jobs = self._queued()
+    def _skip_withdrawn(self) -> None:
+        while self._ready and self._ready[0].state is not JobState.QUEUED:
+            del self._ready[0]
+        while self._later and self._later[0][2].state is not JobState.QUEUED:
+            heapq.heappop(self._later)
+
+    def clear(self) -> None:
+        """Take everything out."""
         self._ready.clear()
         self._later.clear()
         self._size = 0
-        return jobs
-
-    def _queued(self) -> list[Job]:
-        jobs = [*self._ready, *(job for _, _, job in sorted(self._later, key=lambda entry: entry[:2]))]
-        return [job for job in jobs if job.state is JobState.QUEUED]

@@ -16,7 +16,7 @@ from ._deadline import Deadline
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome, TimedOut, detach, printable
+from .errors import Aborted, Closed, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -44,8 +44,8 @@ class Boss(Protocol):
     def on_wire(self, job: Job, transaction: Transaction) -> None: ...
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
-    def fail_queue(self) -> list[Job]: ...
-    def expire(self) -> list[Job]: ...
+    def fail_queue(self, lane: Lane) -> list[Job]: ...
+    def expire(self, lane: Lane) -> list[Job]: ...
     def ended(self, lane: Lane) -> None: ...
     def settled(self, job: Job) -> None: ...
 
@@ -57,6 +57,7 @@ class Lane:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
+        over: the dispatcher counts on it no more.
     """
 
     def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
@@ -65,6 +66,7 @@ class Lane:
         self.connected = False
         self.needed_until = Deadline()
         self.finished: list[Job] = []
+        self.over = False
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""
@@ -77,9 +79,9 @@ class Lane:
                 elif task is Do.REST:
                     self.client.close_idle()
                 elif task is Do.EXPIRE:
-                    self._settle(self._boss.expire())
+                    self._settle(self._boss.expire(self))
                 else:
-                    self._settle(self._boss.fail_queue())
+                    self._settle(self._boss.fail_queue(self))
         except BaseException:
             log.exception("a lane ended early")
         finally:
@@ -112,11 +114,7 @@ class Lane:
         except BaseException as exc:
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
             log.exception("a lane was interrupted at message %s", printable(job.envelope.message_id or ""))
-            interrupted = MailError(f"the attempt was interrupted by {type(exc).__name__}")
-            if job.transaction is None:
-                return Receipt.not_sent(job.envelope, interrupted)
-            job.transaction.blame(interrupted)
-            return job.transaction.receipt()
+            return _this_attempt(job, type(exc).__name__)
 
     def _dial(self) -> None:
         try:
@@ -130,7 +128,8 @@ class Lane:
             self._boss.dialled(self, None)
 
     def _dial_failed(self, error: MailError, *, answered: bool = True) -> None:
-        log.warning("no connection: %s", error)
+        # One that is still dialling when the sender is closed is hung up on, which is no news.
+        log.log(logging.INFO if isinstance(error, Aborted) else logging.WARNING, "no connection: %s", error)
         self._settle(self._boss.dialled(self, error, answered=answered))
 
     def _settle(self, jobs: list[Job]) -> None:
@@ -149,3 +148,21 @@ def report(job: Job) -> None:
         level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
         # The Message-ID is what its author wrote, and may hold what drives a terminal.
         log.log(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
+
+
+def as_it_stands(job: Job) -> Receipt:
+    """The receipt of a job whose lane was interrupted: what all attempts have come to, as far as is known."""
+    if job.receipt is None:
+        return _this_attempt(job, "an exception")
+    return job.receipt if job.transaction is None else job.receipt.followed_by(_this_attempt(job, "an exception"))
+
+
+def _this_attempt(job: Job, cause: str) -> Receipt:
+    interrupted = MailError(f"the attempt was interrupted by {cause}")
+    if job.transaction is None:
+        return Receipt.not_sent(job.envelope, interrupted)
+    receipt = job.transaction.receipt()
+    if receipt.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) and receipt.error is None:
+        job.transaction.blame(interrupted)
+        receipt = job.transaction.receipt()
+    return receipt

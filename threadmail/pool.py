@@ -122,9 +122,9 @@ class ClientPool(BornAnew):
             yield self._acquire(waiter, Deadline.after(timeout))
         finally:
             try:
-                self._release(waiter)
+                self._give_back(waiter)
             except BaseException:
-                self._release(waiter)  # an exception from outside came in between: what it left undone is done now
+                self._give_back(waiter)  # an exception from outside came in between: what it left undone is done now
                 raise
 
     def send(self, message: Message, *, deadline: float | Deadline | None = None) -> Receipt:
@@ -220,7 +220,7 @@ class ClientPool(BornAnew):
 
     # ------------------------------------------------------------ giving back
 
-    def _release(self, waiter: _Waiter) -> None:
+    def _give_back(self, waiter: _Waiter) -> None:
         """End a lease, however far it had come. May be called twice."""
         self._check_process()  # forked inside the lease: what came of it here is closed, the pool begins anew
         client = waiter.granted

@@ -114,6 +114,11 @@ class DialGate:
         """Whether the server answered when it was last dialled."""
         return self._healthy
 
+    @property
+    def probing(self) -> bool:
+        """Whether somebody owes an answer."""
+        return self._probing
+
     def succeeded(self) -> None:
         self._reported()
         self._healthy, self._probing = True, False

@@ -296,7 +296,9 @@ class ThreadedSender(BornAnew):
     def _settled(self, job: Job) -> None:
         assert job.receipt is not None
         try:
-            self._announce(job.receipt)
+            if not job.told:
+                job.told = True
+                self._announce(job.receipt)
         finally:
             self._shielded(partial(job.future.settle, job.receipt))
 
@@ -322,6 +324,8 @@ class ThreadedSender(BornAnew):
             What was cut short, each with the receipt that its future got as well. Empty when all went well.
         Raises:
             Reentered: called by a callback, which would wait for itself.
+            KeyboardInterrupt: and whatever else ends the waiting from outside; the sender is closed then, as if
+                `timeout` had passed, and the log says what was cut short.
         """
         dispatcher = self._here(opened=False)
         if dispatcher.in_lane:
@@ -330,13 +334,16 @@ class ThreadedSender(BornAnew):
         with self._close_lock:
             if self._life is _Life.CLOSED:
                 return []
-            cut = dispatcher.close(drain=drain, end=end)
+            try:
+                cut = dispatcher.close(drain=drain, end=end)
+            except BaseException:  # Ctrl-C while it waits: now
+                unsent = _unsent(dispatcher.close(drain=False, end=Deadline.after(0)))
+                self._life = _Life.CLOSED
+                if unsent:
+                    log.error("the closing was interrupted, and %s", _exit.in_words(unsent))
+                raise
             self._life = _Life.CLOSED
-        return [
-            Unsent(job.envelope, job.receipt)
-            for job in cut
-            if job.receipt is not None and job.receipt.outcome is not Outcome.SENT
-        ]
+        return _unsent(cut)
 
     def __enter__(self) -> ThreadedSender:
         return self
@@ -345,7 +352,7 @@ class ThreadedSender(BornAnew):
         # An exception in the block (Ctrl-C, say) does not wait for a queue that may take hours.
         unsent = self.close() if kind is None else self.close(drain=False)
         if unsent:
-            log.error("%d messages were not sent when the sender was closed", len(unsent))
+            log.error("%s when the sender was closed", _exit.in_words(unsent))
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
@@ -366,6 +373,14 @@ class ThreadedSender(BornAnew):
             self._closed_at_exit = True
             _exit.close_at_exit(self)
         return self._dispatcher
+
+
+def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:
+    return [
+        Unsent(job.envelope, job.receipt)
+        for job in cut_short
+        if job.receipt is not None and job.receipt.outcome is not Outcome.SENT
+    ]
 
 
 def _hand_over(done: queue.SimpleQueue[_Done], index: int, future: Future[Receipt]) -> None:

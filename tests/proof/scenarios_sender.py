@@ -19,6 +19,7 @@ from threadmail import Envelope, MailError, RetryPolicy, ThreadedSender, Throttl
 from threadmail._deadline import NEVER
 from threadmail._dispatch import Dispatcher
 from threadmail._jobs import Job as SenderJob
+from threadmail._lane import Lane
 
 from .scenario import CONFIG, OWNER, QUIET, SENDER, Scenario, no_exit_hook
 
@@ -133,7 +134,8 @@ def lanes_alone(
             dispatcher.put(job)
         dispatcher._working, dispatcher._lane_count = True, lanes
         for number in range(lanes):
-            run.thread(dispatcher._lane, f"lane{number}")
+            lane = Lane(dispatcher, CONFIG, random.Random(1))
+            run.thread(partial(dispatcher._lane, lane), f"lane{number}")
         if cancel is not None:
             run.thread(jobs[cancel].future.cancel, "canceller")
         if closing:
