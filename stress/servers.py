@@ -9,24 +9,67 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol
 
+from threadmail import RetryPolicy, Timeouts
 from threadmail.testing import CaptureServer
 
 from .ledger import DEFERRED, REFUSED, Arrived
+from .storm import Storm
 
 PATIENCE = 60.0  # seconds until something that has not ended is taken for hanging
 
 
-class Aiosmtpd:
+class Server(Protocol):
+    """What the soak needs of a server; a context manager.
+
+    Attributes:
+        settings: what a client's config needs beside the address.
+        patience: how a sender is to try again.
+        faulty: whether messages are refused by chance.
+        struck: what went wrong by this server's doing, complete when `arrived` has returned.
+    """
+
+    host: str
+    port: int
+    settings: Mapping[str, Any]
+    patience: RetryPolicy
+    faulty: bool
+    struck: Counter[str]
+
+    def __enter__(self) -> Server: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+    def disturb(self, rng: random.Random) -> tuple[str, int]:
+        """Do something rude; return what, and how often."""
+        ...
+
+    def arrived(self, at_least: int) -> list[Arrived]:
+        """Everything it has taken, when nothing is on its way any more."""
+        ...
+
+
+class _Plain:
+    """What most servers have in common. A timeout is shorter than the soak's patience: silence is no hang."""
+
+    settings: Mapping[str, Any] = {"timeouts": Timeouts.all(PATIENCE / 3)}
+    patience = RetryPolicy(attempts=3, base=0.01, longest=0.05)
+
+    def __init__(self) -> None:
+        self.faulty = True
+        self.struck: Counter[str] = Counter()
+
+
+class Aiosmtpd(_Plain):
     """`CaptureServer`, which drops connections on demand and refuses some messages at the last moment."""
 
     def __init__(self, rng: random.Random) -> None:
+        super().__init__()
         self._rng = rng  # used on the server's thread only
         self._server = CaptureServer(on_recipient=self._refuse, on_message=self._refuse_message)
-        self.faulty = True
 
     def __enter__(self) -> Aiosmtpd:
         self._server.start()
@@ -44,20 +87,21 @@ class Aiosmtpd:
         chance = self._rng.random() if self.faulty else 1.0
         return "554 5.7.1 no" if chance < 0.01 else "452 4.3.1 full" if chance < 0.03 else None
 
-    def drop(self, rng: random.Random) -> int:
-        return self._server.drop_connections(rng.choice(["fin", "reset", "421"]))
+    def disturb(self, rng: random.Random) -> tuple[str, int]:
+        return "connection dropped by the server", self._server.drop_connections(rng.choice(["fin", "reset", "421"]))
 
     def arrived(self, at_least: int) -> list[Arrived]:
         self._server.close()  # it keeps a message before it answers, so that what was answered is there
         return [Arrived(m.sender, m.recipients, m.content) for m in self._server.messages]
 
 
-class RealPostfix:
+class RealPostfix(_Plain):
     """Postfix, which hangs up on a session with too many refused recipients."""
 
     def __init__(self, rng: random.Random) -> None:
         from tests.support.postfix import Postfix
 
+        super().__init__()
         self._folder = tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True)
         self._path = Path(self._folder.name)
         self._path.chmod(0o755)  # Postfix's processes give up root
@@ -68,7 +112,6 @@ class RealPostfix:
             "smtpd_soft_error_limit": "100",
         }
         self._postfix = Postfix(self._path, settings=settings)
-        self.faulty = True
 
     def __enter__(self) -> RealPostfix:
         self._postfix.__enter__()
@@ -79,8 +122,8 @@ class RealPostfix:
         self._postfix.__exit__(None, None, None)
         self._folder.cleanup()
 
-    def drop(self, rng: random.Random) -> int:
-        return 0  # it does so itself
+    def disturb(self, rng: random.Random) -> tuple[str, int]:
+        return "left alone", 0  # it hangs up by itself
 
     def arrived(self, at_least: int) -> list[Arrived]:
         self._postfix.wait_for(at_least, PATIENCE)
@@ -101,10 +144,54 @@ class RealPostfix:
         return not any(entry.is_file() for queue in queues for entry in queue.rglob("*"))
 
 
+class RealExim(_Plain):
+    """Exim, which limits connections, and messages on each; and puts messages off, after their content too."""
+
+    def __init__(self, rng: random.Random) -> None:
+        from tests.support.exim import Exim
+
+        super().__init__()
+        rcpt = (
+            f"deny message = 550 5.1.1 nobody here\ndomains = {REFUSED}\n"
+            f"defer message = 451 4.2.1 later\ndomains = {DEFERRED}"
+        )
+        data = "defer message = 452 4.3.1 full\ncondition = ${if <{${randint:100}}{2}}"
+        limits = {"smtp_accept_max_per_host": "6", "smtp_accept_max_per_connection": "20"}
+        self._exim = Exim(settings=limits, rcpt=rcpt, data=data)
+
+    def __enter__(self) -> RealExim:
+        self._exim.__enter__()
+        self.host, self.port = self._exim.host, self._exim.port
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._exim.__exit__(None, None, None)
+
+    def disturb(self, rng: random.Random) -> tuple[str, int]:
+        return "left alone", 0  # it hangs up by itself
+
+    def arrived(self, at_least: int) -> list[Arrived]:
+        end = time.monotonic() + PATIENCE
+        while len(self._exim.processes()) > 1:  # a session may still take in what its client has given up
+            if time.monotonic() > end:
+                raise TimeoutError("Exim's sessions do not end")
+            time.sleep(0.1)
+        log = self._exim.log()
+        self.struck["connection over the limit"] += log.count("too many connections")
+        self.struck["connection with too many messages"] += log.count("too many messages")
+        return [
+            Arrived(m.sender, m.recipients, m.content, _queue_id(m.received)) for m in self._exim.messages()
+        ]  # fmt: skip
+
+
 def _queue_id(received: bytes) -> str:
-    match = re.search(rb"\bid (\w+)", received)
+    match = re.search(rb"\bid ([\w-]+)", received)
     return match[1].decode() if match else ""
 
 
-Server: TypeAlias = Aiosmtpd | RealPostfix
-SERVERS: dict[str, Callable[[random.Random], Server]] = {"aiosmtpd": Aiosmtpd, "postfix": RealPostfix}
+SERVERS: dict[str, Callable[[random.Random], Server]] = {
+    "aiosmtpd": Aiosmtpd,
+    "postfix": RealPostfix,
+    "exim": RealExim,
+    "storm": Storm,
+}

@@ -10,7 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import selectors
+import signal
 import socket
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -184,14 +186,28 @@ class _Connection:
             self._sock.close()
 
 
+def end_with_parent(poll: selectors.BaseSelector) -> None:
+    """For a process that another one started: ignore Ctrl-C, which is the parent's, and learn of its end.
+
+    Registers what becomes readable then, with `sys.exit` as data.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        poll.register(parent.sentinel, selectors.EVENT_READ, sys.exit)
+
+
 def _serve(listener: socket.socket, offers: Sequence[str], core: int | None, count: Any) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     listener.setblocking(False)
     with selectors.DefaultSelector() as poll:
         poll.register(listener, selectors.EVENT_READ, None)
+        end_with_parent(poll)
         while True:
             for key, mask in poll.select():
+                if key.data is sys.exit:
+                    sys.exit()
                 if key.data is None:
                     try:
                         _Connection(poll, listener.accept()[0], offers)

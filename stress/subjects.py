@@ -14,24 +14,12 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Protocol
 
-from threadmail import (
-    SMTP,
-    Client,
-    ClientPool,
-    Envelope,
-    Outcome,
-    Receipt,
-    RetryPolicy,
-    ServerConfig,
-    ThreadedSender,
-    Timeouts,
-)
+from threadmail import SMTP, Client, ClientPool, Envelope, Outcome, Receipt, ServerConfig, ThreadedSender
 from threadmail._jobs import SendFuture
 
 from .ledger import Fate, Ledger
-from .servers import PATIENCE
+from .servers import PATIENCE, Server
 
-TIMEOUTS = Timeouts.all(PATIENCE / 3)  # shorter than the soak's own patience, so that a silent server is no hang
 POOL = 3  # connections of the pool, lanes of the sender
 
 
@@ -49,15 +37,15 @@ class Subject(Protocol):
     def close(self) -> None: ...
 
 
-def _config(host: str, port: int, rng: random.Random) -> ServerConfig:
+def _config(server: Server, rng: random.Random) -> ServerConfig:
     return ServerConfig(
-        host,
-        port,
+        server.host,
+        server.port,
         local_hostname="soak.example.org",
-        timeouts=TIMEOUTS,
         idle_timeout=0.05,
         max_age=rng.choice([None, 0.5]),
         max_messages=rng.choice([None, 7]),
+        **server.settings,
     )
 
 
@@ -67,9 +55,9 @@ class SharedSMTP:
     name = "smtp"
     closes_under_work = False
 
-    def __init__(self, host: str, port: int, rng: random.Random, ledger: Ledger) -> None:
-        self._where = host, port
-        self._smtp = SMTP(local_hostname="soak.example.org", timeouts=TIMEOUTS)
+    def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
+        self._where = server.host, server.port
+        self._smtp = SMTP(local_hostname="soak.example.org", timeouts=server.settings["timeouts"])
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         smtp = self._smtp
@@ -93,8 +81,8 @@ class SharedClient:
     name = "client"
     closes_under_work = True
 
-    def __init__(self, host: str, port: int, rng: random.Random, ledger: Ledger) -> None:
-        self._client = Client(_config(host, port, rng), rng=rng)
+    def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
+        self._client = Client(_config(server, rng), rng=rng)
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         return Fate.of(self._client.send(envelope, deadline=deadline))
@@ -116,8 +104,8 @@ class SharedPool:
     name = "pool"
     closes_under_work = True
 
-    def __init__(self, host: str, port: int, rng: random.Random, ledger: Ledger) -> None:
-        self._pool = ClientPool(_config(host, port, rng), max_size=POOL, rng=rng)
+    def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
+        self._pool = ClientPool(_config(server, rng), max_size=POOL, rng=rng)
         self._leased: deque[Client] = deque(maxlen=POOL)  # the last ones, so that aborting may come too late as well
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
@@ -145,17 +133,17 @@ class SharedSender:
     name = "sender"
     closes_under_work = True
 
-    def __init__(self, host: str, port: int, rng: random.Random, ledger: Ledger) -> None:
+    def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
         self._ledger = ledger
         self._announced: Counter[str | None] = Counter()
         self._lock = threading.Lock()
         self._futures: deque[SendFuture] = deque(maxlen=10)
         self._drain = rng.random() < 0.5
         self._sender = ThreadedSender(
-            _config(host, port, rng),
+            _config(server, rng),
             workers=POOL,
             queue_size=3,
-            retry=RetryPolicy(attempts=3, base=0.01, longest=0.05),
+            retry=server.patience,
             on_receipt=self._announce,
             rng=rng,
         )
@@ -200,8 +188,8 @@ class RawSMTP:
     name = "raw"
     closes_under_work = False
 
-    def __init__(self, host: str, port: int, rng: random.Random, ledger: Ledger) -> None:
-        self._where = host, port
+    def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
+        self._where = server.host, server.port
         self._smtp = self._connect()
 
     def _connect(self) -> smtplib.SMTP:
@@ -228,6 +216,6 @@ class RawSMTP:
         self._smtp.close()
 
 
-SUBJECTS: dict[str, Callable[[str, int, random.Random, Ledger], Subject]] = {
+SUBJECTS: dict[str, Callable[[Server, random.Random, Ledger], Subject]] = {
     kind.name: kind for kind in (SharedSMTP, SharedClient, SharedPool, SharedSender, RawSMTP)
 }

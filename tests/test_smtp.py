@@ -323,6 +323,27 @@ def test_ehlo_falls_back_to_helo_and_no_further() -> None:
             client.sendmail(ANN, A, CONTENT)
 
 
+def test_ehlo_put_off_is_not_helo() -> None:
+    """HELO would give up STARTTLS and AUTH for a passing trouble; the next call asks again."""
+    script = [greeting(), answer("EHLO", "451 later"), answer("EHLO", "250 ok"), play.transaction(), goodbye()]
+    with ScriptedServer(script) as server, client_of(server) as client:
+        with pytest.raises(HeloRefused) as info:
+            client.sendmail(ANN, A, CONTENT)
+        assert info.value.transient
+        client.sendmail(ANN, A, CONTENT)
+        client.quit()
+
+
+@pytest.mark.parametrize("code", [150, 220, 354])
+def test_ehlo_answered_with_what_is_no_answer_to_it(code: int) -> None:
+    """Whoever goes on reads every reply one command late."""
+    with ScriptedServer([greeting(), answer("EHLO", f"{code} hm"), Stall()]) as server, client_of(server) as client:
+        with pytest.raises(BadReply, match=f"{code} hm") as info:
+            client.sendmail(ANN, A, CONTENT)
+        assert info.value.phase is Phase.CONNECT
+        assert client.sock is None
+
+
 # ---------------------------------------------------------------- one dialogue for many threads
 
 
@@ -797,14 +818,16 @@ def test_starttls_that_was_stripped_is_no_plaintext_session() -> None:
     assert said_to(server) == ["EHLO"]
 
 
-@pytest.mark.parametrize("code", [454, 500, 250, 421])
-def test_starttls_that_was_refused_is_no_plaintext_session(code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "kind"), [(454, StartTLSRefused), (500, StartTLSRefused), (421, StartTLSRefused), (250, BadReply)]
+)
+def test_starttls_that_was_refused_is_no_plaintext_session(code: int, kind: type[MailError]) -> None:
     """smtplib returns the refusal and goes on in the clear."""
     with ScriptedServer([greeting(), ehlo("STARTTLS"), answer("STARTTLS", f"{code} no"), Stall()]) as server:
         with client_of(server) as client:
-            with pytest.raises(StartTLSRefused) as info:
+            with pytest.raises(kind, match=f"{code} no") as info:
                 client.starttls()
-            assert info.value.smtp_code == code
+            assert info.value.phase is Phase.TLS
             assert client.sock is None
 
 
@@ -1032,6 +1055,24 @@ def test_data_by_hand_raises_and_closes_where_it_must(code: int) -> None:
             client.data(CONTENT)
         assert info.value.smtp_code == code
         assert (client.sock is None) == (code == 421)
+
+
+def test_an_answer_before_the_content_is_none() -> None:
+    """A 250 behind the 354, read as the reply to the content, would be a message reported and never sent."""
+    early = Send(b"354 go ahead\r\n250 2.0.0 taken\r\n")
+    with ScriptedServer(
+        [greeting(), Expect("DATA"), early, Stall()],
+        [greeting(), ehlo(), answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), Expect("DATA"), early, Stall()],
+    ) as server:
+        with client_of(server) as client, pytest.raises(BadReply, match="out of turn: 250") as info:
+            client.data(CONTENT)
+        assert client.sock is None
+        assert (info.value.phase, info.value.outcome) == (Phase.DATA, Outcome.NOT_SENT)
+        with client_of(server) as client, pytest.raises(BadReply, match="out of turn: 250") as info:
+            client.sendmail(ANN, A, CONTENT)
+        assert client.sock is None
+        assert (info.value.phase, info.value.outcome) == (Phase.DATA, Outcome.NOT_SENT)
+    assert server.messages == []
 
 
 def test_content_is_normalised_and_stuffed_on_the_wire() -> None:

@@ -73,6 +73,36 @@ def test_soak_comes_out_even(capsys: pytest.CaptureFixture[str]) -> None:
     assert "faults survived" in printed
 
 
+def test_soak_in_a_storm_comes_out_even(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("aiosmtpd")
+    assert soak.main(["--minutes", "0.01", "--faults", "cuts,greylist,logins", "--only", "client"]) == 0
+    printed = capsys.readouterr().out
+    assert "0 lost, 0 twice, 0 leaked, 0 otherwise wrong" in printed
+    assert "greylisted" in printed
+
+
+def test_soak_knows_its_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        soak.main(["--faults", "cuts,earthquakes"])
+    assert "no such faults: earthquakes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("violation", "kind"),
+    [
+        ("a: sent (250 ok), yet 0 copies for x@example.net", "lost"),
+        ("a: in doubt (ConnectionLost), yet 2 copies for x@example.net", "twice"),
+        ("a: not sent (TimedOut), yet 1 copies for x@example.net", "twice"),
+        ("thread left: soak", "leaked"),
+        ("descriptor left: socket:[1]", "leaked"),
+        ("memory left: 90 MiB more than after round 2", "leaked"),
+        ("a: the content is not intact", "otherwise wrong"),
+    ],
+)
+def test_soak_says_what_a_violation_comes_to(violation: str, kind: str) -> None:
+    assert soak.kind_of(violation) == kind
+
+
 def test_million_sends_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["million", "--messages", "100"])
     assert million.main() == 0

@@ -131,7 +131,8 @@ def address_list(text: str, what: str) -> list[str]:
 def _is_stable(domain: str) -> bool:
     composed = unicodedata.normalize("NFC", domain)
     # NFC itself turns U+037E into ";" and U+1FEF into "`".
-    return _DOMAIN.fullmatch(composed) is not None and unicodedata.normalize("NFKC", domain) == composed
+    same = unicodedata.normalize("NFKC", domain) == composed
+    return same and "\u3002" not in domain and _DOMAIN.fullmatch(composed) is not None  # IDNA 2003 takes it for a dot
 
 
 def a_label(domain: str) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 from ._wire import BLOCK, Wire
 from .envelope import Envelope
-from .errors import ConnectionLost, MailError, Phase
-from .receipt import Receipt
+from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase
+from .receipt import Receipt, Reply
 from .transaction import Command, Terms, Transaction
 
 #: Commands whose replies may be outstanding. Each side must be able to keep what the other has not read yet, or both
@@ -121,14 +121,17 @@ def _take_answer(wire: Wire, transaction: Transaction, command: Command) -> bool
 
 
 def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[Envelope], None] | None) -> None:
+    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
     transaction.phase = Phase.CONTENT
     content = stuffed(transaction.envelope.content)
     tail = len(content) - BLOCK  # the end of data leaves in one write with what stands before it
     if tail > 0:
-        wire.write(memoryview(content)[:tail], f"<{tail} octets of content>", timeout=wire.timeouts.content)
+        _write_most(wire, memoryview(content)[:tail])
     last = content[max(0, tail) :]
     if before_final is not None:
         before_final(transaction.envelope)
+    if (tail > 0 or before_final is not None) and not wire.quiet():
+        raise _early(wire.read_reply())
     transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
     try:
         wire.write(last, f"<{len(last)} octets of content, and the end>", timeout=wire.timeouts.content)
@@ -142,6 +145,26 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
         closing = closing or reply.code == 421
     if closing:  # though others accepted it, under LMTP
         wire.close()
+
+
+def _write_most(wire: Wire, data: memoryview) -> None:
+    """Write all of a large content but its end. A server that refuses it and hangs up is heard."""
+    try:
+        wire.write(data, f"<{len(data)} octets of content>", timeout=wire.timeouts.content, listen=True)
+    except ConnectionLost:
+        if wire.last_words is None:
+            raise
+        raise _early(wire.last_words) from None
+
+
+def _early(reply: Reply) -> MailError:
+    """What a reply means that came before the end of the content, which now never leaves.
+
+    A refusal stands, and is reported; a consent to what the server has not seen is none.
+    """
+    if reply.transient or reply.permanent:
+        return DataRefused(*reply.pair)
+    return BadReply(f"the server answered before the content had ended: {reply}")
 
 
 def stuffed(content: bytes) -> bytes:

@@ -25,6 +25,7 @@ from ._lookup import Waiter
 from ._wire import Wire
 from .config import Timeouts
 from .errors import (
+    BadReply,
     DataRefused,
     HeloRefused,
     InvalidAddress,
@@ -37,6 +38,7 @@ from .errors import (
     Reentered,
     printable,
 )
+from .receipt import Reply
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -268,12 +270,27 @@ class Dialogue(Guarded, smtplib.SMTP):
             return super().helo(_one_word(name or self.local_hostname))
 
     def ehlo_or_helo_if_needed(self) -> None:
-        """EHLO, or HELO where that is refused, unless the server has been greeted already."""
+        """EHLO, or HELO where the server does not know that (RFC 5321 §3.2), unless it has been greeted already.
+
+        Not after a 4yz: HELO would give up all that EHLO offers, STARTTLS and AUTH among it, for a passing trouble.
+
+        Raises:
+            HeloRefused: the server wants neither, or not now.
+            BadReply: it answered something else, and the connection is closed.
+        """
         with self._step():
-            if self.helo_resp is None and self.ehlo_resp is None and self.ehlo()[0] // 100 != 2:
-                answer = self.helo()
-                if answer[0] // 100 != 2:
-                    raise HeloRefused(*answer)
+            if self.helo_resp is not None or self.ehlo_resp is not None:
+                return
+            reply = Reply(*self.ehlo())
+            if reply.permanent:
+                reply = Reply(*self.helo())
+            if reply.positive and reply.code not in (220, 221):  # a second greeting shifts all replies by one
+                return
+            self.helo_resp = self.ehlo_resp = None
+            if reply.transient or reply.permanent:
+                raise HeloRefused(*reply.pair)
+            self._drop()
+            raise BadReply(f"EHLO was answered {reply}", phase=Phase.CONNECT)
 
     def has_extn(self, opt: str) -> bool:
         with self._step():
@@ -328,6 +345,7 @@ class Dialogue(Guarded, smtplib.SMTP):
             try:
                 reply = wire.command("data")
                 if reply.code == 354:
+                    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
                     phase = Phase.CONTENT
                     wire.write(_delivery.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
                     phase = Phase.FINAL

@@ -240,6 +240,8 @@ class Dispatcher:
         idle_until = Deadline.after(self.config.idle_timeout)
         # Less those that end already: else each lane that looks before the first of them is gone would end as well.
         while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
+            if now() >= self._queue.ends_at:
+                return Do.EXPIRE
             pause = self._queue.pause(now())
             if pause != 0.0:
                 if idle_until.passed and (pause is None or self._idle_lanes):
@@ -251,6 +253,7 @@ class Dispatcher:
             elif not lane.connected:
                 if self._gate.ask(now()) is Dial.NOW:
                     self._dialling[lane] = None
+                    lane.needed_until = self._queue.last_end()
                     return Do.DIAL
                 pause = self._gate.pause(now())
                 if pause is not None and self._gate.error is not None and not self._gate.error.transient:
@@ -268,7 +271,8 @@ class Dispatcher:
             self._idle_lanes += 1
             try:
                 # Without a pause of its own the wait ends when somebody dialled, or called; the bound is for the worst.
-                self._work.wait(LONGEST_WAIT if pause is None else min(pause, LONGEST_WAIT))
+                longest = LONGEST_WAIT if pause is None else min(pause, LONGEST_WAIT)
+                self._work.wait(max(0.0, min(longest, self._queue.ends_at - now())))
             finally:
                 self._idle_lanes -= 1
         self._leaving[lane] = None
@@ -360,6 +364,19 @@ class Dispatcher:
         """The server does not let us in: everything that waits for it ends with the reason why."""
         with self._lock:
             return self._end_all(self._gate.error, lane) if self._gate.error is not None else []
+
+    def expire(self, lane: Lane) -> list[Job]:
+        """Messages that nobody could take up in time, for the server or the throttle let nobody through."""
+        with self._lock:
+            over = [job for job in self._queue.jobs() if job.end.passed]
+            for job in over:
+                late = Receipt.not_sent(
+                    job.envelope, TimedOut("the deadline passed before the message was on the wire")
+                )
+                self._finish(job, late if job.receipt is None else job.receipt.followed_by(late), lane)
+            self._queue.count()
+            self._room.notify_all()
+            return over
 
     def ended(self, lane: Lane) -> None:
         """A lane is over, in whatever way; another one may be needed. May be called twice."""

@@ -10,6 +10,7 @@ import enum
 import heapq
 from collections import deque
 from concurrent.futures import Future
+from math import inf
 from typing import Protocol
 
 from ._deadline import Deadline
@@ -153,6 +154,7 @@ class JobQueue:
         self._later: list[tuple[float, int, Job]] = []
         self._counter = 0
         self._size = 0
+        self.ends_at = inf  # no queued job's deadline passes before; it may be early, for who left is not looked for
 
     def __len__(self) -> int:
         """Jobs waiting, withdrawn ones not counted."""
@@ -164,8 +166,7 @@ class JobQueue:
 
     def put(self, job: Job) -> None:
         """Add a job, behind all others."""
-        job.state = JobState.QUEUED
-        self._size += 1
+        self._enter(job)
         if job.due:
             self._counter += 1  # so that jobs due at once are compared by it, not by themselves
             heapq.heappush(self._later, (job.due, self._counter, job))
@@ -174,9 +175,13 @@ class JobQueue:
 
     def put_first(self, job: Job) -> None:
         """Give a job back that was taken for nothing."""
+        self._enter(job)
+        self._ready.appendleft(job)
+
+    def _enter(self, job: Job) -> None:
         job.state = JobState.QUEUED
         self._size += 1
-        self._ready.appendleft(job)
+        self.ends_at = min(self.ends_at, job.end.at)
 
     def first(self, now: float) -> Job | None:
         """The next job that is due, or None. It stays; `take` is to follow."""
@@ -204,8 +209,10 @@ class JobQueue:
         self._ready.appendleft(job)
 
     def count(self) -> None:
-        """Count anew."""
-        self._size = len(self.jobs())
+        """Count anew, after jobs have left otherwise than by `take` and `withdraw`."""
+        jobs = self.jobs()
+        self._size = len(jobs)
+        self.ends_at = min((job.end.at for job in jobs), default=inf)
 
     def jobs(self) -> list[Job]:
         """All jobs, in order."""
@@ -223,6 +230,10 @@ class JobQueue:
         if self._ready:
             return 0.0
         return max(0.0, self._later[0][0] - now) if self._later else None
+
+    def last_end(self) -> Deadline:
+        """When the last of them is over."""
+        return max((job.end for job in self.jobs()), key=lambda end: end.at, default=Deadline())
 
     def _skip_withdrawn(self) -> None:
         while self._ready and self._ready[0].state is not JobState.QUEUED:

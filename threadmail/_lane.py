@@ -12,6 +12,7 @@ import logging
 import random
 from typing import Protocol
 
+from ._deadline import Deadline
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
@@ -28,6 +29,7 @@ class Do(enum.Enum):
     DIAL = "connect: there is work"
     REST = "close the connection: nothing is due for a while"
     FAIL = "give the queue up: the server refuses for good"
+    EXPIRE = "tell of those that waited past their deadline"
     END = "nothing is left to do"
 
 
@@ -43,6 +45,7 @@ class Boss(Protocol):
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
     def fail_queue(self, lane: Lane) -> list[Job]: ...
+    def expire(self, lane: Lane) -> list[Job]: ...
     def ended(self, lane: Lane) -> None: ...
     def settled(self, job: Job) -> None: ...
 
@@ -52,6 +55,7 @@ class Lane:
 
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
+        needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
         over: the dispatcher counts on it no more.
     """
@@ -60,6 +64,7 @@ class Lane:
         self._boss = boss
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
+        self.needed_until = Deadline()
         self.finished: list[Job] = []
         self.over = False
 
@@ -73,6 +78,8 @@ class Lane:
                     self._dial()
                 elif task is Do.REST:
                     self.client.close_idle()
+                elif task is Do.EXPIRE:
+                    self._settle(self._boss.expire(self))
                 else:
                     self._settle(self._boss.fail_queue(self))
         except BaseException:
@@ -111,19 +118,19 @@ class Lane:
 
     def _dial(self) -> None:
         try:
-            self.client.connect()
+            self.client.connect(deadline=self.needed_until)
         except MailError as error:
-            self._dial_failed(detach(error))
+            self._dial_failed(detach(error), answered=not self.needed_until.passed)
         except BaseException as exc:
             self._boss.dialled(self, MailError(f"interrupted by {type(exc).__name__}"), answered=False)
             raise
         else:
             self._boss.dialled(self, None)
 
-    def _dial_failed(self, error: MailError) -> None:
+    def _dial_failed(self, error: MailError, *, answered: bool = True) -> None:
         # One that is still dialling when the sender is closed is hung up on, which is no news.
         log.log(logging.INFO if isinstance(error, Aborted) else logging.WARNING, "no connection: %s", error)
-        self._settle(self._boss.dialled(self, error))
+        self._settle(self._boss.dialled(self, error, answered=answered))
 
     def _settle(self, jobs: list[Job]) -> None:
         for job in jobs:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from ._wire import Wire
-from .errors import BadReply, InvalidConfig, LoginRefused, MailError, NotSupported, Phase, detach
+from .errors import BadReply, InvalidConfig, LoginRefused, MailError, NotSupported, Phase, detach, printable
 from .receipt import Reply
 
 #: Called with None for the initial response (None back: there is none), then with each challenge.
@@ -138,32 +138,40 @@ def authenticate(wire: Wire, name: str, answerer: Mechanism, secret: Secret | No
         raise
     if reply.code in (235, 503):  # 503: logged in already
         return reply
+    if not (reply.transient or reply.permanent):
+        wire.close()
+        raise BadReply(f"AUTH was answered {reply}", phase=Phase.AUTH)  # which says nothing about the password
     if reply.code == 421:
         wire.close()
     raise LoginRefused(*reply.pair)
 
 
 def _converse(wire: Wire, name: str, answerer: Mechanism, secret: Secret | None, initial_ok: bool) -> Reply:
-    """The dialogue; the reply that ends it comes without the secrets it may echo."""
-    said: list[str] = []
+    """The dialogue; the reply that ends it comes without the secrets it may echo, and so does all that is logged."""
+    hidden = wire.secrets
+    first: list[str] = []
     try:
+        if secret is not None:
+            hidden += [utf8(secret.reveal()), encoded(secret.reveal()).encode()]
         initial = answerer(None) if initial_ok else None
         if initial is not None:
-            said.append(encoded(initial) or "=")  # RFC 4954 §4
+            first.append(encoded(initial) or "=")  # RFC 4954 §4
+            hidden.append(first[0].encode())
         del initial
-        reply = _ask(wire, " ".join(["AUTH", name, *said]), f"AUTH {name} ***")
+        reply = _ask(wire, " ".join(["AUTH", name, *first]), f"AUTH {name} ***")
         for _ in range(_MAX_CHALLENGES):
             if reply.code != 334:
                 break
-            said.append(encoded(answerer(decoded(reply.raw)) or ""))
-            reply = _ask(wire, said[-1], "***")
+            hidden.append(encoded(answerer(decoded(reply.raw)) or "").encode())
+            reply = _ask(wire, hidden[-1].decode(), "***")
         if reply.code == 334:
-            raise MailError(f"Server AUTH mechanism infinite loop. Last response: {reply}")
-        if secret is not None:
-            said += [secret.reveal(), encoded(secret.reveal())]
-        return Reply(reply.code, scrubbed(reply.raw, said))
+            raise MailError(
+                f"Server AUTH mechanism infinite loop. Last response: {printable(wire.scrubbed(reply.raw))}"
+            )
+        return Reply(reply.code, wire.scrubbed(reply.raw))
     finally:
-        said.clear()
+        hidden.clear()
+        first.clear()
 
 
 def _ask(wire: Wire, line: str, shown: str) -> Reply:
@@ -203,13 +211,6 @@ def decoded(challenge: bytes) -> bytes:
         return base64.b64decode(challenge, validate=True)
     except binascii.Error as exc:
         raise BadReply("the server's login challenge is not base64") from exc
-
-
-def scrubbed(text: bytes, secrets: list[str]) -> bytes:
-    """`text` of a server without the secrets it may have echoed."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(utf8(secret), b"***")
-    return text
 
 
 def _has_md5() -> bool:

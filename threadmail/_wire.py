@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ._deadline import NEVER, Deadline
 from .config import Timeouts
-from .errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedOut, TLSFailed, printable
+from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, TLSFailed, printable
 from .receipt import Reply
 
 protocol_log = logging.getLogger("threadmail.protocol")
@@ -44,6 +44,8 @@ class Wire:
 
     Attributes:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
+        secrets: what was said and the server may echo, while it must not be seen.
+        last_words: what the server said before it hung up on a write that listened, if it was a whole reply.
     """
 
     def __init__(
@@ -56,13 +58,20 @@ class Wire:
         self.deadline: Deadline = NEVER
         self.is_open = True
         self.aborted = False
+        self.secrets: list[bytes] = []
+        self.last_words: Reply | None = None
         self._unread = bytearray()
         self._resting_timeout = sock.gettimeout()
 
     # ------------------------------------------------------------ writing
 
     def write(
-        self, data: bytes | memoryview, shown: str | None = None, *, timeout: float | None = _AS_COMMANDS
+        self,
+        data: bytes | memoryview,
+        shown: str | None = None,
+        *,
+        timeout: float | None = _AS_COMMANDS,
+        listen: bool = False,
     ) -> None:
         """Hand `data` to the kernel, all of it.
 
@@ -71,9 +80,10 @@ class Wire:
         Args:
             shown: what the protocol log says instead of `data`, where that is secret or long.
             timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
+            listen: where the connection breaks, look for `last_words`. Linux keeps what was said before a reset.
         """
         self._log(">", shown if shown is not None else data)
-        self._transfer(data, timeout)
+        self._transfer(data, timeout, listen=listen)
 
     def write_commands(self, lines: Sequence[str]) -> None:
         """Write several commands at once (RFC 2920); their replies are to be read in the same order."""
@@ -81,7 +91,7 @@ class Wire:
             self._log(">", line)
         self._transfer("".join(f"{line}\r\n" for line in lines).encode(), _AS_COMMANDS)
 
-    def _transfer(self, data: bytes | memoryview, timeout: float | None) -> None:
+    def _transfer(self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False) -> None:
         block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
         view = memoryview(data)
         try:
@@ -91,6 +101,8 @@ class Wire:
                 view = view[sent:]
             self.sock.settimeout(self._resting_timeout)
         except OSError as exc:
+            if listen and not (self.aborted or isinstance(exc, TimeoutError)):
+                self.last_words = self._hear()
             self._give_up(exc, "the connection broke while writing")
         except BaseException:
             self.close()
@@ -133,7 +145,7 @@ class Wire:
             self.close()
             raise
         reply = Reply(int(code), b"\n".join(lines))
-        self._log("<", f"{reply.code} {reply.text}")
+        self._log("<", f"{reply.code} {printable(self.scrubbed(reply.raw))}")
         return reply
 
     def _read_line(self, limit: Deadline) -> bytes:
@@ -150,7 +162,7 @@ class Wire:
             self._unread += data
         line = bytes(self._unread[: end + 1])
         del self._unread[: end + 1]
-        self._shown_line = line[:80]
+        self._shown_line = self.scrubbed(line)[:80]
         if len(line) > MAX_LINE:
             raise BadReply(f"a reply line is longer than {MAX_LINE} octets")
         # A bare LF does not end a line (RFC 5321 §2.3.8); taking it for one lets two sides disagree on what was said.
@@ -179,7 +191,7 @@ class Wire:
     def require_quiet(self) -> None:
         """Close the connection and raise unless it is quiet. To be called before a command is written."""
         if not self.quiet():
-            said = f": {printable(bytes(self._unread[:80]))}" if self._unread else ""
+            said = f": {printable(self.scrubbed(bytes(self._unread))[:80])}" if self._unread else ""
             self.close()
             if self.aborted:
                 raise Aborted("the connection was dropped by abort()")
@@ -187,18 +199,30 @@ class Wire:
                 raise BadReply(f"the server spoke out of turn{said}")
             raise ConnectionLost("the server closed the connection")
 
+    def require_no_surplus(self) -> None:
+        """Close the connection and raise if anything came together with the last reply.
+
+        For the moment after a reply was read: a look at the socket would find no more than what microseconds bring.
+        """
+        if self._unread or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+            self.require_quiet()
+
     # ------------------------------------------------------------ TLS and the end
 
     def start_tls(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
         """Wrap the connection in TLS. Unread bytes from before the handshake are refused: they were injected."""
         self.require_quiet()
-        return self.shake_hands(context, hostname)
+        return self.shake_hands(context, hostname, offered=True)
 
-    def shake_hands(self, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket:
-        """Wrap the connection in TLS. Where that fails the connection is closed; `abort()` ends it at once."""
+    def shake_hands(self, context: ssl.SSLContext, hostname: str, *, offered: bool = False) -> ssl.SSLSocket:
+        """Wrap the connection in TLS. Where that fails the connection is closed; `abort()` ends it at once.
+
+        Args:
+            offered: the server has just said that it speaks TLS, so if it then does not, something came between.
+        """
         limit = self.deadline.within(self.timeouts.connect)
         try:
-            return wrap_tls(self.sock, context, hostname, limit, self._replace)
+            return wrap_tls(self.sock, context, hostname, limit, self._replace, offered=offered)
         except BaseException as exc:
             self.close()
             if self.aborted and isinstance(exc, OSError):
@@ -227,6 +251,19 @@ class Wire:
         self.sock.close()
 
     # ------------------------------------------------------------ helpers
+
+    def scrubbed(self, text: bytes) -> bytes:
+        """What the server said, without the secrets it may have echoed."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            if secret not in (b"", b"="):  # an empty response
+                text = text.replace(secret, b"***")
+        return text
+
+    def _hear(self) -> Reply | None:
+        try:
+            return self.read_reply(0.5)  # it is there, or never
+        except MailError:
+            return None
 
     def _limit(self, limit: Deadline, what: str) -> None:
         if not self.is_open:
@@ -265,11 +302,14 @@ def wrap_tls(
     hostname: str,
     limit: Deadline,
     publish: Callable[[ssl.SSLSocket], None] | None = None,
+    *,
+    offered: bool = False,
 ) -> ssl.SSLSocket:
     """Do the TLS handshake within `limit`; on any failure `sock` is closed.
 
     Args:
         publish: called with the TLS socket before the handshake, for whoever may want to end it.
+        offered: the server has just said that it speaks TLS.
     Raises:
         TLSFailed: permanent where the certificate is at fault, with the cause in words.
     """
@@ -288,8 +328,8 @@ def wrap_tls(
     except (OSError, ValueError) as exc:
         sock.close()
         # A port that does not speak TLS will not learn it; everything else may have been bad luck.
-        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER"
-        cause = _tls_cause(exc)
+        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
+        cause = _tls_cause(exc, stranger)
         raise TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger) from exc
     except BaseException:
         sock.close()
@@ -297,10 +337,10 @@ def wrap_tls(
     return wrapped
 
 
-def _tls_cause(exc: Exception) -> str:
+def _tls_cause(exc: Exception, stranger: bool) -> str:
     if isinstance(exc, TimeoutError):
         return "the server did not respond in time"
-    if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+    if stranger:
         return "the server does not speak TLS on this port (is it one for STARTTLS?)"
     if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)):
         return "the server closed the connection"

@@ -182,8 +182,11 @@ class Client(Guarded):
         def attempt(smtp: AnySMTP) -> Reply:
             with smtp.within(end):
                 reply = Reply(*question(smtp))
-            if reply.code == 421:
+            if reply.code in (221, 421):
                 raise ConnectionLost(f"the server is closing: {reply}")
+            if not (reply.positive or reply.transient or reply.permanent):
+                smtp.close()
+                raise BadReply(f"a question was answered {reply}")
             return reply
 
         with self._call(end):
@@ -347,7 +350,7 @@ class Client(Guarded):
             try:
                 smtp.quit(deadline=end)
             except MailError:
-                pass  # the farewell is a courtesy
+                pass  # the farewell is a courtesy, for which nobody's deadline is missed
         smtp.close()
 
     def _terms(self, smtp: AnySMTP, all_or_nothing: bool) -> Terms:

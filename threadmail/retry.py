@@ -93,6 +93,7 @@ class DialGate:
         self._rng = rng
         self._healthy = False  # nothing is known yet, so the first dial is a probe
         self._probing = False
+        self._at_once = 0  # dials under way that began while the server answered
         self.failures = 0  # in a row
         self._failing_since = 0.0
         self.opens_at = 0.0  # when the next probe may start
@@ -101,6 +102,7 @@ class DialGate:
     def ask(self, now: float) -> Dial:
         """May the calling thread dial? Whoever gets NOW must report `succeeded`, `failed` or `gave_up`."""
         if self._healthy:
+            self._at_once += 1
             return Dial.NOW
         if self._probing or now < self.opens_at:
             return Dial.WAIT
@@ -118,20 +120,38 @@ class DialGate:
         return self._probing
 
     def succeeded(self) -> None:
+        self._reported()
         self._healthy, self._probing = True, False
         self.failures, self.opens_at, self.error = 0, 0.0, None
 
     def failed(self, error: MailError, now: float) -> None:
-        self._healthy, self._probing = False, False
-        self._failing_since = self._failing_since if self.failures else now
-        self.failures += 1
+        was_healthy, self._healthy = self._healthy, False
         self.error = error
+        told_already = self._reported() and not was_healthy
         if isinstance(error, LoginRefused) and not error.transient:
+            self.failures += 1
             self.opens_at = now + LOGIN_PAUSE
             return
+        # Who dialled at the same time as the first that failed tells nothing new. If each of them doubled the pause,
+        # sixteen threads would take a server's restart for a minute's absence.
+        if told_already:
+            return
+        self._failing_since = self._failing_since if self.failures else now
+        self.failures += 1
         # Never at once: a quarter of the pause is fixed, so that a lucky draw does not hammer.
         longest = min(self._policy.longest, self._policy.base * 2.0 ** min(self.failures - 1, 30))
         self.opens_at = now + longest / 4 + self._rng.uniform(0, longest * 3 / 4)
+
+    def _reported(self) -> bool:
+        """Count a report; returns whether it is one of those that dialled a healthy server.
+
+        A slow one of them may be taken for the probe, and the probe for it: there is one probe at a time all the same.
+        """
+        if self._at_once:
+            self._at_once -= 1
+            return True
+        self._probing = False
+        return False
 
     def given_up(self, *, alive: bool) -> bool:
         """Whether the policy has no patience left for another dial.
@@ -150,4 +170,4 @@ class DialGate:
 
     def gave_up(self) -> None:
         """The dial ended without an answer about the server, such as a deadline of the caller or an interrupt."""
-        self._probing = False
+        self._reported()

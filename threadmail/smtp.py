@@ -202,11 +202,15 @@ class _Client(Dialogue):
                     if not offered:
                         raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
                     reply = wire.command("STARTTLS")
-                    if reply.code != 220:
+                    if reply.transient or reply.permanent:
                         raise StartTLSRefused(*reply.pair)
+                    if reply.code != 220:
+                        raise BadReply(f"STARTTLS was answered {reply}")
                     self.sock = wire.start_tls(context, self._host)
-                except BaseException:
+                except BaseException as exc:
                     wire.close()
+                    if isinstance(exc, MailError):
+                        exc.phase = Phase.TLS
                     raise
             # What was said in the clear is not to be believed (RFC 3207 §4.2).
             self.helo_resp = self.ehlo_resp = None

@@ -2,9 +2,10 @@
 
 | module | owns |
 |---|---|
-| `line` | the delay line: a wire of a known round-trip time |
+| `line`, `linecheck` | the delay line: a wire of a known round-trip time; and the proof that it is one |
 | `servers` | what is sent to, and how much of it arrived |
 | `tools` | peers that have to be fetched, and why one could not be had |
+| `job` | what one run is given, and the clock that it carries |
 | `client`, `nodemailer.cjs` | the programs that are measured, one run each |
 | `peers` | who there is, and how each is started |
 | `running` | one run: time, CPU, memory, delivered messages |

@@ -1,6 +1,6 @@
 """threadmail beside its peers: throughput, round trips, CPU and memory, in one run on one machine.
 
-    python -m stress.bench                          about ten minutes, and `--growth` three more
+    python -m stress.bench                          about eight minutes, and `--growth` two more
     python -m stress.bench --quick                  one or two
     python -m stress.bench --only threadmail --only nodemailer --part speed --rtt 10 --connections 8
 
@@ -13,9 +13,11 @@ failed, which is a message lost or come twice, a client that broke or hung; a ta
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from pathlib import Path
 
 from . import growth, plots, table
 from .peers import PEERS, about
-from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells
+from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells, minutes
 from .rounds import Bench, Results
 from .tools import Tools, Unavailable
 
@@ -46,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> Results:
     """Everything that was asked for."""
     profile = PROFILES[options.profile]
-    if options.seconds:
-        profile = Profile(**{**vars(profile), "seconds": options.seconds})
+    asked = {"seconds": options.seconds, "rtts": tuple(options.rtt), "sizes": tuple(options.size)}
+    asked["connections"] = tuple(options.connections)
+    profile = dataclasses.replace(profile, **{name: value for name, value in asked.items() if value})
     plan = _plan(options, profile)
     tools = Tools(options.cache, fetch=not options.offline)
-    print(
-        f"{sum(len(c.peers) * c.rounds for c in plan):,} runs, about {_minutes(plan):.0f} minutes, seed {options.seed}"
-    )
+    runs = sum(len(cell.peers) * cell.rounds for cell in plan)
+    print(f"{runs:,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}")
     load = os.getloadavg()[0]
     with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
         bench.results.about.update(
@@ -93,7 +95,7 @@ def _plan(options: argparse.Namespace, profile: Profile) -> list[Cell]:
         plan += growth.cells(profile)
     found = wanted.of(plan)
     if options.rounds:
-        found = [Cell(**{**vars(cell), "rounds": options.rounds}) for cell in found]
+        found = [dataclasses.replace(cell, rounds=options.rounds) for cell in found]
     if not found:
         sys.exit("nothing in the plan is like that; parts, distances and connections: " + "; ".join(_offered(plan)))
     return found
@@ -101,11 +103,6 @@ def _plan(options: argparse.Namespace, profile: Profile) -> list[Cell]:
 
 def _offered(plan: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.where for cell in plan))
-
-
-def _minutes(plan: Sequence[Cell]) -> float:
-    """Roughly: a run takes its time, a process half a second to start, and slow peers on long lines take more."""
-    return sum(len(cell.peers) * cell.rounds * (cell.seconds + 0.5) for cell in plan) / 60
 
 
 def _versions(tools: Tools, results: Results) -> dict[str, str]:
@@ -123,7 +120,7 @@ def _versions(tools: Tools, results: Results) -> dict[str, str]:
 
 def _write(results: Results, options: argparse.Namespace) -> None:
     chosen = (options.only, options.part, options.server, options.rtt, options.connections, options.size)
-    partial = any(chosen) or options.profile == "quick"
+    partial = any(chosen) or options.profile == "quick" or options.again
     folder: Path = options.out or (BUILD if partial else DOCS)
     drawn = plots.pictures(results)
     written = {folder / "performance.md": table.page(results, drawn)}
@@ -166,10 +163,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--cache", type=Path, default=Path("build/bench-cache"), help="where what is fetched is kept")
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
-    parser.add_argument("--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, and with --quick")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, with --quick and --again"
+    )
     parser.add_argument("--again", type=Path, metavar="JSON", help="write the page of an earlier run anew")
     return parser
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as with Ctrl-C: servers stopped, results written
     sys.exit(main())

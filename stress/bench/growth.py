@@ -14,11 +14,10 @@ from .figures import Reading, in_words
 from .peers import PEERS
 from .plan import Cell, Profile
 from .rounds import Results
-from .running import Run
+from .running import limit
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
 RECIPIENTS = (1, 10, 100, 1000)
-_FULL = 0.85  # of a core: what is busier than that is the limit
 
 
 def cells(profile: Profile) -> list[Cell]:
@@ -36,8 +35,10 @@ def cells(profile: Profile) -> list[Cell]:
         )
         for n in counts
     ]  # fmt: skip
+    # On a short line: who waits for each recipient waits a thousand times.
     found += [
-        Cell("growth-recipients", peers, "sink", 10.0, 1, messages=8, recipients=n, rounds=rounds) for n in RECIPIENTS
+        Cell("growth-recipients", peers, "sink", 1.0, 1, messages=max(2, 40 // n), recipients=n, rounds=rounds)
+        for n in RECIPIENTS
     ]
     return found
 
@@ -64,7 +65,7 @@ CURVES = (
         lambda cell: cell.messages, figures.peak,
     ),
     Curve(
-        "growth-recipients", "Time of a message against recipients, 10 ms", "recipients", "ms a message",
+        "growth-recipients", "Time of a message against recipients, 1 ms", "recipients", "ms a message",
         lambda cell: cell.recipients, lambda run: 1e3 / run.rate,
     ),
 )  # fmt: skip
@@ -123,13 +124,15 @@ def _messages(results: Results, curve: Curve, peer: str, points: Points) -> str:
 
 def _recipients(results: Results, curve: Curve, peer: str, points: Points) -> str:
     (few, alone), (many, crowd) = points[0], points[-1]
-    wire = figures.distance(results, 10.0) * 1e3
-    further = (crowd - alone) / (many - few)
-    trips = further / wire
-    said = (
-        f"{in_words(alone)} ms for {few:g}, {in_words(crowd)} for {many:,.0f}: {in_words(further)} ms for each further"
-    )
-    return f"{said} one, {'a round trip each' if trips > 0.8 else f'{trips:.2f} of a round trip'}."
+    further = 1e3 * (crowd - alone) / (many - few)
+    trips = [
+        figures.median(results, results.find(curve.part, recipients=int(n)), peer, lambda run: run.trips / run.messages)
+        for n in (few, many)
+    ]
+    said = f"{in_words(alone)} ms for {few:g}, {in_words(crowd)} for {many:,.0f}"
+    if trips[0] is not None and trips[1] is not None:
+        said += f" (round trips: {in_words(trips[0].value)} and {in_words(trips[1].value)}, connecting among them)"
+    return f"{said}; {in_words(further)} us for each further one."
 
 
 _SAY: dict[str, Callable[[Results, Curve, str, Points], str]] = {
@@ -137,14 +140,3 @@ _SAY: dict[str, Callable[[Results, Curve, str, Points], str]] = {
     "growth-messages": _messages,
     "growth-recipients": _recipients,
 }
-
-
-def limit(runs: Sequence[Run]) -> str:
-    """What was full in these runs."""
-    client = max((run.cpu / run.seconds for run in runs), default=0.0)
-    server = max((run.busy for run in runs), default=0.0)
-    if server >= _FULL and server >= client:
-        return f"the server is busy {server:.0%} of the time: the limit is its own"
-    if client >= _FULL:
-        return f"the client is busy {client:.0%} of the time: its core is full"
-    return f"neither is full (client busy {client:.0%}, server {server:.0%})"

@@ -4,10 +4,11 @@ Owns a process that passes TCP connections on to a server and holds every chunk 
 direction. Guarantees: a chunk leaves when its own time has come, whatever came before or after it; order and ends of
 streams are kept; a new connection costs what it costs on a wire (SYN, SYN-ACK and ACK before the server may speak, so
 that the greeting comes after two round trips); as much is under way as the senders like, so that delay alone is added
-and no limit. `check` measures all that. It counts round trips as well: `trips` grows by one when something reaches the
-client that was caused by something the client sent after it had learnt of the one before, which is what takes a round
-trip however long the line is and however busy the machine. What it does not imitate: loss, slow start, and the
-bandwidth of a real line.
+and no limit. `linecheck` measures all that. It counts round trips as well: `trips` grows by one when something reaches
+the client that was caused by something the client sent after it had learnt of the one before, which is what takes a
+round trip however long the line is and however busy the machine. What it does not imitate: loss, slow start, the
+bandwidth of a real line, and acknowledgements: TCP ends here on both sides, and the server's segments are acknowledged
+at once, so that neither Nagle's algorithm there nor a delayed acknowledgement costs anything. Without a line they do.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ import multiprocessing
 import select
 import selectors
 import socket
-import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from stress.sink import end_with_parent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 18
 _MOST_HELD = 64 << 20  # bytes in one direction of one connection; at 50 ms still more than 2 GiB/s
 _PR_SET_TIMERSLACK = 29
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
 class DelayLine:
@@ -86,6 +87,7 @@ class _Loop:
     def run(self) -> None:
         self._listener.setblocking(False)
         self.poll.register(self._listener, selectors.EVENT_READ, self._accept)
+        end_with_parent(self.poll)
         # Polling rounds time-outs up to milliseconds, `select` waits for microseconds: it waits for the poll.
         waiting = [self.poll]
         while True:
@@ -115,7 +117,7 @@ class _Loop:
         self.trips.value += 2
         up, down = _Pipe(self, client, server), _Pipe(self, server, client)
         up.back, down.back = down, up
-        up.first = True
+        up.first, down.acknowledges = True, True
         _End(self, client, reads=up, writes=down).watch()
         _End(self, server, reads=down, writes=up).watch()
 
@@ -158,6 +160,7 @@ class _Pipe:
     target_end: _End
     back: _Pipe
     first = False  # from the client: what it sends begins a round trip
+    acknowledges = False  # at once, which has to be said anew each time
 
     def __init__(self, loop: _Loop, source: socket.socket, target: socket.socket) -> None:
         self._loop, self._source, self._target = loop, source, target
@@ -184,10 +187,12 @@ class _Pipe:
             return
         except OSError:
             data = b""
+        if self.acknowledges and data and _QUICKACK is not None:
+            self._source.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         self._ended = not data
         self._size += len(data)
         # Whoever sends this has heard of so many round trips; the client's next words begin another one.
-        self._held.append((data, self.back._told + self.first))
+        self._held.append((data, self.back._told + self.first if data else 0))
         self._loop.at(time.monotonic() + self._loop.rtt / 2, self._release)
         self.source_end.watch()
 
@@ -220,83 +225,3 @@ class _Pipe:
             self._due.clear()
         self.target_end.watch()
         self.source_end.watch()
-
-
-# ---------------------------------------------------------------------- the check
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a delay line was found to do.
-
-    Attributes:
-        rtt: the median of the measured round trips, in seconds; worst: the slowest but one in twenty.
-        apart: seconds between the arrivals of two chunks that were sent `apart_sent` apart.
-        rate: bytes a second, one way, one connection.
-    """
-
-    rtt: float
-    worst: float
-    apart: float
-    apart_sent: float
-    rate: float
-
-    def __str__(self) -> str:
-        return (
-            f"measured {self.rtt * 1e3:.2f} ms (19 of 20 below {self.worst * 1e3:.2f}), chunks sent "
-            f"{self.apart_sent * 1e3:.1f} ms apart arrive {self.apart * 1e3:.1f} ms apart, "
-            f"{self.rate / (1 << 20):,.0f} MiB/s"
-        )
-
-
-def check(rtt: float, *, pings: int = 20, size: int = 32 << 20) -> Checked:
-    """Put a line of `rtt` seconds before a server that echoes, and measure it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        echo = threading.Thread(target=_echo, args=(listener,), name="line-check-echo")
-        echo.start()
-        with DelayLine(listener.getsockname(), rtt) as line:
-            with socket.create_connection((line.host, line.port), timeout=30.0) as sock:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                _ping(sock)  # the connection is there
-                trips = sorted(_ping(sock) for _ in range(pings))
-                sent, apart = _two_chunks(sock, max(0.002, rtt / 5))
-                rate = _stream(sock, size)
-            echo.join(30.0)
-    return Checked(statistics.median(trips), trips[-1 - pings // 20], apart, sent, rate)
-
-
-def _ping(sock: socket.socket) -> float:
-    started = time.monotonic()
-    sock.sendall(b"e")
-    sock.recv(1)
-    return time.monotonic() - started
-
-
-def _two_chunks(sock: socket.socket, pause: float) -> tuple[float, float]:
-    first = time.monotonic()
-    sock.sendall(b"e")
-    time.sleep(pause)
-    second = time.monotonic()
-    sock.sendall(b"e")
-    sock.recv(1)
-    arrived = time.monotonic()
-    sock.recv(1)
-    return second - first, time.monotonic() - arrived
-
-
-def _stream(sock: socket.socket, size: int) -> float:
-    block = bytes(1 << 18)  # the echo answers only "e", and the end
-    started = time.monotonic()
-    for _ in range(size // len(block)):
-        sock.sendall(block)
-    sock.sendall(b"e")
-    sock.recv(1)
-    return size / (time.monotonic() - started)
-
-
-def _echo(listener: socket.socket) -> None:
-    sock = listener.accept()[0]
-    with sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while data := sock.recv(_BLOCK):
-            sock.sendall(b"e" * data.count(b"e"))

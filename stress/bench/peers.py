@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .client import NAME, SENDER, Job
+from .job import NAME, SENDER, Job
 from .tools import Tools, Unavailable, version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,7 @@ class Peer:
         package: the package of PyPI that it needs.
         trips, cost: a first guess at round trips and CPU seconds a message, to choose how many messages a run sends.
         forms: what it can be given.
+        shares: all threads share one connection.
         says: whether it says itself when it is ready, and what it took; one that does not is timed as a process.
     """
 
@@ -40,6 +41,7 @@ class Peer:
     forms: tuple[str, ...] = ("ready", "message")
     window: int | None = None
     max_messages: int = 0
+    shares: bool = False
     says: bool = True
     trips: float = 4.2
     cost: float = 200e-6
@@ -61,12 +63,12 @@ PEERS = {
             "threadmail-window-kept", f"threadmail, window={WINDOW}, max_messages=None", "threadmail",
             forms=("ready",), window=WINDOW, max_messages=-1, trips=0.1,
         ),
-        Peer("threadmail-client", "threadmail, one shared Client", "threadmail-client", trips=2.1),
-        Peer("threadmail-client-all", "threadmail, Client.send_all", "threadmail-client-all", trips=1.1),
+        Peer("threadmail-client", "threadmail, one shared Client", "threadmail-client", shares=True, trips=2.1),
+        Peer("threadmail-client-all", "threadmail, Client.send_all", "threadmail-client-all", shares=True, trips=1.1),
         Peer("threadmail-smtp", "threadmail, an SMTP a thread", "threadmail-smtp"),
         Peer("smtplib", "smtplib, one a thread", "smtplib"),
         Peer("smtplib-new", "smtplib, new connection each", "smtplib-new", trips=8.4),
-        Peer("smtplib-locked", "smtplib, one shared with a lock", "smtplib-locked"),
+        Peer("smtplib-locked", "smtplib, one shared with a lock", "smtplib-locked", shares=True),
         Peer("aiosmtplib", "aiosmtplib", "aiosmtplib", package="aiosmtplib"),
         Peer("django", "Django's backend", "django", package="Django"),  # of "ready", too, it makes messages of its own
         Peer("nodemailer", "nodemailer's pool", forms=("ready", "message", "file"), trips=2.2, cost=1000e-6),

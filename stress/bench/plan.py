@@ -17,6 +17,8 @@ Owns the three profiles. A cell belongs to a part, and a part answers one questi
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -77,6 +79,7 @@ class Profile:
     seconds: float
     rtts: tuple[float, ...]
     connections: tuple[int, ...]
+    sizes: tuple[int, ...] = (SMALL,)
     postfix: bool = True
     most_messages: int = 100_000
 
@@ -98,7 +101,7 @@ def cells(profile: Profile) -> list[Cell]:
 
 def _trips(profile: Profile) -> Iterator[Cell]:
     """Two counts of messages at two distances: what is left of time is a message's round trips."""
-    rounds = min(3, profile.rounds)
+    rounds = min(3, profile.rounds) if profile.name != "quick" else 1
     lines = (1.0, 10.0) if profile.name != "full" else (1.0, 10.0, 50.0)
     # Below 100 messages, so that nobody reconnects, and above the window. Who needs more round trips needs fewer.
     fast = ("threadmail", "threadmail-client-all", *WINDOWS[:1])
@@ -112,9 +115,9 @@ def _trips(profile: Profile) -> Iterator[Cell]:
 def _speed(profile: Profile) -> Iterator[Cell]:
     for rtt in profile.rtts:
         far = rtt >= 50.0
-        for k in profile.connections:
+        for k, size in itertools.product(profile.connections, profile.sizes):
             yield Cell(
-                "speed", (*EVERYBODY, "threadmail-smtp"), "smtp-sink", rtt, k, pinned=not rtt,
+                "speed", (*EVERYBODY, "threadmail-smtp"), "smtp-sink", rtt, k, size, pinned=not rtt,
                 rounds=min(2, profile.rounds) if far else profile.rounds, seconds=profile.seconds * (3 if far else 1),
             )  # fmt: skip
 
@@ -133,10 +136,12 @@ def _core(profile: Profile) -> Iterator[Cell]:
 def _window(profile: Profile) -> Iterator[Cell]:
     peers = ("threadmail", *WINDOWS, "nodemailer")
     for server in ("sink", "postfix") if profile.postfix else ("sink",):
-        more = ("smtp-source",) if server == "postfix" else ()
+        more = ("smtplib", "smtp-source") if server == "postfix" else ()
         for k in (1, 8):
             rounds = min(3, profile.rounds) if server == "postfix" and profile.name != "full" else profile.rounds
             yield Cell("window", peers + more, server, 10.0, k, rounds=rounds, seconds=profile.seconds)
+            if server == "postfix":  # without a line, so that acknowledgements are the client's own
+                yield Cell("window", peers + more, server, 0.0, k, rounds=rounds, seconds=profile.seconds)
 
 
 def _sizes(profile: Profile) -> Iterator[Cell]:
@@ -149,6 +154,7 @@ def _sizes(profile: Profile) -> Iterator[Cell]:
         yield Cell("large", peers, "sink", 10.0, 8, LARGE, rounds=profile.rounds)
     rounds = 1 if profile.name == "quick" else 2
     yield Cell("memory", peers, "sink", 0.0, 8, HUGE, messages=8, rounds=rounds)
+    yield Cell("memory", ("threadmail",), "sink", 0.0, 8, HUGE, messages=32, rounds=rounds)
     yield Cell("memory", ("threadmail", "nodemailer"), "sink", 0.0, 8, HUGE, "file", messages=8, rounds=rounds)
 
 
@@ -182,25 +188,35 @@ class Filter:
     def _with_peers(self, cell: Cell) -> Cell:
         if not self.peers:
             return cell
-        from dataclasses import replace
-
-        return replace(cell, peers=tuple(peer for peer in cell.peers if peer in self.peers))
+        return dataclasses.replace(cell, peers=tuple(peer for peer in cell.peers if peer in self.peers))
 
 
 def first_guess(cell: Cell, peer: str) -> int:
     """How many messages a run may take to fill the cell's time, before one has been seen."""
-    if cell.messages:
-        return cell.messages
+    return cell.messages or fitting(cell, peer, cell.seconds / _each(cell, peer))
+
+
+def _each(cell: Cell, peer: str) -> float:
+    """Roughly the seconds that a message takes."""
     one = PEERS[peer]
-    waiting = one.trips * cell.rtt / 1e3 / (1 if peer in ("smtplib-locked", "threadmail-client") else cell.connections)
-    working = one.cost + cell.size * 2e-9
-    return fitting(cell, cell.seconds / max(waiting, working))
+    waiting = one.trips * cell.rtt / 1e3 / (1 if one.shares else cell.connections)
+    return max(waiting, one.cost + cell.size * 2e-9)
 
 
-def fitting(cell: Cell, wanted: float) -> int:
+def fitting(cell: Cell, peer: str, wanted: float) -> int:
     """A number of messages near `wanted`: the same for each connection, and several for each."""
-    each = max(4, round(wanted / cell.connections))
-    return min(each * cell.connections, max(cell.connections, (256 * MIB) // cell.size, 16), 200_000)
+    each = max(1 if PEERS[peer].shares else 4, round(wanted / cell.connections))
+    # Objects are many and take longer to build than to send.
+    most = 2000 if cell.form == "message" else max(cell.connections, (256 * MIB) // cell.size, 16)
+    return min(each * cell.connections, most, 200_000)
+
+
+def minutes(plan: Iterable[Cell]) -> float:
+    """Roughly how long it takes to work off, on a machine that does nothing else."""
+    starting = 0.4
+    return sum(
+        cell.rounds * (starting + first_guess(cell, peer) * _each(cell, peer)) for cell in plan for peer in cell.peers
+    ) / 60.0  # fmt: skip
 
 
 def size_in_words(size: int) -> str:

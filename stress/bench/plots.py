@@ -31,6 +31,7 @@ class Line:
     label: str
     points: Sequence[tuple[float, float]]
     ours: bool = False
+    thick: bool = False  # the one that the picture is about
 
 
 def pictures(results: Results) -> dict[str, str]:
@@ -52,10 +53,10 @@ def _speed(results: Results) -> str:
         points = []
         for cell in cells:
             rate = figures.median(results, cell, peer.name, figures.rate)
-            if rate is not None and cell.connections == cells[0].connections:
+            if rate is not None and (cell.connections, cell.size) == (cells[0].connections, cells[0].size):
                 points.append((max(cell.rtt, 0.3), rate.value))
         if len(points) > 1:
-            lines.append(Line(peer.label, sorted(points), peer.ours))
+            lines.append(Line(peer.label, sorted(points), peer.ours, peer.name == "threadmail"))
     if not lines:
         return ""
     names = {0.3: "0"} if any(not cell.rtt for cell in cells) else {}
@@ -68,7 +69,7 @@ def _speed(results: Results) -> str:
 
 def _growth(results: Results, curve: growth.Curve) -> str:
     lines = [
-        Line(peer.label, points, peer.ours)
+        Line(peer.label, points, peer.ours, peer.name == "threadmail")
         for peer in PEERS.values()
         if len(points := growth.series(results, curve, peer.name)) > 1
     ]
@@ -89,7 +90,7 @@ def _memory(results: Results) -> str:
     for cell in results.cells("memory"):
         for peer in cell.peers:
             peak = figures.median(results, cell, peer, figures.peak)
-            if peak is not None and cell.size == HUGE:
+            if peak is not None and cell.size == HUGE and cell.messages == 8:
                 found.append((PEERS[peer].label + _given(cell), peak.value, PEERS[peer].ours))
     found.sort(key=lambda bar: bar[1])
     return bars("Eight messages of 25 MiB to eight connections: peak of memory", found, "MiB")
@@ -106,32 +107,32 @@ def chart(title: str, lines: Sequence[Line], x: str, y: str, names: dict[float, 
     """Lines on two logarithmic axes; `names` are what is written at the x axis, and where."""
     canvas = Canvas(_WIDE)
     xs = _Scale([px for line in lines for px, _ in line.points], _LEFT, _RIGHT)
-    ys = _Scale([py for line in lines for _, py in line.points], _TOP + _HIGH, _TOP)
+    ys = _Scale(_round_range([py for line in lines for _, py in line.points]), _TOP + _HIGH, _TOP)
     canvas.text(24, 32, title, "ink", room=_WIDE - 48, size=16, bold=True)
     canvas.text(_LEFT, 52, y, "soft", room=300, size=12)
     for value in ys.ticks():
         at = ys(value)
         canvas.line([(_LEFT, at), (_RIGHT, at)], "line", thick=0.6)
-        canvas.text(_LEFT - 8, at + 4, _short(value), "soft", room=_LEFT, size=11, anchor="end")
+        canvas.text(_LEFT - 8, at + 4, f"{value:,g}", "soft", room=_LEFT, size=11, anchor="end")
     last = -math.inf
     for value, name in sorted(names.items()):
         if xs(value) - last > width(name, 11) + 6:  # as many names as there is room for
             canvas.text(xs(value), _TOP + _HIGH + 18, name, "soft", room=90, size=11, anchor="middle")
             last = xs(value)
     canvas.text(_LEFT, _TOP + _HIGH + 38, x, "soft", room=_RIGHT, size=12)
-    for line in sorted(lines, key=lambda line: line.ours):
+    for line in sorted(lines, key=lambda line: (line.thick, line.ours)):
         _draw(canvas, line, [(xs(px), ys(py)) for px, py in line.points])
     for line, at in _spread([(line, ys(line.points[-1][1])) for line in lines]):
         end = ys(line.points[-1][1])
         canvas.line([(_RIGHT + 4, end), (_RIGHT + 16, at)], "line", thick=0.8)
         look = "word0" if line.ours else "ink"
-        canvas.text(_RIGHT + 20, at + 4, line.label, look, room=_WIDE - _RIGHT - 24, size=12, bold=line.ours)
-    ends = "; ".join(f"{line.label}: {_short(line.points[0][1])} to {_short(line.points[-1][1])}" for line in lines)
+        canvas.text(_RIGHT + 20, at + 4, line.label, look, room=_WIDE - _RIGHT - 24, size=12, bold=line.thick)
+    ends = "; ".join(f"{line.label}: {in_words(line.points[0][1])} to {in_words(line.points[-1][1])}" for line in lines)
     return canvas.write(_TOP + _HIGH + 56, title, f"{y} against {x}. {ends}.")
 
 
 def _draw(canvas: Canvas, line: Line, points: list[tuple[float, float]]) -> None:
-    canvas.line(points, "edge0" if line.ours else "line", thick=2.6 if line.ours else 1.6)
+    canvas.line(points, "edge0" if line.ours else "line", thick=3 if line.thick else 1.5)
     for px, py in points:
         canvas.rect(px - 2.5, py - 2.5, 5, 5, "bar0" if line.ours else "soft", round=2.5)
     if points[-1][0] < _RIGHT:
@@ -169,6 +170,14 @@ class _Scale:
         return inside if len(inside) <= 8 else [value for value in inside if f"{value:e}"[0] == "1"]
 
 
+def _round_range(values: Sequence[float]) -> tuple[float, float]:
+    """From a round number below to one above, and at least a decade: what hardly changes is to look so."""
+    low, high = max(min(values), 1e-9), max(values)
+    steps = [10.0**power * step for power in range(-9, 12) for step in (1, 2, 5)]
+    top = next(step for step in steps if step >= high)
+    return min(max(step for step in steps if step <= low * 1.0000001), top / 10), top
+
+
 def bars(title: str, values: Sequence[tuple[str, float, bool]], unit: str) -> str:
     """A bar for each name, from top to bottom; the longest fills the room."""
     if not values:
@@ -185,7 +194,3 @@ def bars(title: str, values: Sequence[tuple[str, float, bool]], unit: str) -> st
         at += 27
     described = "; ".join(f"{name}: {in_words(value)} {unit}" for name, value, _ in values)
     return canvas.write(at + 12, title, described)
-
-
-def _short(value: float) -> str:
-    return f"{value / 1000:g}k" if value >= 1000 and value % 100 == 0 else in_words(value)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .client import Job
-from .line import Checked, DelayLine, check
+from .job import Job
+from .line import DelayLine
+from .linecheck import Checked, check
 from .peers import PEERS
 from .plan import Cell, first_guess, fitting
 from .running import Run, RunFailed, run
@@ -148,7 +149,7 @@ class Bench:
         number = self._messages.get((cell, peer)) or first_guess(cell, peer)
         one = self._send(cell, peer, server, number)
         if not cell.messages and not 0.4 < one.seconds / cell.seconds < 2.5:
-            better = fitting(cell, cell.seconds * one.rate)
+            better = fitting(cell, peer, cell.seconds * one.rate)
             if better > 1.5 * number:
                 one = self._send(cell, peer, server, better)
             number = better  # where the run took too long, the next one is shorter; this one counts

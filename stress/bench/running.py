@@ -13,16 +13,19 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .client import Job
+from .job import Job
 from .peers import Peer, command
 from .servers import Server, on_core
 from .tools import Tools
 
-PATIENCE = 120.0  # seconds until a run that has not ended is ended
+PATIENCE = 120.0  # seconds until a run that has not ended is ended, and so much more for each message:
+_PATIENCE_EACH = 0.005
+_FULL = 0.85  # of a core: what is busier than that is the limit
 _SETTLING = 60.0  # seconds for the server to deliver what it has accepted
 
 
@@ -76,7 +79,7 @@ def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = N
             process = subprocess.Popen(
                 line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
             )
-        watchdog = threading.Timer(PATIENCE, process.kill)
+        watchdog = threading.Timer(PATIENCE + job.messages * _PATIENCE_EACH, process.kill)
         watchdog.name = "bench-watchdog"
         watchdog.start()
         try:
@@ -167,3 +170,16 @@ def _compare(server: Server, before: int, messages: int, peer: Peer) -> None:
         time.sleep(0.01)
     if arrived != messages:
         raise RunFailed(f"{peer.label}: {arrived:,} messages arrived of {messages:,}")
+
+
+def limit(runs: Sequence[Run]) -> str:
+    """What was full in these runs."""
+    client = max((run.cpu / run.seconds for run in runs), default=0.0)
+    server = max((run.busy for run in runs), default=0.0)
+    if server >= _FULL and server >= client:
+        return f"the server is busy {server:.0%} of the time: the limit is its own"
+    if client >= _FULL:
+        return f"the client is busy {client:.0%} of the time: its core is full"
+    if client + server >= _FULL:
+        return f"client and server wait for each other (busy {client:.0%} and {server:.0%})"
+    return f"neither is full (client busy {client:.0%}, server {server:.0%})"

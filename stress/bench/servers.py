@@ -165,15 +165,16 @@ class _RealPostfix:
         return self._count
 
     def processes(self) -> list[int]:
-        from tests.support.postfix import _alive
+        from tests.support.servers import alive
 
-        return _alive(self._group)
+        return alive(self._group)
 
 
 @contextmanager
 def _postfix(tools: Tools) -> Iterator[Server]:
     tools.postfix()
-    from tests.support.postfix import Postfix, PostfixUnavailable
+    from tests.support import servers as real
+    from tests.support.postfix import Postfix
 
     settings = {"default_transport": "discard", "default_process_limit": "100"}
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
@@ -181,7 +182,7 @@ def _postfix(tools: Tools) -> Iterator[Server]:
         postfix = Postfix(Path(folder), settings=settings)
         try:
             postfix.__enter__()
-        except PostfixUnavailable as error:
+        except (real.Unavailable, TimeoutError, ValueError) as error:
             raise Unavailable(str(error)) from error
         try:
             yield _RealPostfix(postfix.host, postfix.port, Path(folder, "log"), postfix._master.pid)

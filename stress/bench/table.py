@@ -14,7 +14,7 @@ from .growth import sentences
 from .peers import PEERS
 from .plan import Cell, size_in_words
 from .rounds import Results
-from .targets import TARGETS, Verdict
+from .targets import TARGETS, Check, Verdict
 
 
 def page(results: Results, pictures: Iterable[str] = ()) -> str:
@@ -23,12 +23,13 @@ def page(results: Results, pictures: Iterable[str] = ()) -> str:
     sections = [
         _head(results),
         "## Targets\n\n" + targets(results),
+        shortfalls(results),
         _section("Round trips a message", _TRIPS, trips(results), "bench-trips.svg" in shown, "bench-trips.svg"),
         _section("Throughput against the round-trip time", _SPEED, _speed(results), "bench-speed.svg" in shown,
                  "bench-speed.svg"),
         _section("CPU: client and server on one core", _CORE, _plain(results, "core")),
         _section("Messages given as objects", _OBJECTS, _plain(results, "objects")),
-        _section("CHUNKING with a window", _WINDOW, _plain(results, "window")),
+        _section("CHUNKING with a window, and real Postfix", _WINDOW, _plain(results, "window")),
         _section("Large messages", _LARGE, _plain(results, "large")),
         _section("Memory", _MEMORY, _memory(results), "bench-memory.svg" in shown, "bench-memory.svg"),
         _section("One thread and 32", _LINEAR, _plain(results, "linear")),
@@ -39,18 +40,35 @@ def page(results: Results, pictures: Iterable[str] = ()) -> str:
 
 
 def targets(results: Results) -> str:
-    """The targets row by row."""
+    """The targets row by row; of those that nothing was measured for, the first line only."""
     rows = []
     for target in TARGETS:
         rows.append(
             [str(target.number), f"**{target.what}**", target.wording, "", f"**{target.judge(results).value}**"]
         )
-        for check in target.checks:
-            found, verdict = check.judge(results)
-            value = f"{with_range(found)}{'' if check.unit == 'x' else ' '}{check.unit}" if found else "-"
+        judged = [(check, *check.judge(results)) for check in target.checks]
+        for check, found, verdict in judged if any(found for _, found, _ in judged) else ():
+            value = _with_unit(with_range(found), check) if found else "-"
             said = verdict.value if verdict is not Verdict.SHORT else "**short**"
             rows.append(["", check.what, check.asked, value, said])
     return table(["#", "what", "at least", "measured", ""], rows)
+
+
+def _with_unit(figure: str, check: Check) -> str:
+    return f"{figure}{'' if check.unit == 'x' else ' '}{check.unit}"
+
+
+def shortfalls(results: Results) -> str:
+    """What falls short, and what was full meanwhile."""
+    lines = []
+    for target in TARGETS:
+        for check in target.checks:
+            found, verdict = check.judge(results)
+            if found is not None and verdict is Verdict.SHORT:
+                why = check.why(results)
+                said = f"{_with_unit(in_words(found.value), check)} where {check.asked} is asked"
+                lines.append(f"* Row {target.number}, {check.what}: {said}{'; ' + why if why else ''}.")
+    return "\n".join(["What falls short:", "", *lines]) if lines else ""
 
 
 def trips(results: Results) -> str:
@@ -64,9 +82,10 @@ def trips(results: Results) -> str:
 
 def _speed(results: Results) -> str:
     blocks = []
-    for connections in sorted({cell.connections for cell in results.cells("speed")}):
-        cells = sorted((c for c in results.cells("speed") if c.connections == connections), key=lambda cell: cell.rtt)
-        head = [f"messages a second, k={connections}", *(_wire(cell) for cell in cells)]
+    for k, size in sorted({(cell.connections, cell.size) for cell in results.cells("speed")}):
+        cells = [cell for cell in results.cells("speed") if (cell.connections, cell.size) == (k, size)]
+        cells.sort(key=lambda cell: cell.rtt)
+        head = [f"messages a second, k={k}, {size_in_words(size)}", *(_wire(cell) for cell in cells)]
         rows = []
         for peer in PEERS.values():
             rates = [figures.median(results, cell, peer.name, figures.rate) for cell in cells]
@@ -106,8 +125,9 @@ def _memory(results: Results) -> str:
             if most is not None and more is not None:
                 given = "streamed from a file" if cell.form == "file" else "read into memory"
                 copies = more.value * (1 << 20) / cell.size if peer != "smtp-source" else None
-                rows.append([PEERS[peer].label, given, in_words(most.value), in_words(copies) if copies else "-"])
-    return table(["who", "content", "peak MiB in all", "wire copies"], rows) if rows else ""
+                shown = in_words(copies) if copies is not None else "-"
+                rows.append([PEERS[peer].label, str(cell.messages), given, in_words(most.value), shown])
+    return table(["who", "messages", "content", "peak MiB in all", "wire copies"], rows) if rows else ""
 
 
 def _growth(results: Results, shown: set[str]) -> list[str]:
@@ -172,9 +192,7 @@ _TRIPS = (
     "and what a message costs without a wire, fall out. Were there waits that are no round trips (a delayed "
     "acknowledgement, say), the slope would have them and the count would not; load shows there as well."
 )
-_SPEED = (
-    f"{size_in_words(2048)}, to `smtp-sink`. At 0 ms, client and server share one core; then a delay line is between."
-)
+_SPEED = "To `smtp-sink`. At 0 ms, client and server share one core; then a delay line is between."
 _CORE = "No wire, one connection, one core for both: what counts is work."
 _OBJECTS = "The same, with messages that were built before the clock ran; making bytes of them is measured."
 _WINDOW = (
@@ -182,7 +200,10 @@ _WINDOW = (
     "100 messages (nodemailer's is as well), which a window feels most: the second row of it keeps the connection."
 )
 _LARGE = "Content that is bytes already, one core for client and server."
-_MEMORY = "Eight messages of 25 MiB to eight connections at once."
+_MEMORY = (
+    "Messages of 25 MiB to eight connections at once, all with the same content. Wire copies: what was taken over what "
+    "the process had when it was ready to read the content."
+)
 _LINEAR = "10 ms, 2 KiB."
 _HOW = (
     "CPU is user and system time of the client's process alone, from the first message handed over to the last "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,10 @@ _PATIENCE = 300.0  # seconds for a download
 
 
 class Unavailable(Exception):
-    """This peer or server cannot be had here; the text says why."""
+    """This peer or server cannot be had here; the text says why, and names no host: it ends on a page for everybody."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(re.sub(r"\w+://\S+|host='[^']*'", "...", why))
 
 
 class Tools:
@@ -93,7 +97,8 @@ class Tools:
 
     def _find_postfix(self) -> Installation:
         try:
-            from tests.support.postfix import PostfixUnavailable, find_postfix
+            from tests.support import servers as real
+            from tests.support.postfix import find_postfix
         except ImportError as error:
             raise Unavailable(f"the tests' helper for Postfix needs the extra `test`: {error}") from error
         os.environ.setdefault("THREADMAIL_POSTFIX_CACHE", str(self.cache / "postfix"))
@@ -102,7 +107,7 @@ class Tools:
             raise Unavailable("not in the cache, and not to be fetched")
         try:
             return find_postfix()
-        except PostfixUnavailable as error:
+        except real.Unavailable as error:
             raise Unavailable(str(error)) from error
 
     def _run(self, command: list[str], what: str) -> None:

@@ -19,6 +19,7 @@ from . import (
     scenarios_queue,
     scenarios_sender,
     scenarios_throttle,
+    scenarios_wake,
 )
 
 SUITE = [*scenarios_client.SCENARIOS, *scenarios_pool.SCENARIOS, *scenarios_sender.SCENARIOS]
@@ -33,4 +34,5 @@ SMALL = [
     *scenarios_order.SMALL,
     *scenarios_queue.SMALL,
     *scenarios_throttle.SMALL,
+    *scenarios_wake.SMALL,
 ]

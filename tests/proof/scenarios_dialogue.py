@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from email.message import EmailMessage
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from tests.detsched import Run
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, MailError, NotConnected, Reentered
 
 from .scenario import CLIENT, CONFIG, LETTER, Scenario, small
-from .stage import EXTENSIONS, IMMEDIATELY, MESSAGE, Context, Server, Threads
+from .stage import EXTENSIONS, IMMEDIATELY, MESSAGE, MORE_COMMANDS, Context, Server, Threads
 
 Act = Callable[[SMTP], object]
 
@@ -90,6 +92,27 @@ def log_in(client: SMTP) -> None:
 
 def authenticate(client: SMTP) -> None:
     client.auth("PLAIN", lambda challenge=None: "x")
+
+
+def challenged(run: Run) -> None:
+    """Two threads log in by AUTH LOGIN, user name first and then the password: neither is said in the other's place."""
+    answers = {
+        "AUTH": "334 UGFzc3dvcmQ6",
+        _line(b"secret"): "235 2.7.0 welcome",
+        _line(b"user"): "535 5.7.8 no password",
+    }
+    commands = {verb: lambda *_, answer=answer: answer for verb, answer in answers.items()}
+    run.context.enter_context(mock.patch.dict(MORE_COMMANDS, commands))
+    threads = Threads(run, Server("AUTH LOGIN", bound=1, lockset=True))
+    client = SMTP("model", 25, local_hostname="me")
+    client.user, client.password = "user", "secret"
+    client.ehlo()
+    for _ in range(2):
+        threads.add(lambda: client.auth("LOGIN", client.auth_login))
+
+
+def _line(said: bytes) -> str:
+    return base64.b64encode(said).decode("ascii").upper()
 
 
 def intruding(act: Act) -> Program:
@@ -238,6 +261,7 @@ SMALL = [
     _dialogue("sendmail() beside close()", dialogue(send, lambda c: c.close(), allowed=(NotConnected,))),
     _dialogue("leaving beside one who holds it", dialogue(hold, leave, allowed=(NotConnected,)), timeouts=1),
     _dialogue("quit() beside one who holds it", dialogue(hold, SMTP.quit, allowed=(NotConnected,)), timeouts=1),
+    _dialogue("a login by challenges from two threads", challenged),
     *(_dialogue(f"a call from within {name}", intruding(act)) for name, act in _INTRUDED.items()),
     *(_deadline(f"SMTP.{name}", in_time(act, seconds)) for name, (act, seconds) in _IN_TIME.items()),
     _deadline("SMTP.connect()", in_time(lambda c: c.connect("model", 25, deadline=5), 5, dialled=False)),

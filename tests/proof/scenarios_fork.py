@@ -1,29 +1,91 @@
 """What a forked child finds: threads that come first to what their parent has left them.
 
 The fork is one without Python's hooks, as some servers do it: the objects find out for themselves, by their first use.
+It came while another thread of the parent held the object's lock. That thread does not exist in the child, so whoever
+waits for that lock waits for ever.
 """
 
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 from tests.detsched import Run
+from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
-from threadmail import SMTP, Client
+from threadmail import SMTP, Client, ClientPool, ThreadedSender
 
-from .scenario import CONFIG, Scenario, by_envelope
+from .scenario import CONFIG, QUIET, Scenario, by_envelope, no_exit_hook
+from .stage import Threads, also
+
+
+def _forking(run: Run) -> Callable[[], None]:
+    """Returns what to call when the set-up is to go on in the child."""
+    pid = [1]
+    run.context.enter_context(mock.patch.object(os, "getpid", side_effect=lambda: pid[0]))
+    return lambda: pid.__setitem__(0, 2)
 
 
 def forked(run: Run) -> None:
-    """Two threads are the first to use a client in a forked child (without Python's hooks, as some servers fork)."""
-    office = PostOffice(run, ModelServer(bound=1))
-    pid = [1]
-    run.context.enter_context(mock.patch.object(os, "getpid", side_effect=lambda: pid[0]))
+    """Two threads are the first to use a client: on a connection of their own."""
+    office = PostOffice(run, ModelServer(ordered=True))
+    fork = _forking(run)
     client = Client(CONFIG, watch_idle=False)
-    pid[0] = 2
+    client.connect()
+    fork()
     office.senders(threads=2, messages=1, sendmail=by_envelope(client.send))
 
+    def parents() -> list[str]:
+        said = [who for who, _, _ in office.server.connections[0].transcript if who.startswith("T")]
+        return ["a thread of the child spoke on its parent's connection"] if said else []
 
-SMALL = [Scenario("fork, two threads come first", forked, classes=(SMTP, Client))]
+    also(run, office, parents)
+
+
+def begun_anew(make: Callable[[], Any], lock: Callable[[Any], Any], *uses: Callable[[Any], object]) -> Program:
+    """Each use on a thread of its own; the object's lock was held in the parent."""
+
+    def program(run: Run) -> None:
+        run.context.enter_context(no_exit_hook())
+        threads = Threads(run, ModelServer(ordered=True))
+        fork = _forking(run)
+        made = make()
+        lock(made).acquire()
+        fork()
+        for use in uses:
+            threads.add(lambda use=use: use(made))  # type: ignore[misc]
+
+    return program
+
+
+def _pool() -> ClientPool:
+    return ClientPool(CONFIG, max_size=1, rng=random.Random(1))
+
+
+def _sender() -> ThreadedSender:
+    return ThreadedSender(CONFIG, workers=1, rng=random.Random(1))
+
+
+def _close(sender: ThreadedSender) -> None:
+    sender.close(timeout=None)
+
+
+SMALL = [
+    Scenario("fork, two threads come first", forked, classes=(SMTP, Client)),
+    Scenario(
+        "fork, two threads come first to a pool",
+        begun_anew(_pool, lambda pool: pool._lock, ClientPool.stats, ClientPool.close),
+        classes=(ClientPool,),
+        options=QUIET,
+    ),
+    Scenario(
+        "fork, two threads come first to a sender",
+        begun_anew(_sender, lambda sender: sender._dispatcher._lock, ThreadedSender.stats, _close),
+        classes=(ThreadedSender,),
+        options=QUIET,
+    ),
+]

@@ -165,6 +165,12 @@ def interrupted(closers: int) -> Program:
         for _ in range(closers):
             threads.add(close)
 
+        def left() -> list[str]:
+            still_open = run.scheduler.ending is None and not all(c.closed for c in threads.server.connections)
+            return ["a closed pool kept a connection"] if still_open else []
+
+        threads.at_the_end = left  # type: ignore[method-assign]
+
     return program
 
 

@@ -28,7 +28,7 @@ from threadmail import (
 )
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
-from .stage import EXTENSIONS, MORE_COMMANDS, Later, Server, Threads, on_time
+from .stage import EXTENSIONS, MORE_COMMANDS, Later, Server, Threads, no_thread_left, on_time
 
 
 def one_lane(run: Run, **settings: Any) -> ThreadedSender:
@@ -103,6 +103,20 @@ def closed_twice(run: Run) -> None:
     threads.at_the_end = lambda: [] if len(unsent) == 1 else ["what was cut short was not told once"]  # type: ignore[method-assign]
 
 
+def closed_by_two(run: Run) -> None:
+    """Two threads close a sender: for both of them it is over when they come back."""
+    threads = Threads(run, ModelServer(ordered=True))
+    sender = one_lane(run)
+
+    def close() -> None:
+        sender.close(timeout=None)
+        no_thread_left()
+
+    sender.submit(LETTER)
+    threads.add(close)
+    threads.add(close)
+
+
 def sent(
     act: Callable[[ThreadedSender, Callable[[], None]], object],
     *others: Callable[[ThreadedSender], object],
@@ -124,6 +138,7 @@ def sent(
             begun = time.monotonic()
             sender.close(timeout=None)
             on_time(begun, "close()")
+            no_thread_left()
             assert all(c.closed for c in threads.server.connections), "close() left a connection open"
 
         def wait_and(other: Callable[[ThreadedSender], object]) -> None:
@@ -146,9 +161,9 @@ def one_after_the_other(sender: ThreadedSender, close: Callable[[], None]) -> No
     close()
 
 
-def closed_at_once(sender: ThreadedSender, close: Callable[[], None]) -> None:
+def closed_at_once(messages: int, sender: ThreadedSender, close: Callable[[], None]) -> None:
     """The queue is worked off by `close`."""
-    futures = [sender.submit(LETTER) for _ in range(2)]
+    futures = [sender.submit(LETTER) for _ in range(messages)]
     close()
     for future in futures:
         future.result(0)
@@ -179,6 +194,13 @@ def put_off_while_closing(sender: ThreadedSender, close: Callable[[], None]) -> 
         future.result()
 
 
+def put_off(sender: ThreadedSender, close: Callable[[], None]) -> None:
+    """A message is put off by the server, and sent at the next attempt."""
+    sender.send(LETTER)
+    assert sender.stats().retries == 1, "the attempts were counted wrongly"
+    close()
+
+
 def close_without_drain(sender: ThreadedSender) -> None:
     sender.close(drain=False, timeout=None)
 
@@ -191,6 +213,7 @@ def look(sender: ThreadedSender) -> None:
     """What is counted at any moment: one message, one connection."""
     stats = sender.stats()
     assert stats.queued + stats.retrying + stats.in_flight <= 1, "a message was counted twice"
+    assert stats.queued + stats.retrying + sum(stats.outcomes.values()) <= 1, "a settled message is still to be sent"
     assert stats.opened <= 1, "a connection was counted twice"
 
 
@@ -234,9 +257,12 @@ def refused_for_good(run: Run) -> None:
 SMALL = [
     of_sender("send() gives up in the queue", gives_up_in_the_queue),
     of_sender("send() drops what hangs", drops_what_hangs),
-    of_sender("closed by two threads", closed_twice),
+    of_sender("closed by two threads, something hangs", closed_twice),
+    of_sender("closed by two threads", closed_by_two),
     of_sender("one message after the other", sent(one_after_the_other)),
-    of_sender("two messages, closed at once", sent(closed_at_once)),
+    of_sender("two messages, closed at once", sent(partial(closed_at_once, 2))),
+    of_sender("three messages, closed at once", sent(partial(closed_at_once, 3)), limit=300),
+    of_sender("a message put off", sent(put_off, server=lambda: Later(ordered=True))),
     of_sender("a message after a failed dial", sent(after_a_failure, server=_no_first_dial, retry=RetryPolicy(1, 0.0))),
     of_sender("cancelled while it is closed", sent(submit_and_close, cancel)),
     of_sender(

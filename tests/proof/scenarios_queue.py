@@ -202,6 +202,45 @@ def queue_ended(callers: int) -> Program:
     return program
 
 
+def queue_expired(callers: int) -> Program:
+    """The throttle lets nobody through: who runs out of time leaves, and who waited for his place has it at once."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(ordered=True), allowed=(MailError,))
+        filled, placed = threading.Event(), threading.Semaphore(0)
+        first = [True]
+
+        def callback(receipt: Receipt) -> None:
+            if first[0]:
+                first[0] = False
+                for _ in range(callers):
+                    placed.acquire()
+
+        throttle = Throttle()
+        throttle.pause(5.0)
+        sender = one_lane(run, queue_size=callers, on_receipt=callback, throttle=throttle)
+        left = [callers]
+
+        def fill() -> None:
+            for _ in range(callers):
+                sender.submit(LETTER, deadline=1.0)
+            filled.set()
+
+        def call() -> None:
+            filled.wait()
+            sender.submit(LETTER)
+            placed.release()
+            left[0] -= 1
+            if not left[0]:
+                sender.close(timeout=None)
+
+        threads.add(fill)
+        for _ in range(callers):
+            threads.add(call)
+
+    return program
+
+
 _BARE: dict[str, Callable[[_Bare], list[Callable[[], object]]]] = {
     "closed while two wait for one place": lambda d: [partial(d.add, 0), partial(d.add, 1), d.shut],
     "a place comes free by cancel": lambda d: [d.add_both, d.take_back],
@@ -217,4 +256,6 @@ SMALL = [
     of_sender("closed while two callers wait for a place", waiting_for_a_place(2), limit=300),
     of_sender("a caller waits for a place, the server is dead", queue_ended(1), limit=300),
     of_sender("two callers wait for a place, the server is dead", queue_ended(2), limit=300),
+    of_sender("a caller waits for a place of a message that runs out of time", queue_expired(1), limit=300),
+    of_sender("two callers wait for places of messages that run out of time", queue_expired(2), limit=300),
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from tests.detsched.modelsocket import ModelSocket
 from tests.detsched.oracle import verdict
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import _COMMANDS, Connection
+from tests.detsched.threads import facades
 
 IMMEDIATELY = 0.5  # seconds of virtual time: nothing was waited for
 
@@ -97,6 +99,30 @@ class Later(Server):
         return self
 
 
+class _Listener(logging.Handler):
+    def __init__(self, wrong: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._wrong = wrong
+
+    def createLock(self) -> None:
+        self.lock = None  # it would be a switch point
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self._wrong.append(f"logged: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def no_exception_logged(wrong: list[str]) -> Iterator[None]:
+    """What the package catches and logs, lest a thread of its own die of it, is a violation all the same."""
+    logger, listener = logging.getLogger("threadmail"), _Listener(wrong)
+    logger.addHandler(listener)
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+
+
 class Threads:
     """The threads of a scenario that needs no ledger, and what went wrong in them."""
 
@@ -104,6 +130,7 @@ class Threads:
         self.run, self.server, self.allowed = run, server, allowed
         self.wrong: list[str] = []
         run.context.enter_context(server)
+        run.context.enter_context(no_exception_logged(self.wrong))
         run.judge(self._judge)
 
     def _judge(self) -> Verdict:
@@ -144,3 +171,9 @@ def also(run: Run, office: PostOffice, check: Callable[[], list[str]]) -> None:
 
 def on_time(begun: float, what: str) -> None:
     assert time.monotonic() - begun < IMMEDIATELY, f"{what} took longer than needed"
+
+
+def no_thread_left() -> None:
+    """None that the package has started goes on; those of the scenario itself nobody can ask about."""
+    left = [thread for task, thread in list(facades.items()) if task.observed and thread.is_alive()]
+    assert not left, "a thread was left behind"

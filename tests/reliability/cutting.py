@@ -56,6 +56,7 @@ def authority() -> TestCA:
 #: One line a mode. What goes over all of them takes a new one in.
 MODES = [
     Mode("EHLO", lambda: CaptureServer(extensions=(), size_limit=None)),
+    Mode("PIPELINING", lambda: CaptureServer(extensions=("PIPELINING",), size_limit=None)),
     Mode("HELO", lambda: ScriptedServer([Serve(replies={"EHLO": "502 5.5.1 what?"})], last="repeat")),
     Mode(
         "STARTTLS and AUTH",

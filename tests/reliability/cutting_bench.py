@@ -35,9 +35,11 @@ class Trial:
     Attributes:
         deadline: what the sender was given, in seconds.
         connections: how many it took.
+        heard: whether the end of data came out of the client on the first of them.
         spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
         arrived: how often the server took the message.
         intact: whether each of those is the message as it was sent.
+        others: the same of the messages that went with it: what was told, and how often each arrived.
     """
 
     place: Place
@@ -45,9 +47,11 @@ class Trial:
     fate: Fate
     deadline: float
     connections: int
+    heard: bool
     spoken: frozenset[str]
     arrived: int = 0
     intact: bool = True
+    others: tuple[tuple[Outcome, int], ...] = ()
 
 
 def new_envelope(padding: int) -> Envelope:
@@ -63,21 +67,28 @@ class Bench:
     def __init__(self, mode: Mode, way: Way) -> None:
         self.mode = mode
         self.way = way
+        self.exact = mode.exact and way.exact
         self._server = mode.server()
 
     def __enter__(self) -> Bench:
         self._server.start()
+        try:
+            self.layout = self._look()
+        except BaseException:
+            self._server.close()
+            raise
+        return self
+
+    def _look(self) -> Layout:
         envelope = new_envelope(self.mode.padding)
         with FaultProxy(self._server, record=not self.mode.padding) as proxy:
             fate = self.way.send(self._config(proxy, CALM), envelope, CALM)
             assert fate.outcome is Outcome.SENT, fate
             proxy.wait_until_idle()
             passage = proxy.passages[0]
-        if self.mode.exact:
-            self.layout = Layout.of(passage, envelope.content[:-6], self.way.before)
-        else:
-            self.layout = Layout(passage.from_client, passage.from_server)
-        return self
+        if not self.exact:
+            return Layout(passage.from_client, passage.from_server)
+        return Layout.of(passage, envelope.content[:-6], self.way.before)
 
     def __exit__(self, *exc: object) -> None:
         self._server.close()
@@ -98,7 +109,8 @@ class Bench:
             passages = proxy.passages
         said = b"".join(passage.client_said for passage in passages)
         spoken = frozenset(m.decode("latin-1") for m in re.findall(rb"Message-ID: (<m[^>\r\n]*>)", said))
-        return Trial(place, envelope, fate, deadline, len(passages), spoken)
+        heard = bool(passages) and (envelope.content + b".\r\n") in passages[0].client_said.replace(b"\r\n..", b"\r\n.")
+        return Trial(place, envelope, fate, deadline, len(passages), heard, spoken)
 
     def run(self, places: Sequence[Place]) -> Iterator[Trial]:
         """A trial for each place, several at a time; what arrived is counted when all connections are gone."""
@@ -112,7 +124,8 @@ class Bench:
         for trial in trials:
             sent = trial.envelope.content
             taken = contents.get(_first_line(sent), [])
-            yield replace(trial, arrived=len(taken), intact=all(content == sent for content in taken))
+            others = tuple((told, len(contents.get(_first_line(e.content), ()))) for e, told in trial.fate.others)
+            yield replace(trial, arrived=len(taken), intact=all(content == sent for content in taken), others=others)
 
     def run_one(self, place: Place) -> Trial:
         """A trial whose message may arrive damaged beyond recognition: whatever arrives meanwhile is it."""

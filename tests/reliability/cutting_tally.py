@@ -22,15 +22,9 @@ SLACK = 2.0  # seconds by which a loaded machine may be late
 def complaints(trial: Trial, layout: Layout, way: Way, *, exact: bool) -> Iterator[str]:
     """What is wrong with what the sender was told."""
     fate, fault = trial.fate, trial.place.fault
-    copies = 2 if way.resends else 1
-    may = {
-        Outcome.SENT: range(1, copies + 1),
-        Outcome.PARTIAL: range(1, 2),
-        Outcome.NOT_SENT: range(1),
-        Outcome.IN_DOUBT: range(copies + 1),
-    }[fate.outcome]
-    if trial.arrived not in may:
-        yield f"false: {fate.outcome.value}, and it arrived {trial.arrived} times"
+    for told, arrived in ((fate.outcome, trial.arrived), *trial.others):
+        if arrived not in _may_arrive(told, 2 if way.resends else 1):
+            yield f"false: {told.value}, and it arrived {arrived} times"
     if not trial.intact:
         yield "it arrived damaged"
     if fate.seconds > trial.deadline + SLACK:
@@ -41,9 +35,9 @@ def complaints(trial: Trial, layout: Layout, way: Way, *, exact: bool) -> Iterat
         return
     if trial.spoken - {trial.envelope.message_id}:
         yield f"another Message-ID: {sorted(trial.spoken)}"
-    # On a loaded machine the deadline may pass before the fault, or the short time-out of whoever tries again on
-    # the second connection, where there is no fault.
-    again = trial.place.is_silent and trial.connections > 1 and "TimedOut" in fate.error
+    # On a loaded machine the deadline may pass before the fault; or the short time-out of whoever tries again, on the
+    # first connection before the fault or on the second, where there is none.
+    again = trial.place.is_silent and trial.connections > 1 and (not trial.heard or "TimedOut" in fate.error)
     if not exact or again:
         return
     if fate.outcome is Outcome.IN_DOUBT and layout.excludes_doubt(trial.place):
@@ -51,6 +45,15 @@ def complaints(trial: Trial, layout: Layout, way: Way, *, exact: bool) -> Iterat
     expected = layout.expected(trial.place, way)
     if fate.outcome not in expected and fate.seconds < trial.deadline:
         yield f"{fate.outcome.value} instead of {' or '.join(sorted(o.value for o in expected))}"
+
+
+def _may_arrive(told: Outcome, copies: int) -> range:
+    return {
+        Outcome.SENT: range(1, copies + 1),
+        Outcome.PARTIAL: range(1, 2),
+        Outcome.NOT_SENT: range(1),
+        Outcome.IN_DOUBT: range(copies + 1),
+    }[told]
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Tally:
             self.longest[trial.deadline] = max(trial.fate.seconds, self.longest.get(trial.deadline, 0.0))
             self.wrong += [
                 f"{bench.mode.name}, {bench.way.name}, {trial.place}: {complaint} ({trial.fate.error})"
-                for complaint in complaints(trial, bench.layout, bench.way, exact=bench.mode.exact)
+                for complaint in complaints(trial, bench.layout, bench.way, exact=bench.exact)
             ]
 
     def include(self, other: Tally) -> None:

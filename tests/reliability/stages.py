@@ -28,7 +28,7 @@ SENT, PARTIAL, NOT_SENT, IN_DOUBT = Outcome.SENT, Outcome.PARTIAL, Outcome.NOT_S
 SAME, NEW, REFUSED = Next
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # some differ by their meaning only
 class Verdict:
     """What comes of one cell.
 
@@ -37,34 +37,48 @@ class Verdict:
         again: whether a later try may succeed, for those recipients who have nothing; a `ThreadedSender` makes it.
         connected: what `Client.is_connected` says afterwards.
         next: what the next message on the same client does.
-        meaning: all that in words.
     """
 
     outcome: Outcome
     again: bool
     connected: bool
     next: Next
-    meaning: str
 
 
 # fmt: off
 VERDICTS = {
     #                  outcome   again  lives  next
-    "ok":      Verdict(SENT,     False, True,  SAME,    "sent as if nothing had been"),
-    "anew":    Verdict(SENT,     False, True,  SAME,    "sent, once, over a new connection that replaced the kept one unseen"),
-    "worn":    Verdict(SENT,     False, True,  NEW,     "sent over the connection that follows the one said goodbye to (in this row a connection carries one message)"),
-    "spent":   Verdict(SENT,     False, True,  NEW,     "sent; what lies unread is found when the connection is wanted again, and it is replaced"),
-    "part+":   Verdict(PARTIAL,  True,  True,  SAME,    "sent to the other recipient; this one may be tried again"),
-    "part-":   Verdict(PARTIAL,  False, True,  SAME,    "sent to the other recipient; this one is refused for good"),
-    "later":   Verdict(NOT_SENT, True,  True,  SAME,    "refused for now; RSET, and the connection goes on"),
-    "never":   Verdict(NOT_SENT, False, True,  SAME,    "refused for good; RSET, and the connection goes on"),
-    "tired":   Verdict(NOT_SENT, False, True,  NEW,     "refused for good; what lies unread is found when the connection is wanted again, and it is replaced"),
-    "lost":    Verdict(NOT_SENT, True,  False, NEW,     "surely not sent, may be tried again; the connection is closed"),
-    "shut":    Verdict(NOT_SENT, False, False, NEW,     "surely not sent, and refused for good; the connection is closed"),
-    "barred":  Verdict(NOT_SENT, False, False, REFUSED, "surely not sent; nobody dials with the same password again for a while, for servers lock accounts"),
-    "doubt":   Verdict(IN_DOUBT, False, False, NEW,     "the server may have the message or not; sent again only if the user chose so; the connection is closed"),
+    "ok":      Verdict(SENT,     False, True,  SAME),
+    "anew":    Verdict(SENT,     False, True,  SAME),
+    "worn":    Verdict(SENT,     False, True,  NEW),
+    "spent":   Verdict(SENT,     False, True,  NEW),
+    "part+":   Verdict(PARTIAL,  True,  True,  SAME),
+    "part-":   Verdict(PARTIAL,  False, True,  SAME),
+    "later":   Verdict(NOT_SENT, True,  True,  SAME),
+    "never":   Verdict(NOT_SENT, False, True,  SAME),
+    "tired":   Verdict(NOT_SENT, False, True,  NEW),
+    "lost":    Verdict(NOT_SENT, True,  False, NEW),
+    "shut":    Verdict(NOT_SENT, False, False, NEW),
+    "barred":  Verdict(NOT_SENT, False, False, REFUSED),
+    "doubt":   Verdict(IN_DOUBT, False, False, NEW),
 }
 # fmt: on
+
+MEANINGS = {
+    "ok": "sent as if nothing had been",
+    "anew": "sent, once, over a new connection that took the place of the kept one; nobody is told",
+    "worn": "sent over the connection that follows the one said goodbye to; in this row each carries one message",
+    "spent": "sent; what lies unread is found when the connection is wanted again, and it is replaced",
+    "part+": "sent to the other recipient; this one may be tried again",
+    "part-": "sent to the other recipient; this one is refused for good",
+    "later": "refused for now; RSET, and the connection goes on",
+    "never": "refused for good; RSET, and the connection goes on",
+    "tired": "refused for good; what lies unread is found when the connection is wanted again, and it is replaced",
+    "lost": "surely not sent, and may be tried again; the connection is closed",
+    "shut": "surely not sent, and refused for good; the connection is closed",
+    "barred": "surely not sent; nobody dials with the same password for 5 minutes, for servers lock accounts",
+    "doubt": "the server has the message or not: sent again only if the user chose so; the connection is closed",
+}
 
 #: What the server does in place of the reply that is due, or with it.
 ACTS = {
@@ -114,16 +128,16 @@ STAGES = {
     "TLS":           Stage(TLS,     "",                  CONNECT, "the handshake after it"),
     "AUTH":          Stage(AUTH,    "LoginRefused",      MAIL,    "AUTH PLAIN with the credentials in it"),
     "AUTH answer":   Stage(AUTH,    "LoginRefused",      MAIL,    "AUTH LOGIN: the reply to the password"),
-    "MAIL":          Stage(MAIL,    "SenderRefused",     RCPT,    ""),
+    "MAIL":          Stage(MAIL,    "SenderRefused",     RCPT,    "the reply to the command"),
     "RCPT first":    Stage(RCPT,    "RecipientsRefused", RCPT,    "the first of two recipients; the other is accepted"),
     "RCPT last":     Stage(RCPT,    "RecipientsRefused", DATA,    "the last of two recipients; the other is accepted"),
     "RCPT only":     Stage(RCPT,    "RecipientsRefused", DATA,    "the only recipient"),
-    "DATA":          Stage(DATA,    "DataRefused",       DATA,    ""),
+    "DATA":          Stage(DATA,    "DataRefused",       DATA,    "the reply to the command"),
     "content":       Stage(CONTENT, "DataRefused",       CONTENT, "while a large content is being written"),
     "final":         Stage(FINAL,   "DataRefused",       DONE,    "the reply to the end of the content"),
     "RSET":          Stage(RCPT,    "RecipientsRefused", RCPT,    "after the only recipient was refused with 550"),
-    "NOOP":          Stage(MAIL,    "",                  MAIL,    "the question whether a connection idle for long is good"),
-    "QUIT":          Stage(CONNECT, "",                  CONNECT, "the farewell to a connection that has carried `max_messages`"),
+    "NOOP":          Stage(MAIL,    "",                  MAIL,    "asked before a connection idle for long is used"),
+    "QUIT":          Stage(CONNECT, "",                  CONNECT, "to a connection that has carried `max_messages`"),
     "idle":          Stage(MAIL,    "",                  MAIL,    "between two messages, unasked"),
     "kept MAIL":     Stage(MAIL,    "SenderRefused",     RCPT,    "on a connection that has carried a message before"),
     "kept RCPT":     Stage(RCPT,    "RecipientsRefused", DATA,    "the last of two, on such a connection"),
@@ -136,7 +150,7 @@ _GRID = """
               4yz    5yz    421    2yz    3yz    close  reset  garbage cut    stall  drip   endless unasked split
 greeting      lost   shut   lost   shut   shut   lost   lost   shut    lost   lost   lost   shut    lost    ok
 EHLO          lost   ok     lost   lost   lost   lost   lost   lost    lost   lost   lost   lost    lost    ok
-HELO          lost   shut   lost   ok     lost   lost   lost   lost    lost   lost   lost   lost    lost    ok
+HELO          lost   shut   lost   lost   lost   lost   lost   lost    lost   lost   lost   lost    lost    ok
 STARTTLS      lost   shut   lost   lost   lost   lost   lost   lost    lost   lost   lost   lost    lost    ok
 TLS           -      -      -      -      -      lost   lost   lost    lost   lost   lost   lost    lost    -
 AUTH          lost   barred lost   lost   lost   lost   lost   lost    lost   lost   lost   lost    lost    ok
@@ -169,6 +183,10 @@ EMPTY = {
     "kept content": "as in the row above it",
 }
 
+#: What comes of `stall` and `drip` where the deadline of the whole call ends them, and not the time-out of the step: no
+#: time is left for another connection. All other stages are as in the table.
+HELD_UP = dict.fromkeys(("NOOP", "QUIT", "kept MAIL", "kept RCPT", "kept DATA"), "lost")
+
 #: Which error a failing act raises, for all stages. A refusal (4yz, 5yz, 421) raises what stands with its stage.
 ERRORS = {
     **dict.fromkeys(("2yz", "3yz", "garbage", "endless", "unasked"), "BadReply"),
@@ -196,8 +214,8 @@ REASONS = [
         "EHLO",
         "4yz 5yz 2yz",
         "HELO is for servers that do not know EHLO, which is what 5yz says (§3.2). After a 4yz it would give up what "
-        "EHLO offers, STARTTLS and AUTH among it, and make a permanent failure of a passing one. Only a 250 has an "
-        "offer in it.",
+        "EHLO offers, STARTTLS and AUTH among it, and make a permanent failure of a passing one. The 2yz is a second "
+        "greeting here, which shifts all replies by one; with any other 2yz code the session goes on (§4.3.2).",
     ),
     (
         "STARTTLS",
@@ -240,7 +258,11 @@ REASONS = [
         "A 421 is a transient refusal (§4.2.1), so nobody has the message. A reply that is neither yes nor no leaves "
         "it in doubt.",
     ),
-    ("RSET", "4yz 5yz", "Only a 250 proves that the old MAIL is forgotten. What became of the message is known before."),
+    (
+        "RSET",
+        "4yz 5yz",
+        "Only a 250 proves that the old MAIL is forgotten. What became of the message is known before.",
+    ),
     (
         "NOOP",
         "4yz 2yz",

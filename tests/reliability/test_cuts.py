@@ -8,13 +8,15 @@ every byte of every mode in every way.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from stress import cuts
 from tests.reliability.cutting import LARGE, MODES, Layout, Mode, Place
 from tests.reliability.cutting_bench import CALM, Trial
 from tests.reliability.cutting_tally import Tally, complaints
-from tests.reliability.cutting_ways import CLIENT, KEPT, POOL, RAW, RESENDER, SENDER, SMTP_WAY, Fate, Way
+from tests.reliability.cutting_ways import BATCH, CLIENT, KEPT, POOL, RAW, RESENDER, SENDER, SMTP_WAY, Fate, Way
 from threadmail import Envelope, Outcome
 from threadmail.testing import Cut, Hold, Plan
 
@@ -48,6 +50,15 @@ def test_whoever_tries_again_sends_nothing_twice(mode: Mode) -> None:
     even(tally)
     if mode.exact:
         assert tally.retried
+
+
+@pytest.mark.parametrize("mode", EXACT, ids=lambda mode: mode.name)
+def test_a_batch_on_a_connection_that_is_cut(mode: Mode) -> None:
+    """Three messages one behind the other: each has a true outcome, wherever the cut meets them."""
+    tally = Tally(f"{mode.name}, a batch of three, cut at sampled bytes")
+    for fault in ("reset", "fin"):
+        tally.sweep(mode, BATCH, fault, 10, SEED)
+    even(tally)
 
 
 def test_what_is_in_doubt_is_sent_again_where_the_user_says_so() -> None:
@@ -132,7 +143,7 @@ def trial(
     handed_over: bool | None = None,
 ) -> Trial:
     fate = Fate(outcome, seconds, handed_over=handed_over)
-    return Trial(place, MESSAGE, fate, CALM, 1, frozenset(spoken), arrived, intact)
+    return Trial(place, MESSAGE, fate, CALM, 1, True, frozenset(spoken), arrived, intact)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +175,12 @@ def test_the_judge_sees_what_is_wrong(found: Trial, way: Way, wrong: str) -> Non
     """Each way in which a receipt can be false, late or too timid; and nothing where it is true."""
     said = list(complaints(found, LAYOUT, way, exact=True))
     assert any(wrong in line for line in said) if wrong else said == []
+
+
+def test_the_judge_looks_at_the_others_as_well() -> None:
+    """The messages that went with the one that is watched."""
+    found = replace(trial(AFTER, Outcome.SENT, 1), others=((Outcome.SENT, 1), (Outcome.NOT_SENT, 1)))
+    assert list(complaints(found, LAYOUT, BATCH, exact=False)) == ["false: not sent, and it arrived 1 times"]
 
 
 def test_a_place_says_where_it_is() -> None:

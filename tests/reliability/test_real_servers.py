@@ -148,8 +148,8 @@ def test_a_server_that_is_not_ready_yet_is_waited_for() -> None:
         assert isinstance(server, Nodemailer)
         report, stats = flood(secured(server, "smtps", "ada:secret"), 20)
         assert report.counts()[Outcome.SENT] == 20
-        assert server.count("login") == 3 + stats.opened
-        assert server.count("connect") == 3 + server.count("login")
+        assert 3 + stats.opened <= server.count("login") <= 3 + LANES
+        assert server.count("connect") <= 3 + 3 + LANES
         arrived_once(server, 20)
 
 

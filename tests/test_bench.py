@@ -1,0 +1,323 @@
+"""The benchmark measures what it says: its sink, its wire, its arithmetic, its verdicts and its page."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import smtplib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from stress.bench import figures, growth, plan, plots, table, targets
+from stress.bench.__main__ import main
+from stress.bench.figures import Figure, Point
+from stress.bench.job import Job
+from stress.bench.line import DelayLine
+from stress.bench.linecheck import Checked, check
+from stress.bench.peers import PEERS, command
+from stress.bench.plan import PROFILES, Cell, Filter
+from stress.bench.rounds import Bench, Results, content
+from stress.bench.running import Run, RunFailed, run
+from stress.bench.servers import serve
+from stress.bench.tools import Tools, Unavailable
+from stress.sink import OFFERS, Session, Sink
+
+# The sink -----------------------------------------------------------------------------------------------------------
+
+DIALOGUE = (
+    b"EHLO me\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nhello\r\n..\r\n.\r\n"
+    b"RSET\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nBDAT 5\r\n\r\n.\r\nBDAT 3 LAST\r\nRSTNOOP\r\n"
+    b"DATA\r\n.\r\nBDAT 0 LAST\r\nQUIT\r\n"
+)
+REPLIES = re.compile(rb"(?:250-[^\r]*\r\n)*(\d\d\d) [^\r]*\r\n")
+CODES = b"250 250 250 354 250 250 250 250 250 250 250 354 250 250 221".split()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, len(DIALOGUE)])
+def test_the_sink_takes_messages_in_pieces_of_any_size(size: int) -> None:
+    session = Session()
+    replies = b"".join(session.feed(DIALOGUE[i : i + size]) for i in range(0, len(DIALOGUE), size))
+    assert REPLIES.findall(replies) == CODES
+    assert session.taken == 4
+    assert session.ended
+
+
+def test_the_sink_says_what_it_can() -> None:
+    said = Session(offers=("PIPELINING",)).feed(b"EHLO me\r\n")
+    assert b"250-PIPELINING\r\n" in said
+    assert b"CHUNKING" not in said
+    assert "CHUNKING" in OFFERS
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[Sink]:
+    with Sink() as running:
+        yield running
+
+
+# The wire -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_line_delays_and_counts_and_loses_nothing(sink: Sink) -> None:
+    """Time is bounded from below only: what a busy machine adds is not the line's."""
+    before = sink.messages
+    with DelayLine((sink.host, sink.port), 0.004) as line:
+        with smtplib.SMTP(line.host, line.port, local_hostname="me", timeout=30) as smtp:
+            smtp.ehlo()
+            opening = line.trips
+            assert opening == 3  # two for the connection and its greeting, one for EHLO
+            for _ in range(5):
+                smtp.sendmail("a@b.example", ["c@d.example"], content(4096))
+            assert line.trips - opening == 5 * 4  # MAIL, RCPT, DATA, content
+            smtp.sendmail("a@b.example", ["c@d.example"], content(1 << 20))
+            assert line.trips - opening == 6 * 4  # however long
+    assert sink.messages - before == 6
+
+
+def converse(line: DelayLine, groups: list[tuple[bytes, int]]) -> int:
+    """Send each group when all replies to the one before are there; returns the round trips, less those of opening."""
+    with socket.create_connection((line.host, line.port), timeout=30) as sock, sock.makefile("rb") as replies:
+        assert replies.readline().startswith(b"220")
+        before = line.trips
+        for group, answers in groups:
+            sock.sendall(group)
+            for _ in range(answers):
+                assert replies.readline()
+        return line.trips - before
+
+
+def test_the_line_counts_groups_and_windows(sink: Sink) -> None:
+    commands = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n"
+    text = b"x: y\r\n\r\n" + b"z" * 100 + b"\r\n"
+    chunk = b"RSET\r\n" + commands + b"BDAT %d LAST\r\n" % len(text) + text
+    riding = [(commands + b"DATA\r\n", 3), *[(text + b".\r\n" + commands + b"DATA\r\n", 4)] * 9, (text + b".\r\n", 1)]
+    with DelayLine((sink.host, sink.port), 0.002) as line:
+        assert converse(line, riding) == 11  # ten messages
+        assert converse(line, [(chunk * 16, 64)] * 3) == 3  # 48 messages
+
+
+def test_the_line_is_checked() -> None:
+    found = check(0.01, pings=5, size=1 << 20)
+    assert found.rtt >= 0.01
+    assert found.worst >= found.rtt
+    assert found.rate > 0
+    assert "measured" in str(found)
+
+
+# Arithmetic ---------------------------------------------------------------------------------------------------------
+
+
+def one(messages: int, seconds: float, **more: float) -> Run:
+    return Run(messages, seconds, **{"cpu": 0.01, "peak": 30.0, "base": 20.0, **more})  # type: ignore[arg-type]
+
+
+def test_a_slope_is_free_of_what_is_fixed_and_of_work() -> None:
+    points = [
+        Point(rtt, n, 0.3 + 4 * rtt + n * (0.002 + 2.1 * rtt)) for rtt in (0.001, 0.01, 0.05) for n in (5, 25, 60)
+    ]
+    assert figures.slope(points) == pytest.approx(2.1)
+
+
+def test_a_slope_needs_two_distances_and_two_counts() -> None:
+    assert figures.slope([Point(0.01, 5, 1.0), Point(0.01, 25, 2.0)]) is None
+    assert figures.slope([Point(0.01, 5, 1.0), Point(0.05, 5, 2.0)]) is None
+    assert figures.slope([]) is None
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    ours, theirs = [one(100, 1.0), one(100, 2.0), one(100, 8.0)], [one(100, 2.0), one(100, 4.0), one(100, 4.0)]
+    assert figures.paired(ours, theirs, figures.rate) == Figure(2.0, 0.5, 2.0, 3)
+    assert figures.paired(ours, theirs[:1], figures.rate) == Figure(2.0, 2.0, 2.0, 1)
+    assert figures.paired([], theirs, figures.rate) is None
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234"), (12.34, "12.3"), (1.234, "1.23"), (0.0671, "0.067")])
+def test_a_figure_has_the_digits_that_mean_something(value: float, text: str) -> None:
+    assert figures.in_words(value) == text
+
+
+@pytest.mark.parametrize("size", [300, 400, 401, 477, 478, 479, 2048, 1 << 20])
+def test_content_is_of_its_size_and_fit_for_the_wire(size: int) -> None:
+    made = content(size)
+    assert len(made) == size
+    assert made.endswith(b"\r\n")
+    assert made.count(b"\r\n") == made.count(b"\r") == made.count(b"\n")
+
+
+# Verdicts and the page ----------------------------------------------------------------------------------------------
+
+
+def made_up() -> Results:
+    """Results of a library that keeps every promise by a little, on lines that are exact."""
+    results = Results(missing={"django": "offline"}, failures=["x | y: lost"], about={"seed": 7, "machine": "a|b"})
+    profile = PROFILES["default"]
+    trips = {"threadmail": 1.0, "threadmail-window": 0.07, "threadmail-client": 2.0, "nodemailer": 2.0}
+    costs = {"nodemailer": 400e-6, "smtplib": 60e-6, "smtp-source": 30e-6, "threadmail": 25e-6}
+    for cell in [*plan.cells(profile), *growth.cells(profile)]:
+        results.lines[cell.rtt] = Checked(cell.rtt / 1e3, cell.rtt / 1e3, 0.002, 0.002, 1e9)
+        for peer in cell.peers:
+            needs, cost = trips.get(peer, 4.0), costs.get(peer, 20e-6) * max(1.0, cell.size / 2048)
+            n = cell.messages or 200
+            seconds = n * max(needs * cell.rtt / 1e3, cost) / (cell.connections if cell.rtt else 1)
+            peak = 20.0 + (50.0 if cell.form == "ready" else 15.0) * (cell.part == "memory")
+            run_ = one(n, seconds, cpu=n * cost, peak=peak, trips=round(needs * n) + 5)
+            results.runs[cell, peer] = [run_] * cell.rounds
+    return results
+
+
+def test_targets_are_met_only_by_what_was_measured() -> None:
+    results = made_up()
+    assert {
+        target.number: target.judge(results).value for target in targets.TARGETS if target.number != 3
+    } == dict.fromkeys((1, 2, 4, 5, 6, 7, 8), "met")
+    assert targets.TARGETS[2].judge(results) is targets.Verdict.MET
+    for key in [key for key in results.runs if key[1] == "nodemailer" and key[0].part == "speed"]:
+        del results.runs[key]
+    assert targets.TARGETS[1].judge(results) is targets.Verdict.UNMEASURED
+    assert {target.judge(Results()).value for target in targets.TARGETS} == {"not measured"}
+
+
+def test_a_target_is_short_by_its_worst_figure() -> None:
+    results = made_up()
+    [cell] = [c for c in results.cells("memory") if c.form == "file"]
+    results.runs[cell, "threadmail"] = [one(8, 1.0, peak=41.0)]
+    assert targets.TARGETS[6].judge(results) is targets.Verdict.SHORT
+    assert "**short**" in table.targets(results)
+    assert "* Row 7, streamed from a file, in all: 41.0 MiB where <= 40 MiB is asked." in table.shortfalls(results)
+
+
+def test_what_falls_short_says_what_was_full() -> None:
+    results = made_up()
+    cell = results.find("objects", connections=1)
+    assert cell is not None
+    results.runs[cell, "threadmail"] = [one(100, 1.0, cpu=0.95, busy=0.05)] * 5
+    said = table.shortfalls(results)
+    assert said.count("* Row") == 1
+    assert "the client is busy 95% of the time: its core is full" in said
+
+
+def test_the_page_is_whole() -> None:
+    results = made_up()
+    drawn = plots.pictures(results)
+    written = table.page(results, drawn)
+    assert set(re.findall(r"\]\((bench-[^)]*)\)", written)) == set(drawn)
+    assert {"bench-speed.svg", "bench-trips.svg", "bench-memory.svg", "bench-growth-connections.svg"} <= set(drawn)
+    blocks = [block.splitlines() for block in written.split("\n\n") if block.startswith("|")]
+    assert len(blocks) > 12
+    for lines in blocks:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert len(widths) == 1, lines
+        assert re.fullmatch(r"\|(---\|)+", lines[1])
+    assert "Not to be had: django: offline." in written
+    assert "Failed, and left out: x | y: lost." in written
+    for svg in drawn.values():
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_results_can_be_kept() -> None:
+    results = made_up()
+    again = Results.from_json(results.to_json())
+    assert again == results
+    assert table.page(again) == table.page(results)
+
+
+# Plans --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_plan_has_what_the_targets_ask_for(name: str) -> None:
+    found = [*plan.cells(PROFILES[name]), *growth.cells(PROFILES[name])]
+    assert len(set(found)) == len(found)
+    assert all(peer in PEERS for cell in found for peer in cell.peers)
+    assert {cell.part for cell in found} >= {"trips", "speed", "core", "window", "objects", "large", "memory", "linear"}
+
+
+def test_a_filter_keeps_what_was_asked_for() -> None:
+    everything = plan.cells(PROFILES["default"])
+    kept = Filter(peers=("nodemailer",), rtts=(10.0,), connections=(8,), servers=("smtp-sink",)).of(everything)
+    assert [(cell.part, cell.peers) for cell in kept] == [("speed", ("nodemailer",))]
+    assert Filter().of(everything) == everything
+
+
+def test_runs_are_long_enough_for_every_connection() -> None:
+    cell = Cell("speed", ("threadmail",), connections=32, size=25 << 20)
+    assert plan.fitting(cell, "threadmail", 1.0) == 32
+    assert plan.fitting(dataclasses.replace(cell, size=2048), "threadmail", 1000.0) == 992
+    assert plan.fitting(dataclasses.replace(cell, size=2048), "threadmail", 1.0) == 128
+    assert plan.fitting(dataclasses.replace(cell, size=2048), "smtplib-locked", 1.0) == 32
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [Cell("linear", ("threadmail", "smtplib"), "sink", 0.0, 2, messages=6, rounds=1)]
+    monkeypatch.setattr("stress.bench.__main__.cells", lambda profile: tiny)
+    monkeypatch.chdir(tmp_path)
+    assert main(["--quick", "--seed", "1", "--offline", "--out", "page"]) == 0
+    printed = capsys.readouterr().out
+    assert "1/1 linear: sink, 0 ms, k=2, 2 KiB: smtplib" in printed
+    assert "threadmail" in (tmp_path / "page" / "performance.md").read_text()
+    [kept] = (tmp_path / "build" / "bench").glob("*.json")
+    runs = Results.from_json(kept.read_text()).runs
+    assert {peer: [run.messages for run in runs] for (_, peer), runs in runs.items()} == {
+        "threadmail": [6],
+        "smtplib": [6],
+    }
+    assert all(run.seconds > 0 and run.peak >= run.base > 0 for found in runs.values() for run in found)
+
+
+class Losing:
+    """A server that loses a message."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.host, self.port, self._sink = sink.host, sink.port, sink
+        self._lost = 0
+
+    def taken(self) -> int:
+        lost, self._lost = self._lost, -1  # one too many from the second look on
+        return self._sink.messages - lost
+
+    def processes(self) -> list[int]:
+        return []
+
+
+def test_a_run_in_which_a_message_came_twice_is_no_run(sink: Sink, tmp_path: Path) -> None:
+    (tmp_path / "x.eml").write_bytes(content(500))
+    job = Job("smtplib", sink.host, sink.port, 1, 2, str(tmp_path / "x.eml"))
+    with pytest.raises(RunFailed, match="3 messages arrived of 2"):
+        run(PEERS["smtplib"], job, Losing(sink), Tools(tmp_path, fetch=False))
+
+
+def test_who_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tools = Tools(tmp_path, fetch=False)
+    told: list[str] = []
+    with Bench(tools, random.Random(1), told.append) as bench:
+        bench.work([Cell("linear", ("nodemailer",), "sink", rounds=2)])
+    assert bench.results.missing == {"nodemailer": "there is no node on this machine"}
+    assert told == ["without nodemailer: there is no node on this machine"]
+
+
+def test_the_reason_names_no_registry() -> None:
+    assert str(Unavailable("x: no route to https://registry.example/simple (host='registry.example')")) == (
+        "x: no route to ... (...)"
+    )
+
+
+def test_what_a_peer_cannot_take_is_not_measured_with_something_else(tmp_path: Path) -> None:
+    job = Job("smtplib", "127.0.0.1", 1, 1, 1, "x", form="file")
+    with pytest.raises(Unavailable, match="'file'"):
+        command(PEERS["smtplib"], job, Tools(tmp_path, fetch=False))
+
+
+def test_an_unknown_server_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"), serve("nowhere", Tools(tmp_path, fetch=False)):
+        pass
