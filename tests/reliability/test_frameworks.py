@@ -42,7 +42,8 @@ def test_gunicorn_with_preload() -> None:
             while not url:
                 line = process.stderr.readline()
                 assert line, "gunicorn ended"
-                url = found[0] if (found := re.findall(r"http://[0-9.:]+", line)) else ""
+                match = re.search(r"http://[0-9.:]+", line)
+                url = match[0] if match else ""
             for number in range(6):
                 with urllib.request.urlopen(f"{url}/?{number}", timeout=25.0) as response:
                     assert response.read() == b" ".join([b"Outcome.SENT"] * 3)

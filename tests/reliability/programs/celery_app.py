@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-
-from celery import Celery
-from celery.signals import worker_process_shutdown, worker_ready
+from typing import Any
 
 from tests.support.mail import envelope
 from threadmail import Client, ClientPool, ServerConfig, ThreadedSender
@@ -21,9 +20,11 @@ CLIENT = Client(CONFIG)
 POOL = ClientPool(CONFIG)
 SENDER = ThreadedSender(CONFIG, workers=2)
 
-OPTIONS = (
-    "--pool=prefork --concurrency=2 --loglevel=ERROR --quiet --without-gossip --without-mingle --without-heartbeat"
-)
+# Not by an import statement: types are checked with and without it.
+celery: Any = import_module("celery")
+signals: Any = import_module("celery.signals")
+
+OPTIONS = "--pool=prefork --concurrency=2 --loglevel=ERROR --without-gossip --without-mingle --without-heartbeat"
 
 
 def send_all(who: str) -> None:
@@ -31,8 +32,8 @@ def send_all(who: str) -> None:
         send(envelope(f"{who}-{what}"), deadline=20.0)
 
 
-def make_app(directory: Path) -> Celery:
-    app = Celery("mail", broker="filesystem://")
+def make_app(directory: Path) -> Any:
+    app = celery.Celery("mail", broker="filesystem://")
     app.conf.broker_transport_options = {
         "data_folder_in": str(directory),
         "data_folder_out": str(directory),
@@ -45,16 +46,16 @@ def make_app(directory: Path) -> Celery:
 def main() -> None:
     app = make_app(Path(sys.argv[1]))
 
-    @app.task
+    @app.task  # type: ignore[untyped-decorator]
     def mail(name: str) -> None:
         send_all(f"task-{name}")
         SENDER.submit(envelope(f"queued-{name}"))
 
-    @worker_process_shutdown.connect(weak=False)
+    @signals.worker_process_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
     def close(**_: object) -> None:
         SENDER.close(timeout=10.0)
 
-    @worker_ready.connect(weak=False)
+    @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def give_work(**_: object) -> None:
         for number in range(4):
             mail.delay(str(number))

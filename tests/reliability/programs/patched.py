@@ -5,14 +5,15 @@ Threads, locks and sockets are gevent's here, made through the names that it has
 
 from __future__ import annotations
 
-from gevent import monkey
+from importlib import import_module
+from typing import Any
 
-monkey.patch_all()
+# Not by an import statement: types are checked with and without it.
+gevent: Any = import_module("gevent")
+import_module("gevent.monkey").patch_all()
 
 import sys  # noqa: E402
 import time  # noqa: E402
-
-import gevent  # noqa: E402
 
 from tests.support.mail import envelope, names  # noqa: E402
 from threadmail import Client, ClientPool, Envelope, ServerConfig, ThreadedSender  # noqa: E402
