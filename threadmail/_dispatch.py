@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
-from ._lane import Do, Lane, Withdrawn, as_it_stands, report
+from ._lane import Do, Lane, Withdrawn, as_it_stands, note, report
 from ._pace import Pace, has_enough
 from .client import Client
 from .config import ServerConfig
@@ -28,8 +28,6 @@ from .receipt import Receipt
 from .retry import Dial, DialGate, RetryPolicy
 from .throttle import Throttle
 from .transaction import Transaction
-
-log = logging.getLogger("threadmail.sender")
 
 _Start = tuple[ThreadPoolExecutor, Lane]
 
@@ -189,7 +187,7 @@ class Dispatcher:
             executor.submit(self._lane, lane).add_done_callback(lambda _: self._surely_ended(lane))
         except RuntimeError as exc:
             # The executor was shut down, or the interpreter is going and starts no threads any more.
-            log.warning("no lane could be started: %s", exc)
+            note(logging.WARNING, "no lane could be started: %s", exc)
             self._abandon_start()
         self._local.starting = None
 
