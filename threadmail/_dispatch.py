@@ -203,7 +203,7 @@ class Dispatcher:
                     self._calm.notify()
 
     def _surely_ended(self, lane: Lane) -> None:
-        if not lane.over:
+        if not lane.buried:
             self.ended(lane)
 
     def _lane(self, lane: Lane) -> None:
@@ -393,6 +393,7 @@ class Dispatcher:
                 with self._lock:
                     start = self._bury(lane)
             self._start_lane(start)
+            lane.buried = True
         except BaseException:
             self._abandon_start()
             raise
@@ -416,10 +417,10 @@ class Dispatcher:
         """Forget a lane that owes nothing. Under the lock."""
         if not lane.over:
             stats = lane.client.stats()
-            lane.over = True
             self._lanes.pop(lane, None)
             self._dialling.pop(lane, None)
             self._leaving.pop(lane, None)
+            lane.over = True
             self._lane_count -= 1
             self._opened += stats.opened
             self._closed.update(stats.closed)

@@ -65,7 +65,8 @@ class Lane:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
-        over: the dispatcher counts on it no more.
+        over: the dispatcher counts it no more.
+        buried: nothing is left to be done about it.
     """
 
     def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
@@ -75,6 +76,7 @@ class Lane:
         self.needed_until = Deadline()
         self.finished: list[Job] = []
         self.over = False
+        self.buried = False
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""
