@@ -124,7 +124,7 @@ def test_a_rate_limit_means_a_pause(make: Make, tmp_path: Path) -> None:
         assert report.counts()[Outcome.SENT] == 40
         assert stats.retries > 0 or time.monotonic() - began > 0.5, "the limit was not met"
         assert stats.retries <= 3 * 40
-        assert stats.opened <= LANES
+        assert stats.opened <= LANES + 2  # one wears, or the server has had enough errors on it
         arrived_once(server, 40)
 
 
@@ -141,7 +141,7 @@ def test_a_greylist_is_outlasted(make: Make, tmp_path: Path) -> None:
         report, stats = flood(server.url, 40)
         assert report.counts()[Outcome.SENT] == 40
         assert all(2 <= receipt.attempts <= 12 for receipt in report)
-        assert stats.opened <= LANES
+        assert stats.opened <= LANES + 2  # one wears, or the server has had enough errors on it
         arrived_once(server, 40)
 
 
