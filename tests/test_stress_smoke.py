@@ -7,16 +7,18 @@ import smtplib
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
-from stress import explore, million, soak
+from stress import explore, kill, million, soak
 from stress.ledger import REFUSED, TAKEN, Arrived, Fate, Ledger
 from tests.detsched import DepthFirst, Run
 from tests.detsched.scenario import PostOffice
 from tests.proof.scenario import Scenario
 from threadmail import Envelope, Outcome
+from threadmail.testing import CapturedMessage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,3 +176,36 @@ def test_settled_twice_is_noticed() -> None:
     ledger.settle(ENVELOPE, NOT_SENT)
     ledger.settle(ENVELOPE, NOT_SENT)
     assert ledger.judge([]) == ["a: settled twice"]
+
+
+def test_kill_counts_what_arrived(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiosmtpd")
+    monkeypatch.setattr(kill, "MESSAGES", 40)
+    monkeypatch.setattr(kill, "WORKERS", 1)
+    assert kill.main(["--seconds", "1", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "0 violations; seed 3" in printed
+    assert "40 messages" in printed or "80 messages" in printed
+
+
+def test_kill_sees_each_way_to_be_wrong(tmp_path: Path) -> None:
+    """Twice from one run, recorded and not there, there and recorded as not sent, not whole, nobody's, lost."""
+
+    def message(name: str, run: int, content: bytes | None = None) -> CapturedMessage:
+        sent = kill.letter(name, run)
+        now = datetime.now(timezone.utc)
+        whole = content or sent.content
+        return CapturedMessage(sent.sender, sent.recipients, whole, "me", (), ((),), None, False, 0, now)
+
+    record = tmp_path / "record"
+    record.write_text("1 a SENT\n1 b SENT\n1 c NOT_SENT\n2 d SE")
+    tally = kill.Tally(runs=2, kills=1, records=[record], names=["a", "b", "c", "d", "e"])
+    cut = kill.letter("e", 2).content[:-4]
+    arrived = [message("a", 1), message("a", 1), message("c", 1), message("e", 2, cut), message("x", 1, b"x")]
+    wrong, figures = kill.judge(arrived, tally)
+    for expected in ("a arrived 2 times", "b of run 1 is recorded as sent", "c of run 1 is recorded as not sent"):
+        assert sum(expected in line for line in wrong) == 1, wrong
+    assert sum("is not whole" in line for line in wrong) == 1
+    assert sum("nobody's" in line for line in wrong) == 1
+    assert sum("b never arrived" in line or "d never arrived" in line for line in wrong) == 2
+    assert "unknown (arrived, and the process was killed before it recorded that): 1" in figures

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ._deadline import Deadline, now
 from ._jobs import Job, JobQueue, JobState
-from ._lane import Do, Lane, Withdrawn, as_it_stands, report
+from ._lane import Do, Lane, Withdrawn, as_it_stands, note, report
 from ._pace import Pace, has_enough
 from .client import Client
 from .config import ServerConfig
@@ -28,8 +28,6 @@ from .receipt import Receipt
 from .retry import Dial, DialGate, RetryPolicy
 from .throttle import Throttle
 from .transaction import Transaction
-
-log = logging.getLogger("threadmail.sender")
 
 _Start = tuple[ThreadPoolExecutor, Lane]
 
@@ -189,7 +187,7 @@ class Dispatcher:
             executor.submit(self._lane, lane).add_done_callback(lambda _: self._surely_ended(lane))
         except RuntimeError as exc:
             # The executor was shut down, or the interpreter is going and starts no threads any more.
-            log.warning("no lane could be started: %s", exc)
+            note(logging.WARNING, "no lane could be started: %s", exc)
             self._abandon_start()
         self._local.starting = None
 
@@ -205,7 +203,7 @@ class Dispatcher:
                     self._calm.notify()
 
     def _surely_ended(self, lane: Lane) -> None:
-        if not lane.over:
+        if not lane.buried:
             self.ended(lane)
 
     def _lane(self, lane: Lane) -> None:
@@ -365,7 +363,7 @@ class Dispatcher:
         with self._lock:
             return self._end_all(self._gate.error, lane) if self._gate.error is not None else []
 
-    def expire(self, lane: Lane) -> list[Job]:
+    def expire(self, lane: Lane | None = None) -> list[Job]:
         """Messages that nobody could take up in time, for the server or the throttle let nobody through."""
         with self._lock:
             over = [job for job in self._queue.jobs() if job.end.passed]
@@ -377,6 +375,10 @@ class Dispatcher:
             self._queue.count()
             self._room.notify_all()
             return over
+
+    def settle_overdue(self) -> None:
+        """As `expire`, for a thread that waits for a message and is no lane."""
+        self._announce(self.expire())
 
     def ended(self, lane: Lane) -> None:
         """A lane is over, in whatever way; another one may be needed. May be called twice."""
@@ -391,6 +393,7 @@ class Dispatcher:
                 with self._lock:
                     start = self._bury(lane)
             self._start_lane(start)
+            lane.buried = True
         except BaseException:
             self._abandon_start()
             raise
@@ -414,10 +417,10 @@ class Dispatcher:
         """Forget a lane that owes nothing. Under the lock."""
         if not lane.over:
             stats = lane.client.stats()
-            lane.over = True
             self._lanes.pop(lane, None)
             self._dialling.pop(lane, None)
             self._leaving.pop(lane, None)
+            lane.over = True
             self._lane_count -= 1
             self._opened += stats.opened
             self._closed.update(stats.closed)

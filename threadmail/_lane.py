@@ -23,6 +23,14 @@ from .transaction import Transaction
 log = logging.getLogger("threadmail.sender")
 
 
+def note(level: int, text: str, *details: object, exc_info: bool = False) -> None:
+    """Log. What a handler raises must not end the thread that has messages to settle."""
+    try:
+        log.log(level, text, *details, exc_info=exc_info)
+    except Exception:  # noqa: BLE001 - there is nobody left to tell
+        pass
+
+
 class Do(enum.Enum):
     """What a lane is to do when it is not to send."""
 
@@ -57,7 +65,8 @@ class Lane:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
-        over: the dispatcher counts on it no more.
+        over: the dispatcher counts it no more.
+        buried: nothing is left to be done about it.
     """
 
     def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
@@ -67,6 +76,7 @@ class Lane:
         self.needed_until = Deadline()
         self.finished: list[Job] = []
         self.over = False
+        self.buried = False
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""
@@ -82,8 +92,8 @@ class Lane:
                     self._settle(self._boss.expire(self))
                 else:
                     self._settle(self._boss.fail_queue(self))
-        except BaseException:
-            log.exception("a lane ended early")
+        except BaseException:  # noqa: BLE001 - the log says so, and `ended` sees to what is left
+            note(logging.ERROR, "a lane ended early", exc_info=True)
         finally:
             self.client.close()
             self._boss.ended(self)
@@ -111,9 +121,10 @@ class Lane:
         except MailError as error:
             detach(error)
             return error.receipt or Receipt.not_sent(job.envelope, error)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - the receipt and the log say so
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
-            log.exception("a lane was interrupted at message %s", printable(job.envelope.message_id or ""))
+            name = printable(job.envelope.message_id or "")
+            note(logging.ERROR, "a lane was interrupted at message %s", name, exc_info=True)
             return _this_attempt(job, type(exc).__name__)
 
     def _dial(self) -> None:
@@ -129,7 +140,7 @@ class Lane:
 
     def _dial_failed(self, error: MailError, *, answered: bool = True) -> None:
         # One that is still dialling when the sender is closed is hung up on, which is no news.
-        log.log(logging.INFO if isinstance(error, Aborted) else logging.WARNING, "no connection: %s", error)
+        note(logging.INFO if isinstance(error, Aborted) else logging.WARNING, "no connection: %s", error)
         self._settle(self._boss.dialled(self, error, answered=answered))
 
     def _settle(self, jobs: list[Job]) -> None:
@@ -147,7 +158,7 @@ def report(job: Job) -> None:
         # What close() takes back it also returns; a line for each would bury the one that says how many.
         level = logging.INFO if isinstance(receipt.error, Closed) else logging.WARNING
         # The Message-ID is what its author wrote, and may hold what drives a terminal.
-        log.log(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
+        note(level, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
 
 
 def as_it_stands(job: Job) -> Receipt:

@@ -25,6 +25,7 @@ from ._deadline import NEVER, Deadline
 from ._dispatch import Dispatcher
 from ._guard import BornAnew
 from ._jobs import Job, SendFuture
+from ._lane import note
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
@@ -32,8 +33,6 @@ from .errors import Closed, MailError, Outcome, Reentered, detach
 from .receipt import Receipt, Report
 from .retry import RetryPolicy
 from .throttle import Throttle
-
-log = logging.getLogger("threadmail.sender")
 
 #: Seconds that a message on the wire has, after its deadline, to say itself how it stands before it is aborted.
 LAST_WORD = 1.0
@@ -309,8 +308,8 @@ class ThreadedSender(BornAnew):
     def _shielded(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except Exception:
-            log.exception("a callback raised; the message is not concerned")
+        except Exception:  # noqa: BLE001 - the log says so
+            note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
 
     # ------------------------------------------------------------ the end
 
@@ -340,7 +339,7 @@ class ThreadedSender(BornAnew):
                 unsent = _unsent(dispatcher.close(drain=False, end=Deadline.after(0)))
                 self._life = _Life.CLOSED
                 if unsent:
-                    log.error("the closing was interrupted, and %s", _exit.in_words(unsent))
+                    note(logging.ERROR, "the closing was interrupted, and %s", _exit.in_words(unsent))
                 raise
             self._life = _Life.CLOSED
         return _unsent(cut)
@@ -352,7 +351,7 @@ class ThreadedSender(BornAnew):
         # An exception in the block (Ctrl-C, say) does not wait for a queue that may take hours.
         unsent = self.close() if kind is None else self.close(drain=False)
         if unsent:
-            log.error("%s when the sender was closed", _exit.in_words(unsent))
+            note(logging.ERROR, "%s when the sender was closed", _exit.in_words(unsent))
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""

@@ -94,4 +94,4 @@ def test_nothing_is_said_where_everything_was_sent() -> None:
             process.stdin.write("leave\n")
             assert sorted(finished(process).splitlines()) == ["leaving", *["sent"] * 5]
         assert len(server.messages) == 5
-        assert all(lines[-1].lower() == "quit" for lines in server.received)
+        assert all(lines[-1].lower() == "quit" for lines in server.received if lines)

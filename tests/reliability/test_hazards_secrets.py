@@ -192,7 +192,8 @@ def test_no_failed_login_shows_the_password(failure: str, mechanism: str, log: i
     """Not the error, nor what it is chained to, nor any local of any frame, nor the log at DEBUG; nor its pickle."""
     steps = FAILURES[failure]
     with ScriptedServer([*OFFER, *steps]) as server:
-        config = config_of(server, auth=mechanism, timeouts=Timeouts.all(0.3))
+        seconds = 0.6 if failure in ("silence", "drip") else 5.0
+        config = config_of(server, auth=mechanism, timeouts=Timeouts.all(seconds))
         with pytest.raises(MailError) as info:
             by_client(config)
         shown = shown_by(info.value)

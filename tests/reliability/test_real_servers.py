@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -118,10 +119,12 @@ RATE_LIMITS: dict[str, Make] = {
 def test_a_rate_limit_means_a_pause(make: Make, tmp_path: Path) -> None:
     """Twice as many messages as the limit lets through at once: all arrive, after few refusals."""
     with started(make(tmp_path)) as server:
+        began = time.monotonic()
         report, stats = flood(server.url, 40)
         assert report.counts()[Outcome.SENT] == 40
-        assert 0 < stats.retries <= 3 * 40
-        assert stats.opened <= LANES
+        assert stats.retries > 0 or time.monotonic() - began > 0.5, "the limit was not met"
+        assert stats.retries <= 3 * 40
+        assert stats.opened <= LANES + 2  # one wears, or the server has had enough errors on it
         arrived_once(server, 40)
 
 
@@ -138,7 +141,7 @@ def test_a_greylist_is_outlasted(make: Make, tmp_path: Path) -> None:
         report, stats = flood(server.url, 40)
         assert report.counts()[Outcome.SENT] == 40
         assert all(2 <= receipt.attempts <= 12 for receipt in report)
-        assert stats.opened <= LANES
+        assert stats.opened <= LANES + 2  # one wears, or the server has had enough errors on it
         arrived_once(server, 40)
 
 

@@ -10,24 +10,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+
+STRICT = ("-W", "error", "-W", "ignore::DeprecationWarning")
 
 #: Seconds after which a program hangs, however loaded the machine is.
 PATIENCE = 30.0
 
 
 @contextmanager
-def program(name: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def program(
+    name: str, *arguments: str, argv: Sequence[str] = (), **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """Run a program in a process group of its own, which is killed at the end of the block if any of it is left.
+
+    Args:
+        argv: a command of another kind, in the place of a program of this package.
 
     Warnings are errors in it, but the one of Python 3.12 that a process with threads had better not fork.
     """
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-m", f"{__name__}.{name}", *arguments],
+        argv or [sys.executable, *STRICT, "-m", f"{__name__}.{name}", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
