@@ -59,7 +59,7 @@ class _Lane:
     def __init__(self, *, connected: bool) -> None:
         nothing = SimpleNamespace(opened=0, closed={})
         self.client = SimpleNamespace(is_connected=connected, stats=lambda: nothing)
-        self.connected = self.over = False
+        self.connected = self.over = self.buried = False
         self.needed_until = 0.0
         self.finished: list[Job] = []
 
