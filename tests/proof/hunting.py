@@ -34,6 +34,7 @@ _ASKED = {
     "threadmail._dialogue": ("SMTP", "deadline", "Client"),
     "threadmail._guard": ("fork", "SMTP", "Client"),
     "threadmail._idle": ("idle",),
+    "threadmail._jobs": ("sender, settled", "sender"),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),
     "threadmail.pool": ("pool", "idle"),

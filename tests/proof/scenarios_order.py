@@ -196,6 +196,32 @@ def put_off_while_closing(sender: ThreadedSender, close: Callable[[], None]) -> 
         future.result()
 
 
+def settled_by_its_deadline(run: Run) -> None:
+    """The only lane is kept by a callback: who waits for a message in the queue is told by its deadline."""
+    threads = Threads(run, ModelServer(ordered=True))
+    stuck, released = threading.Event(), threading.Event()
+
+    def callback(receipt: Receipt) -> None:
+        if receipt.outcome is Outcome.SENT:
+            stuck.set()
+            released.wait()
+
+    sender = one_lane(run, on_receipt=callback)
+
+    def act() -> None:
+        sender.submit(LETTER)
+        stuck.wait()
+        future = sender.submit(LETTER, deadline=1.0)
+        begun = time.monotonic()
+        with contextlib.suppress(TimedOut):
+            future.result()
+        on_time(begun + 1.0, "the future")
+        released.set()
+        sender.close(timeout=None)
+
+    threads.add(act)
+
+
 def taken_back_at_once(run: Run) -> None:
     """Closed without draining, a sender takes its queue back before it waits for what is under way."""
     threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
@@ -300,6 +326,7 @@ SMALL = [
     ),
     of_sender("one message beside stats()", sent(submit_and_close, look)),
     of_sender("taken back while a message is under way", taken_back_at_once),
+    of_sender("settled by its deadline", settled_by_its_deadline),
     of_sender("no lane can be started", no_lane_starts),
     of_sender("refused for good", refused_for_good),
 ]
