@@ -107,9 +107,10 @@ class _Listener(logging.Handler):
     def createLock(self) -> None:
         self.lock = None  # it would be a switch point
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord) -> bool:
         if record.exc_info:
             self._wrong.append(f"logged: {record.getMessage()}")
+        return True
 
 
 @contextlib.contextmanager
