@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from . import (
     scenarios_client,
+    scenarios_closing,
     scenarios_dialogue,
     scenarios_fork,
     scenarios_idle,
@@ -32,6 +33,7 @@ SMALL = [
     *scenarios_idle.SMALL,
     *scenarios_lease.SMALL,
     *scenarios_order.SMALL,
+    *scenarios_closing.SMALL,
     *scenarios_queue.SMALL,
     *scenarios_throttle.SMALL,
     *scenarios_wake.SMALL,

@@ -88,37 +88,6 @@ def drops_what_hangs(run: Run) -> None:
     threads.add(act)
 
 
-def closed_twice(run: Run) -> None:
-    """Two threads close a sender whose only message hangs on the wire: one of them is told that it was cut short."""
-    server = Server(bound=1)
-    server.mute_from_mail = True
-    threads = Threads(run, server, allowed=(MailError,))
-    sender = one_lane(run)
-    unsent: list[object] = []
-
-    def close() -> None:
-        unsent.extend(sender.close(drain=False, timeout=1.0))
-
-    sender.submit(LETTER)
-    threads.add(close)
-    threads.add(close)
-    threads.at_the_end = lambda: [] if len(unsent) == 1 else ["what was cut short was not told once"]  # type: ignore[method-assign]
-
-
-def closed_by_two(run: Run) -> None:
-    """Two threads close a sender: for both of them it is over when they come back."""
-    threads = Threads(run, ModelServer(ordered=True))
-    sender = one_lane(run)
-
-    def close() -> None:
-        sender.close(timeout=None)
-        no_thread_left()
-
-    sender.submit(LETTER)
-    threads.add(close)
-    threads.add(close)
-
-
 def sent(
     act: Callable[[ThreadedSender, Callable[[], None]], object],
     *others: Callable[[ThreadedSender], object],
@@ -222,30 +191,6 @@ def settled_by_its_deadline(run: Run) -> None:
     threads.add(act)
 
 
-def taken_back_at_once(run: Run) -> None:
-    """Closed without draining, a sender takes its queue back before it waits for what is under way."""
-    threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
-    stuck, told = threading.Event(), threading.Event()
-
-    def callback(receipt: Receipt) -> None:
-        if receipt.outcome is Outcome.NOT_SENT:
-            told.set()
-        else:
-            stuck.set()
-            told.wait()
-
-    sender = one_lane(run, on_receipt=callback)
-
-    def act() -> None:
-        sender.submit(LETTER)
-        stuck.wait()
-        sender.submit(LETTER)
-        sender.close(drain=False, timeout=None)
-        no_thread_left()
-
-    threads.add(act)
-
-
 def put_off(sender: ThreadedSender, close: Callable[[], None]) -> None:
     """A message is put off by the server, and sent at the next attempt."""
     sender.send(LETTER)
@@ -309,8 +254,6 @@ def refused_for_good(run: Run) -> None:
 SMALL = [
     of_sender("send() gives up in the queue", gives_up_in_the_queue),
     of_sender("send() drops what hangs", drops_what_hangs),
-    of_sender("closed by two threads, something hangs", closed_twice),
-    of_sender("closed by two threads", closed_by_two),
     of_sender("one message after the other", sent(one_after_the_other)),
     of_sender("two messages, closed at once", sent(partial(closed_at_once, 2))),
     of_sender("three messages, closed at once", sent(partial(closed_at_once, 3)), limit=300),
@@ -325,7 +268,6 @@ SMALL = [
         sent(put_off_while_closing, close_without_drain, server=lambda: Later(ordered=True)),
     ),
     of_sender("one message beside stats()", sent(submit_and_close, look)),
-    of_sender("taken back while a message is under way", taken_back_at_once),
     of_sender("settled by its deadline", settled_by_its_deadline),
     of_sender("no lane can be started", no_lane_starts),
     of_sender("refused for good", refused_for_good),

@@ -1,0 +1,75 @@
+"""Promises of a sender's `close()`: told once, over for everybody, and the queue before what is under way."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.detsched import Run
+from tests.detsched.modelserver import ModelServer
+from threadmail import Closed, MailError, Outcome, Receipt
+
+from .scenario import LETTER, of_sender
+from .scenarios_order import one_lane
+from .stage import Server, Threads, no_thread_left
+
+
+def closed_twice(run: Run) -> None:
+    """Two threads close a sender whose only message hangs on the wire: one of them is told that it was cut short."""
+    server = Server(bound=1)
+    server.mute_from_mail = True
+    threads = Threads(run, server, allowed=(MailError,))
+    sender = one_lane(run)
+    unsent: list[object] = []
+
+    def close() -> None:
+        unsent.extend(sender.close(drain=False, timeout=1.0))
+
+    sender.submit(LETTER)
+    threads.add(close)
+    threads.add(close)
+    threads.at_the_end = lambda: [] if len(unsent) == 1 else ["what was cut short was not told once"]  # type: ignore[method-assign]
+
+
+def closed_by_two(run: Run) -> None:
+    """Two threads close a sender: for both of them it is over when they come back."""
+    threads = Threads(run, ModelServer(ordered=True))
+    sender = one_lane(run)
+
+    def close() -> None:
+        sender.close(timeout=None)
+        no_thread_left()
+
+    sender.submit(LETTER)
+    threads.add(close)
+    threads.add(close)
+
+
+def taken_back_at_once(run: Run) -> None:
+    """Closed without draining, a sender takes its queue back before it waits for what is under way."""
+    threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
+    stuck, told = threading.Event(), threading.Event()
+
+    def callback(receipt: Receipt) -> None:
+        if receipt.outcome is Outcome.NOT_SENT:
+            told.set()
+        else:
+            stuck.set()
+            told.wait()
+
+    sender = one_lane(run, on_receipt=callback)
+
+    def act() -> None:
+        sender.submit(LETTER)
+        stuck.wait()
+        sender.submit(LETTER)
+        sender.close(drain=False, timeout=None)
+        no_thread_left()
+
+    threads.add(act)
+
+
+SMALL = [
+    of_sender("closed by two threads, something hangs", closed_twice),
+    of_sender("closed by two threads", closed_by_two),
+    of_sender("taken back while a message is under way", taken_back_at_once),
+]
