@@ -9,10 +9,11 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import threadmail
+from tests.proof.mutation import Score, read_score
 
 from ._evidence import BY_DESIGN, BY_FORMULA, HEAD, Certificate, Reproduction, Shown
 from ._page import Block, Code, Heading, Image, Items, Table, Text
@@ -22,17 +23,21 @@ TITLE: Final = "No interleaved commands: what was proved, and how far"
 
 @dataclass(frozen=True)
 class Report:
-    """All that was run. `left_out` names the scenarios of the registry that were not."""
+    """All that was run. `left_out` names the scenarios of the registry that were not.
+
+    `score` is the one that was written down when all mutants were hunted; the suite replays what killed them.
+    """
 
     certificates: Sequence[Certificate]
     reproduction: Reproduction
     shown: Sequence[Shown]
     left_out: Sequence[str]
+    score: Score = field(default_factory=read_score)
 
     @property
     def good(self) -> bool:
         parts = [*(one.good for one in self.certificates), *(one.good for one in self.shown)]
-        return self.reproduction.good and all(parts)
+        return self.reproduction.good and all(parts) and not self.score.open
 
 
 POINTS: Final = "Switch points: "
@@ -92,6 +97,7 @@ def blocks(report: Report) -> list[Block]:
         *_claim(report),
         *_race(report.reproduction, report.shown),
         *_certificates(report),
+        *_mutation(report.score),
         Heading(2, "From these bounds to any number of threads"),
         Text("This part is an argument. Its premises were checked in every run; the step beyond the bounds was not."),
         Items(_BEYOND, numbered=True),
@@ -117,6 +123,7 @@ def _claim(report: Report) -> list[Block]:
         parts = [c.scenario for c in found if not c.good]
         parts += [] if report.reproduction.good else ["the reproduction"]
         parts += [shown.golden.picture.name for shown in report.shown if not shown.good]
+        parts += ["the mutation score"] if report.score.open else []
         return [Text(f"**Not proved.** Not as it has to be: {'; '.join(parts)}.")]
     formula = sum(c.origin == BY_FORMULA for c in found)
     runs, failing = report.reproduction.all.runs, report.reproduction.all.failing
@@ -203,6 +210,39 @@ def _certificates(report: Report) -> list[Block]:
     return blocks
 
 
+#: What each kind of mutant has lost.
+_PIECES: Final = {
+    "guard": "a lock is not taken",
+    "loop": "`if` for the `while` around a wait",
+    "notify": "a notify is left out, or wakes one thread for all",
+    "wake": "an event is not set",
+    "check": "what is looked at, or done, after a wait is left out",
+}
+
+
+def _mutation(score: Score) -> list[Block]:
+    return [
+        Heading(2, "Mutation score"),
+        Text(
+            "A proof that finds nothing is worth what it would have found. A tool reads the source of the package and "
+            "takes its locking away piece by piece; for each piece some schedule of some scenario must fail. "
+            f"**{score.killed} of {score.mutants} mutants are killed**, {score.harmless} cannot matter, {score.open} "
+            "are open. `pytest tests/proof/test_mutation.py` replays the schedule that kills each, and fails if the "
+            "tool finds a piece that has none; `python -m tests.proof.mutation` prints them all."
+        ),
+        Table(
+            ("Piece", "Mutants"),
+            [[_PIECES[kind], str(number)] for kind, number in score.kinds.items()],
+            right=("Mutants",),
+        ),
+        Table(
+            ("Module", "Mutants"),
+            [[f"`{module}`", str(number)] for module, number in score.modules.items()],
+            right=("Mutants",),
+        ),
+    ]
+
+
 def _reading(report: Report) -> list[Block]:
     first = report.shown[0].story.schedule if report.shown else ""
     replayed = (
@@ -218,7 +258,8 @@ def _reading(report: Report) -> list[Block]:
             "python -m stress.report                  # this page, docs/*.svg, and build/proof/proof.html\n"
             "python -m stress.report --long           # with the searches that take minutes\n"
             "python -m stress.report --only pool      # some scenarios; leaves docs/ alone\n"
-            "python -m pytest tests/proof             # the same as tests",
+            "python -m pytest tests/proof             # the same as tests\n"
+            "python -m tests.proof.mutation           # each mutant with the schedule that kills it, and the score",
             "console",
         ),
         Text("Any schedule can be run again, the same every time:"),

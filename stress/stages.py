@@ -22,8 +22,8 @@ from tests.reliability.stages import (
     ODD_ERRORS,
     REASONS,
     STAGES,
+    TABLE,
     VERDICTS,
-    Mode,
     word,
 )
 from threadmail import Outcome
@@ -60,9 +60,7 @@ def _blocks() -> Iterator[Block]:
         "not be opened counts as no attempt. What is in doubt goes out again with `resend_in_doubt=True` only."
     )
     yield Heading(2, "The table")
-    for mode in MODES:
-        yield Text(f"**{mode.name}**")
-        yield _grid(mode)
+    yield Table(["", *ACTS], [[stage, *(word(TABLE[stage, act]) for act in ACTS)] for stage in STAGES])
     yield Text("A `-` stands where there can be no such thing:")
     yield Items([f"*{stage}*: {why}." for stage, why in EMPTY.items()])
     held_up = ", ".join(HELD_UP)
@@ -70,6 +68,7 @@ def _blocks() -> Iterator[Block]:
         f"Where the deadline of the whole call, and not the time-out of one step, ends a `stall` or `drip` at {held_up}"
         ", no time is left for another connection: there it is `lost`."
     )
+    yield from _modes()
     yield Heading(2, "What the server does")
     yield Table(["", ""], [[f"`{act}`", about] for act, about in ACTS.items()])
     yield Text(
@@ -119,9 +118,13 @@ def _verdicts() -> Table:
     return Table(["", "Outcome", "Tried again", "`is_connected`", "The next message", "In words"], rows)
 
 
-def _grid(mode: Mode) -> Table:
-    rows = [[stage, *(word(mode.verdict(stage, act)) for act in ACTS)] for stage in STAGES]
-    return Table(["", *ACTS], rows)
+def _modes() -> Iterator[Block]:
+    names = " and ".join(f"*{mode.name}*" for mode in MODES)
+    yield Text(f"The table holds for every way of sending: {names}. Cell by cell, what differs is:")
+    for mode in MODES:
+        differs = [f"{stage}, {act}: `{word(verdict)}`" for (stage, act), verdict in mode.differs.items()]
+        found = [f"{stage}, unasked: found in phase {phase.name}" for stage, phase in mode.found.items()]
+        yield Text(f"*{mode.name}*, {len(mode.cells())} cells: {'; '.join(differs + found) or 'nothing'}.")
 
 
 def main() -> int:

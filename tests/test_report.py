@@ -252,6 +252,13 @@ def test_a_page_whose_evidence_is_bad_claims_nothing(fresh: Report) -> None:
     assert "Proved within" not in page
 
 
+def test_an_open_mutant_spoils_the_claim(fresh: Report) -> None:
+    score = dataclasses.replace(fresh.score, killed=fresh.score.killed - 1)
+    page = markdown(blocks(dataclasses.replace(fresh, score=score)))
+    assert "**Not proved.** Not as it has to be: the mutation score." in page
+    assert f"**{score.killed} of {score.mutants} mutants are killed**, {score.harmless} cannot matter, 1 are" in page
+
+
 def test_the_limits_stand_beside_the_claim(fresh: Report) -> None:
     page = markdown(blocks(fresh))
     assert all(limit in page for limit in LIMITS)

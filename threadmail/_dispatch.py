@@ -363,7 +363,7 @@ class Dispatcher:
         with self._lock:
             return self._end_all(self._gate.error, lane) if self._gate.error is not None else []
 
-    def expire(self, lane: Lane) -> list[Job]:
+    def expire(self, lane: Lane | None = None) -> list[Job]:
         """Messages that nobody could take up in time, for the server or the throttle let nobody through."""
         with self._lock:
             over = [job for job in self._queue.jobs() if job.end.passed]
@@ -375,6 +375,10 @@ class Dispatcher:
             self._queue.count()
             self._room.notify_all()
             return over
+
+    def settle_overdue(self) -> None:
+        """As `expire`, for a thread that waits for a message and is no lane."""
+        self._announce(self.expire())
 
     def ended(self, lane: Lane) -> None:
         """A lane is over, in whatever way; another one may be needed. May be called twice."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from math import inf
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Keeper(Protocol):
 
     def withdraw(self, job: Job) -> bool: ...
     def abort(self, job: Job) -> bool: ...
+    def settle_overdue(self) -> None: ...
 
 
 class Job:
@@ -121,6 +122,30 @@ class SendFuture(Future[Receipt]):
         """Whether the message is on the wire."""
         job = self._job
         return job is not None and job.state is JobState.ON_WIRE
+
+    def result(self, timeout: float | None = None) -> Receipt:
+        """As that of any future; it comes by the deadline of the message."""
+        return super().result(self._left_after_deadline(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As that of any future; it comes by the deadline of the message."""
+        return super().exception(self._left_after_deadline(timeout))
+
+    def _left_after_deadline(self, timeout: float | None) -> float | None:
+        """Wait until the message is settled or its deadline has passed; settle it then, should no lane come to it.
+
+        Returns:
+            Seconds that are left of `timeout`.
+        """
+        job = self._job
+        left = None if job is None else job.end.remaining()
+        if left is None or (timeout is not None and timeout < left):
+            return timeout
+        limit = Deadline.after(timeout)
+        wait([self], left)
+        # While every lane is busy with a server that stalls, none of them looks at the queue.
+        self._keeper.settle_overdue()
+        return limit.remaining()
 
     @property
     def receipt(self) -> Receipt | None:

@@ -32,13 +32,13 @@ _REGISTRY = "tests.proof.scenarios"
 #: Which scenarios are asked about the mutants of a module: beginnings of their names, likely killers first.
 _ASKED = {
     "threadmail._dialogue": ("SMTP", "deadline", "Client"),
-    "threadmail._guard": ("SMTP", "fork", "Client"),
+    "threadmail._guard": ("fork", "SMTP", "Client"),
     "threadmail._idle": ("idle",),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),
     "threadmail.pool": ("pool", "idle"),
-    "threadmail.sender": ("sender",),
-    "threadmail._dispatch": ("sender",),
+    "threadmail.sender": ("sender, closed by", "sender"),
+    "threadmail._dispatch": ("sender, lanes", "sender"),
     "threadmail.smtp": ("SMTP", "deadline", "Client"),
     "threadmail.throttle": ("throttle", "sender"),
 }
@@ -149,9 +149,9 @@ def hunt(mutant: Mutant, baseline: Baseline, kept: Kill | None = None) -> Kill |
         if kept is not None and kept.scenario in scenarios and replayed(scenarios[kept.scenario], kept):
             return kept
         asked = _ASKED.get(mutant.module, ("",))
-        ordered = [s for beginning in asked for s in scenarios.values() if s.name.startswith(beginning)]
+        likely = {s.name: s for beginning in asked for s in scenarios.values() if s.name.startswith(beginning)}
         for runs, walks in _ROUNDS:
-            for scenario in ordered:
+            for scenario in likely.values():
                 found = search(scenario, runs, walks)
                 if isinstance(found, Kill):
                     return found

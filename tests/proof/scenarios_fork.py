@@ -17,10 +17,10 @@ from tests.detsched import Run
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
-from threadmail import SMTP, Client, ClientPool, ThreadedSender
+from threadmail import SMTP, Client, ClientPool, NotConnected, ThreadedSender
 
 from .scenario import CONFIG, QUIET, Scenario, by_envelope, no_exit_hook
-from .stage import Threads, also
+from .stage import MESSAGE, Threads, also
 
 
 def _forking(run: Run) -> Callable[[], None]:
@@ -38,12 +38,23 @@ def forked(run: Run) -> None:
     client.connect()
     fork()
     office.senders(threads=2, messages=1, sendmail=by_envelope(client.send))
+    also(run, office, lambda: _spoke(office.server))
 
-    def parents() -> list[str]:
-        said = [who for who, _, _ in office.server.connections[0].transcript if who.startswith("T")]
-        return ["a thread of the child spoke on its parent's connection"] if said else []
 
-    also(run, office, parents)
+def bare_forked(run: Run) -> None:
+    """Two threads are the first to use a connected `SMTP`: they are told that they have no connection."""
+    threads = Threads(run, ModelServer(ordered=True), allowed=(NotConnected,))
+    fork = _forking(run)
+    client = SMTP("model", 25, local_hostname="me")
+    fork()
+    for _ in range(2):
+        threads.add(lambda: client.sendmail("a@here.test", ["b@there.test"], MESSAGE))
+    threads.at_the_end = lambda: _spoke(threads.server)  # type: ignore[method-assign]
+
+
+def _spoke(server: ModelServer) -> list[str]:
+    said = [who for who, _, _ in server.connections[0].transcript if who.startswith("T")]
+    return ["a thread of the child spoke on its parent's connection"] if said else []
 
 
 def begun_anew(make: Callable[[], Any], lock: Callable[[Any], Any], *uses: Callable[[Any], object]) -> Program:
@@ -76,6 +87,7 @@ def _close(sender: ThreadedSender) -> None:
 
 SMALL = [
     Scenario("fork, two threads come first", forked, classes=(SMTP, Client)),
+    Scenario("fork, two threads come first to an SMTP", bare_forked, options=QUIET),
     Scenario(
         "fork, two threads come first to a pool",
         begun_anew(_pool, lambda pool: pool._lock, ClientPool.stats, ClientPool.close),

@@ -128,6 +128,19 @@ class Deaf(Step):
         peer.sleep(60.0)
 
 
+@dataclass(frozen=True)
+class Surplus(Step):
+    """Send a reply and one more in the same segment, which is not counted as the answer to anything."""
+
+    reply: bytes
+    more: bytes
+
+    def play(self, peer: Peer) -> None:
+        if peer.dialogue.pending:
+            peer.dialogue.pending.insert(1, "")
+        peer.send(self.reply + self.more)
+
+
 class ReadSlowly(Step):
     """Read a byte at a time."""
 
@@ -212,7 +225,7 @@ def _instead_of(scene: Scene, act: str) -> list[Step]:
         "stall": [Stall()],
         "drip": [Drip(code + b"-" + b"x" * DROPS, PACE)],
         "endless": [Send((code + b"-and then\r\n") * ENDLESS)],
-        "unasked": [Send(line + b"250 2.0.0 nobody asked\r\n")],
+        "unasked": [Surplus(line, b"250 2.0.0 nobody asked\r\n")],
         "split": [Drip(line, 0.0)],
     }
     return acts[act]

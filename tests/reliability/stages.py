@@ -11,7 +11,8 @@ has left, and no whole reply came back, nobody can know.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from threadmail import Outcome, Phase
 
@@ -300,12 +301,16 @@ class Mode:
     Attributes:
         name: what it is called.
         extensions: what the server offers.
+        stages: those that may go differently.
         differs: the cells in which it differs from the table.
+        found: where it finds a reply that nobody asked for, if that is not where the table says.
     """
 
     name: str
     extensions: tuple[str, ...]
-    differs: dict[tuple[str, str], Verdict | None]
+    stages: tuple[str, ...] = tuple(STAGES)
+    differs: Mapping[tuple[str, str], Verdict | None] = field(default_factory=dict)
+    found: Mapping[str, Phase] = field(default_factory=dict)
 
     def verdict(self, stage: str, act: str) -> Verdict | None:
         cell = stage, act
@@ -313,12 +318,24 @@ class Mode:
 
     def cells(self) -> list[tuple[str, str]]:
         """Those that there can be."""
-        return [cell for cell in TABLE if self.verdict(*cell) is not None]
+        return [cell for cell in TABLE if cell[0] in self.stages and self.verdict(*cell) is not None]
+
+    def phase(self, stage: str, act: str) -> Phase:
+        """The phase in which a failing cell is reported."""
+        if STAGES[stage].phase is FINAL and act in ("4yz", "5yz", "421"):
+            return DONE  # a whole reply came
+        if act == "unasked":
+            return self.found.get(stage, STAGES[stage].next_phase)
+        return STAGES[stage].phase
 
 
-LOCK_STEP = Mode("lock-step", ("8BITMIME",), {})
+_OF_A_MESSAGE = tuple(s for s in STAGES if STAGES[s].phase not in (CONNECT, TLS, AUTH) and s not in ("NOOP", "idle"))
 
-MODES = [LOCK_STEP]
+LOCK_STEP = Mode("lock-step", ("8BITMIME",))
+#: MAIL, RCPT and DATA in one write. A surplus reply shifts those behind it by one, and DATA gets what is no 354.
+GROUPS = Mode("in groups", ("PIPELINING", "8BITMIME"), _OF_A_MESSAGE, found={"MAIL": DATA, "RCPT first": DATA})
+
+MODES = [LOCK_STEP, GROUPS]
 
 
 def word(verdict: Verdict | None) -> str:
@@ -333,10 +350,3 @@ def error_of(stage: str, act: str) -> str:
     if act in ("4yz", "5yz", "421") or stage == "RSET":  # at RSET the refusal came before
         return STAGES[stage].refusal
     return ERRORS[act]
-
-
-def phase_of(stage: str, act: str) -> Phase:
-    """The phase in which a failing cell is reported."""
-    if STAGES[stage].phase is FINAL and act in ("4yz", "5yz", "421"):
-        return DONE  # a whole reply came
-    return STAGES[stage].next_phase if act == "unasked" else STAGES[stage].phase

@@ -6,6 +6,7 @@ true outcome. The waits that neighbours cover (the lock, the lease, a full queue
 
 from __future__ import annotations
 
+import concurrent.futures
 import socket
 import threading
 import time
@@ -593,6 +594,27 @@ def test_it_holds_behind_a_full_queue_and_busy_lanes() -> None:
             assert [r.outcome for r in report] == [Outcome.NOT_SENT] * 2
             go.set()
             assert [f.result(10.0).outcome for f in (first, second)] == [Outcome.SENT] * 2
+    assert len(server.messages) == 2
+
+
+def test_who_waits_for_a_future_waits_until_its_deadline() -> None:
+    """Though every lane is busy with a server that stalls, and none looks at the queue. Others keep their place."""
+    read, go = threading.Event(), threading.Event()
+    with ScriptedServer([Serve(until="."), Signal(read), Pause(go), Serve()]) as server:
+        with ThreadedSender(config_of(server), workers=1) as sender:
+            first = sender.submit(envelope("a"))
+            assert read.wait(10.0)
+            patient = sender.submit(envelope("b"))
+            hasty = [sender.submit(envelope(name), deadline=DEADLINE) for name in "cd"]
+            with pytest.raises(TimedOut, match="before the message was on the wire") as info:
+                in_time(lambda: hasty[0].result(60.0), DEADLINE)
+            assert info.value.outcome is Outcome.NOT_SENT
+            assert isinstance(in_time(hasty[1].exception, DEADLINE), TimedOut)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                patient.result(0.01)
+            assert sender.stats().queued == 1
+            go.set()
+            assert [f.result(10.0).outcome for f in (first, patient)] == [Outcome.SENT] * 2
     assert len(server.messages) == 2
 
 

@@ -40,12 +40,12 @@ class Flow:
         self.record: bytearray | None = bytearray() if record else None
         self.cut: Cut | None = None
         self.lost = self.ended = self.mute = False
+        self.resumes_at: float | None = None
         self._faults = deque(sorted(faults, key=lambda fault: fault.after))
         self._waiting = bytearray()  # came, and has not passed
         self._inserted = b""  # the proxy's own words, which go first
         self._hold: Hold | None = None
         self._trickle: Trickle | None = None
-        self.resumes_at: float | None = None
         self._heard_all = False
 
     @property
@@ -221,7 +221,7 @@ class Link:
             if cut.how == "reset" and hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 # Closing with a reset throws away what the kernel has not sent, and exactly that has been let pass.
                 # With this mark a socket is writable only when there is nothing such left.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
+                _quietly(sock, lambda s: s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1))
         if cut.how == "reset":
             self._unflushed = set(self._told)
             self._flush_until = time.monotonic() + FLUSH

@@ -170,28 +170,37 @@ class FaultProxy:
         with listener, wake, selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
-            while True:
-                ready: dict[Link | None, dict[socket.socket, int]] = {}
-                for key, events in selector.select(_seconds_until(live)):
-                    ready.setdefault(key.data, {})[key.fileobj] = events  # type: ignore[index]
+            try:
+                while not self._step(selector, listener, live):
+                    pass
+            finally:
                 with self._changed:
-                    if self._closing:
-                        break
-                    for link in list(live):
-                        due = link.due()
-                        if link in ready or (due is not None and due <= time.monotonic()):
-                            link.work(ready.get(link, {}))
-                            _watch(selector, link, live)
+                    for link in live:
+                        link.close()
                     self._changed.notify_all()
-                if listener in ready.get(None, {}) and (new := self._accept(listener)) is not None:
-                    live[new] = {}
-                    with self._changed:
-                        new.work({})
-                        _watch(selector, new, live)
-            for link in live:
-                link.close()
+
+    def _step(
+        self, selector: selectors.BaseSelector, listener: socket.socket, live: dict[Link, dict[socket.socket, int]]
+    ) -> bool:
+        """Wait until something can be done, and do it. Returns whether the proxy is being closed."""
+        ready: dict[Link | None, dict[socket.socket, int]] = {}
+        for key, events in selector.select(_seconds_until(live)):
+            ready.setdefault(key.data, {})[key.fileobj] = events  # type: ignore[index]
         with self._changed:
+            if self._closing:
+                return True
+            for link in list(live):
+                due = link.due()
+                if link in ready or (due is not None and due <= time.monotonic()):
+                    link.work(ready.get(link, {}))
+                    _watch(selector, link, live)
             self._changed.notify_all()
+        if listener in ready.get(None, {}) and (new := self._accept(listener)) is not None:
+            live[new] = {}
+            with self._changed:
+                new.work({})
+                _watch(selector, new, live)
+        return False
 
     def _accept(self, listener: socket.socket) -> Link | None:
         try:
