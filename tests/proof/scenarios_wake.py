@@ -60,6 +60,7 @@ class _Lane:
         self.client = SimpleNamespace(is_connected=connected)
         self.connected = False
         self.finished: list[Job] = []
+        self.over = self.buried = False
 
 
 def _lane(*, connected: bool) -> Any:
