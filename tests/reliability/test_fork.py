@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections import Counter
@@ -12,7 +13,8 @@ from typing import Any, Literal
 import pytest
 
 from tests.reliability.programs import finished, program
-from tests.support.mail import intact
+from tests.support.mail import envelope, intact
+from threadmail import Client, ClientPool, Closed, ThreadedSender
 from threadmail.testing import Pause, Reply, ScriptedServer, Serve, Signal, TestCA
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at sockets through /proc")
@@ -140,3 +142,30 @@ def test_multiprocessing(method: str) -> None:
         of = {m.sender.removeprefix("from-").partition("@")[0]: m.connection for m in server.messages}
         assert all(of[f"before-MainProcess-{name}"] == of[f"after-MainProcess-{name}"] for name in NAMES)
         assert len({*of.values()}) == server.connections <= len(expected) - len(NAMES)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_what_was_closed_before_the_fork_is_closed_in_the_child() -> None:
+    with ScriptedServer() as server:
+        subjects: list[Client | ClientPool | ThreadedSender] = [
+            Client(server.url),
+            ClientPool(server.url),
+            ThreadedSender(server.url),
+        ]
+        for subject in subjects:
+            subject.send(envelope("before"))
+            subject.close()
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            try:
+                for subject in subjects:
+                    try:
+                        subject.send(envelope("child"))
+                    except Closed:
+                        refused += 1
+            finally:
+                os._exit(refused)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == len(subjects)
+        assert intact(server.messages) == {"before": 3}
