@@ -62,7 +62,6 @@ class _Lane:
         self.connected = self.over = self.buried = False
         self.needed_until = 0.0
         self.finished: list[Job] = []
-        self.over = self.buried = False
 
 
 def _lane(*, connected: bool) -> Any:
