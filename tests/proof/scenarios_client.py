@@ -18,11 +18,11 @@ from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, 
 from .stage import Server, Threads
 
 
-def guarded(threads: int, messages: int) -> Program:
+def guarded(threads: int, messages: int, *extensions: str) -> Program:
     """Threads share one guarded `SMTP`."""
 
     def program(run: Run) -> None:
-        office = PostOffice(run, ModelServer(bound=1, lockset=True))
+        office = PostOffice(run, ModelServer(*extensions, bound=1, lockset=True))
         client = SMTP("model", 25, local_hostname="me")
         office.senders(threads=threads, messages=messages, sendmail=client.sendmail)
 
@@ -32,7 +32,7 @@ def guarded(threads: int, messages: int) -> Program:
 def shared_client(
     threads: int,
     messages: int,
-    *,
+    *extensions: str,
     faults: Faults | None = None,
     bound: int | None = 1,
     failures: tuple[str, ...] = (),
@@ -40,7 +40,8 @@ def shared_client(
     """Threads share one `Client`, which connects when the first of them needs it."""
 
     def program(run: Run) -> None:
-        office = PostOffice(run, ModelServer(faults=faults, bound=bound, lockset=bound is not None), failures=failures)
+        server = ModelServer(*extensions, faults=faults, bound=bound, lockset=bound is not None)
+        office = PostOffice(run, server, failures=failures)
         client = Client(CONFIG, watch_idle=False)
         office.senders(threads=threads, messages=messages, sendmail=by_envelope(client.send), recipients=2)
 
@@ -118,8 +119,23 @@ _ENDED = ("Closed", "Aborted")
 SCENARIOS = [
     *(_client(f"SMTP shared, {t}x{m}", guarded(t, m), orders(t, m), formula=True) for t, m in _BOUNDS),
     *(_client(f"Client shared, {t}x{m}", shared_client(t, m), orders(t, m), formula=True) for t, m in _BOUNDS),
+    # MAIL, RCPT and DATA in one write: the same orders, for a group is written and read under the one lock.
+    *(
+        _client(f"SMTP shared, in groups, {t}x{m}", guarded(t, m, "PIPELINING"), orders(t, m), formula=True)
+        for t, m in _BOUNDS
+    ),
+    *(
+        _client(f"Client shared, in groups, {t}x{m}", shared_client(t, m, "PIPELINING"), orders(t, m), formula=True)
+        for t, m in _BOUNDS
+    ),
     _client("Client, sync_root held over two messages", held_by_the_user, 2, formula=True),
     _client("Client, a recipient refused, 2x1", shared_client(2, 1, faults=_REFUSED), 2, formula=True),
+    _client(
+        "Client, a recipient refused in a group, 2x1",
+        shared_client(2, 1, "PIPELINING", faults=_REFUSED),
+        2,
+        formula=True,
+    ),
     _client(
         "Client, dropped at the 4th command, 2x1", shared_client(2, 1, faults=_DROPS, bound=None, failures=LOST), 2
     ),
