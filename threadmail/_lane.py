@@ -41,6 +41,14 @@ class Do(enum.Enum):
     END = "nothing is left to do"
 
 
+class LaneLife(enum.Enum):
+    """The life of a lane."""
+
+    RUNNING = "running, or about to"
+    OVER = "counted no more"
+    BURIED = "nothing is left to be done about it"
+
+
 class Withdrawn(BaseException):
     """Raised at the last moment before MAIL, when the job was cancelled meanwhile. Not an error, so no Exception."""
 
@@ -65,8 +73,7 @@ class Lane:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
         finished: settled jobs whose callbacks have run, to be counted the next time.
-        over: the dispatcher counts it no more.
-        buried: nothing is left to be done about it.
+        life: how far it has come; changed by the crew.
     """
 
     def __init__(self, boss: Boss, config: ServerConfig, rng: random.Random) -> None:
@@ -75,8 +82,7 @@ class Lane:
         self.connected = False
         self.needed_until = Deadline()
         self.finished: list[Job] = []
-        self.over = False
-        self.buried = False
+        self.life = LaneLife.RUNNING
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""

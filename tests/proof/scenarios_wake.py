@@ -19,7 +19,7 @@ from threadmail import GreetingRefused, LoginRefused, MailError, Receipt, RetryP
 from threadmail._deadline import NEVER, now
 from threadmail._dispatch import Dispatcher
 from threadmail._jobs import Job
-from threadmail._lane import Do
+from threadmail._lane import Do, LaneLife
 from threadmail.errors import Phase
 
 from .scenario import CONFIG, LETTER, of_sender
@@ -59,7 +59,8 @@ class _Lane:
     def __init__(self, *, connected: bool) -> None:
         nothing = SimpleNamespace(opened=0, closed={})
         self.client = SimpleNamespace(is_connected=connected, stats=lambda: nothing)
-        self.connected = self.over = self.buried = False
+        self.connected = False
+        self.life = LaneLife.RUNNING
         self.needed_until = 0.0
         self.finished: list[Job] = []
 
