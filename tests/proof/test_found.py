@@ -17,6 +17,7 @@ import pytest
 from tests.detsched import NonDeterminism, Replay
 from tests.proof.scenario import Scenario
 from tests.proof.scenarios import SMALL, SUITE
+from threadmail._crew import Crew
 from threadmail._dispatch import Dispatcher
 from threadmail._guard import BornAnew, Guarded
 from threadmail.pool import ClientPool
@@ -139,7 +140,7 @@ FOUND = [
     # What was read after the lock was let go of was newer.
     Found(
         "a message was counted as settled and as still to be sent",
-        Dispatcher,
+        Crew,
         "numbers",
         "return (*jobs, *lanes, *done,",
         "return (*jobs, *lanes, dict(self._outcomes), self._retries,",

@@ -201,6 +201,7 @@ def _kind_of(entry: Path) -> str:
 
 def _ours(thing: object) -> bool:
     kind = type(thing)
-    if kind.__module__.startswith("threadmail.testing"):
+    module = str(kind.__module__)  # Cython's types have something else there
+    if module.startswith("threadmail.testing"):
         return False
-    return kind.__module__.startswith("threadmail") or kind in (socket.socket, ssl.SSLSocket, ssl.SSLContext)
+    return module.startswith("threadmail") or kind in (socket.socket, ssl.SSLSocket, ssl.SSLContext)

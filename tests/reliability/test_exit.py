@@ -93,5 +93,8 @@ def test_nothing_is_said_where_everything_was_sent() -> None:
             assert process.stdin is not None
             process.stdin.write("leave\n")
             assert sorted(finished(process).splitlines()) == ["leaving", *["sent"] * 5]
-        assert len(server.messages) == 5
-        assert all(lines[-1].lower() == "quit" for lines in server.received if lines)
+    assert len(server.messages) == 5
+    # A lane that was still dialling when everything had been sent is hung up on, before it has said much.
+    used = [lines for lines in server.received if "data" in lines]
+    assert used
+    assert all(lines[-1] == "quit" for lines in used)
