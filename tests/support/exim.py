@@ -22,8 +22,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-import trustme
-
 from .servers import (
     HOST,
     Delivered,
@@ -87,6 +85,8 @@ class Exim:
         self._settings = {"message_size_limit": "64M", **(settings or {})}  # Exim takes each but once
         self._rules = {name: _indented(rule) for name, rule in (("mail", mail), ("rcpt", rcpt), ("data", data))}
         self._users = dict(users or {})
+        import trustme  # here, so that what needs no server is run where it has no wheel
+
         self._ca = trustme.CA()
 
     @property

@@ -25,8 +25,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import trustme
-
 from .servers import HOST, Delivered, Unavailable, cached, end, install_npm
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "data" / "nodemailer" / "server.mjs"
@@ -63,6 +61,8 @@ class Nodemailer:
         bad_greetings: int = 0,
     ) -> None:
         self.port = self.tls_port = 0
+        import trustme  # here, so that what needs no server is run where it has no wheel
+
         self._ca = trustme.CA()
         certificate = self._ca.issue_cert("localhost", self.host)
         settings: dict[str, Any] = {

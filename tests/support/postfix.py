@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import trustme
-
 from .servers import (
     HOST,
     Delivered,
@@ -107,6 +105,8 @@ class Postfix:
         self.port = 0
         self._folder = folder.resolve()
         self._settings = dict(settings or {})
+        import trustme  # here, so that what needs no server is run where it has no wheel
+
         self._ca = trustme.CA()
 
     @property
