@@ -7,6 +7,7 @@ import dataclasses
 import hmac
 import io
 import logging
+import select
 import signal
 import socket
 import threading
@@ -35,7 +36,19 @@ from threadmail import (
 )
 from threadmail import testing as play
 from threadmail._wire import protocol_log
-from threadmail.testing import CaptureServer, Drop, Expect, ScriptedServer, Send, Serve, Stall, answer, ehlo, greeting
+from threadmail.testing import (
+    CaptureServer,
+    Drop,
+    Expect,
+    Reset,
+    ScriptedServer,
+    Send,
+    Serve,
+    Stall,
+    answer,
+    ehlo,
+    greeting,
+)
 
 USER = "ann"
 SECRET = "hunter2-correct-horse"
@@ -407,6 +420,21 @@ def test_no_password_crosses_a_network_in_the_clear(peer: Any, allowed: bool) ->
                 assert info.value.phase is Phase.AUTH
                 assert client.noop()[0] == 250
                 assert not any("AUTH" in line for line in server.received[0])
+
+
+def test_a_connection_that_was_reset_is_lost_and_not_insecure() -> None:
+    """The system no longer knows who the peer was; a loopback server is not taken for a stranger, for good."""
+    with ScriptedServer([greeting(), ehlo("AUTH PLAIN"), Reset()]) as server:
+        client = SMTP(server.host, server.port)
+        client.ehlo()
+        server.wait_until_played()
+        assert client.sock is not None
+        select.select([client.sock], [], [], 10.0)
+        with pytest.raises(ConnectionResetError):
+            client.sock.recv(1)
+        with pytest.raises(ConnectionLost) as info:
+            client.login("ada", "secret")
+        assert (info.value.phase, info.value.transient) == (Phase.AUTH, True)
 
 
 def test_under_tls_a_password_may_go_anywhere() -> None:

@@ -29,6 +29,7 @@ from .errors import (
     Aborted,
     BadReply,
     ConnectFailed,
+    ConnectionLost,
     ConnectTimedOut,
     GreetingRefused,
     InsecureLogin,
@@ -276,8 +277,9 @@ class _Client(Dialogue):
         assert self.sock is not None
         try:
             peer = self.sock.getpeername()
-        except OSError:
-            return False
+        except OSError as exc:  # reset meanwhile, which says nothing about where the server is
+            self._drop()
+            raise ConnectionLost("the server closed the connection", phase=Phase.AUTH) from exc
         return not isinstance(peer, tuple) or is_loopback(str(peer[0]))  # the name of a Unix socket is no tuple
 
     # ------------------------------------------------------------ mail
