@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ def all_schedules() -> Result:
 
 def test_nearly_every_schedule_fails(all_schedules: Result) -> None:
     assert (all_schedules.complete, all_schedules.runs, all_schedules.failing) == (True, 586, 582)
-    assert all_schedules.seconds < 2
+    if getattr(sys, "_is_gil_enabled", lambda: True)():  # free of it each step takes about twice as long
+        assert all_schedules.seconds < 2
 
 
 def test_every_kind_of_damage_is_among_them(all_schedules: Result) -> None:
