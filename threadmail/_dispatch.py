@@ -241,6 +241,7 @@ class Dispatcher(Crew):
                 self._throttle.give_back()
                 return self._off_the_lane(job, None)
             if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
+                self._throttle.give_back()
                 self._queue.put_first(job)
                 return self._off_the_lane(job, receipt.error)
             job.spared += self._pace.learn(receipt, self._lane_count, job.pauses_seen)
