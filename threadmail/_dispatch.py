@@ -192,6 +192,7 @@ class Dispatcher(Crew):
 
     def _take(self, job: Job, lane: Lane) -> Job:
         job.pauses_seen = self._pace.pauses
+        job.client = lane.client
         self._in_flight[job] = lane
         self._queue.take(job, now())
         self._room.notify()
@@ -212,7 +213,6 @@ class Dispatcher(Crew):
                 return None
             self._take(job, lane)
             job.state = JobState.ON_WIRE
-            job.client = lane.client
             lane.aboard = job
             return job
 

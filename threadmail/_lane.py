@@ -118,11 +118,10 @@ class Lane:
     def _transmit(self, job: Job) -> Receipt | None:
         """One attempt. Returns its receipt, or None if the job was withdrawn in the last moment."""
         resumed = job.transaction is not None
-        if job.called_off and not self.client.is_connected:
+        if not self.client.is_connected and job.called_off:
             return Receipt.not_sent(job.envelope, Aborted("the message was called off"))
         if job.end.passed and not resumed:
             return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
-        job.client = self.client
         try:
             return self.client.transmit(
                 job.envelope,
