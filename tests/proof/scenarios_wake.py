@@ -62,6 +62,7 @@ class _Lane:
         self.connected = False
         self.life = LaneLife.RUNNING
         self.needed_until = 0.0
+        self.aboard: Job | None = None
         self.finished: list[Job] = []
 
 
