@@ -126,8 +126,10 @@ class Dialogue(Guarded, smtplib.SMTP):
                 raise
             finally:
                 self._set_deadline(outer)
-                if self._wire is not None and not self._wire.is_open:
-                    self._drop()
+                if self._wire is not None:
+                    self._wire.rest()
+                    if not self._wire.is_open:
+                        self._drop()
 
     @contextmanager
     def _driving(self) -> Iterator[Wire]:
@@ -153,10 +155,11 @@ class Dialogue(Guarded, smtplib.SMTP):
             raise NotConnected("there is no connection: call connect() first")
         if self._wire is None or self._wire.sock is not self.sock:  # somebody put a socket of his own there
             self._wire = self._new_wire(self.sock)
+        self._wire.trace = self._trace if self.debuglevel > 0 else None
         return self._wire
 
     def _new_wire(self, sock: socket.socket) -> Wire:
-        wire = Wire(sock, self._limits(), f"{printable(self._host)}#{id(sock) & 0xFFFF:04x}", self._trace)
+        wire = Wire(sock, self._limits(), f"{printable(self._host)}#{id(sock) & 0xFFFF:04x}")
         wire.deadline = self._deadline
         return wire
 
@@ -169,8 +172,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         return Timeouts() if default is None else Timeouts.all(default)
 
     def _trace(self, direction: str, said: str) -> None:
-        if self.debuglevel > 0:
-            self._debug("send:" if direction == ">" else "reply:", repr(said))
+        self._debug("send:" if direction == ">" else "reply:", repr(said))
 
     def _debug(self, *said: object) -> None:
         smtplib.SMTP._print_debug(self, *said)  # type: ignore[attr-defined]

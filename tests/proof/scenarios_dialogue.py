@@ -149,6 +149,10 @@ def intruding(act: Act) -> Program:
 
         class Talkative(SMTP):
             busy = True
+            debuglevel = 1
+
+            def _debug(self, *said: object) -> None:
+                pass
 
             def _trace(self, direction: str, said: str) -> None:
                 if self.busy:
