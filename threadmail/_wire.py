@@ -217,6 +217,9 @@ class Wire:
             return True  # a TLS record that is no data, such as a session ticket, has been taken off by the look
         except OSError:
             return False
+        except BaseException:
+            self.close()  # what it found may be lost
+            raise
         self._unread, self._at = data, 0
         return False
 
