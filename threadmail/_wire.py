@@ -33,7 +33,6 @@ BLOCK = 65536
 _KNOWN_REPLIES = 32
 _KNOWN_LINE = 64
 
-_CRLF = "\r\n"
 _AS_COMMANDS: Any = object()  # "the time-out for commands"; not None, which waits for ever
 
 _REPLY_LINE = re.compile(rb"([1-5][0-9]{2})(?:([ -])([^\r\n]*))?")
@@ -52,6 +51,7 @@ class Wire:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
         secrets: what was said and the server may echo, while it must not be seen.
         last_words: what the server said before it hung up on a write that listened, if it was a whole reply.
+        content_left: how much of a content the kernel had not taken when `write_content` raised ConnectionLost.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Wire:
         self.aborted = False
         self.secrets: list[bytes] = []
         self.last_words: Reply | None = None
+        self.content_left = 0
         self._unread = b""  # what was received, of which
         self._at = 0  # so much has been read
         self._known: dict[bytes, Reply] = {}  # whole replies of one line, by that line
@@ -99,13 +100,26 @@ class Wire:
         if self._is_heard():
             for line in lines:
                 self._log(">", line)
-        self._transfer(f"{_CRLF.join(lines)}\r\n".encode(), self.timeouts.command)
+        self._transfer(_joined(lines), self.timeouts.command)
+
+    def write_content(self, last: bytes, behind: Sequence[str] = ()) -> None:
+        """Write the last bytes of a content and, in the same breath, the commands of the message behind it.
+
+        Message content may be the first element of a group (RFC 2920 §3.1).
+        """
+        if self._is_heard():
+            self._log(">", f"<{len(last)} octets of content, and the end>")
+            for line in behind:
+                self._log(">", line)
+        self.content_left = len(last)
+        self._transfer(last + _joined(behind) if behind else last, self.timeouts.content)
 
     def _transfer(self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False) -> None:
         try:
             while data:
                 self._limit(timeout, "the server takes no more bytes")
                 sent = self.sock.send(data if len(data) <= BLOCK else memoryview(data)[:BLOCK])
+                self.content_left -= sent
                 if sent == len(data):
                     return
                 data = memoryview(data)[sent:]
@@ -346,6 +360,10 @@ class Wire:
             protocol_log.debug("%s %s %s", self.name, direction, text)
         except Exception:  # noqa: BLE001 - a broken log handler must not come between a command and its reply
             pass
+
+
+def _joined(lines: Sequence[str]) -> bytes:
+    return ("\r\n".join(lines) + "\r\n").encode()
 
 
 def wrap_tls(

@@ -76,7 +76,7 @@ def threadmail_client_all(job: Job, clock: Clock) -> None:
     from threadmail import Client
 
     with Client(_config(job)) as client:
-        _in_threads(job, clock, list(_ours(job)), lambda mine: list(client.send_all(mine)))  # type: ignore[attr-defined]
+        _in_threads(job, clock, list(_ours(job)), lambda mine: list(client.send_all(mine)))
 
 
 def threadmail_smtp(job: Job, clock: Clock) -> None:
