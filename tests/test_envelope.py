@@ -109,6 +109,13 @@ def test_strict_refuses_what_would_be_normalised(content: bytes, match: str) -> 
         Envelope.from_bytes(content, "ann", "bob", strict=True)
 
 
+def test_a_nul_does_not_hide_the_end_of_data_in_the_first_line_either() -> None:
+    """Behind the 354 a line begins: a server that drops NULs would take what follows for commands."""
+    with pytest.raises(InvalidEnvelope, match="NUL in front of a dot in line 1"):
+        Envelope("ann", "bob", b"\0\0.\r\nMAIL FROM:<eve@example.org>\r\n")
+    assert Envelope("ann", "bob", b"\0 .\r\n").content == b"\0 .\r\n"
+
+
 def test_strict_takes_what_is_right() -> None:
     """Content with CRLF throughout passes `strict=True` as the very same bytes."""
     assert Envelope("ann", "bob", CONTENT, strict=True).content is CONTENT

@@ -61,7 +61,7 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
     Raises:
         InvalidEnvelope: what is no line end here would be the end of data to a server that drops NULs.
     """
-    if b"\n\0" in content or b"\r\0" in content:
+    if b"\n\0" in content or b"\r\0" in content or content.startswith(b"\0"):
         _refuse_hidden_end(content)
     pairs = content.count(b"\r\n")
     lines = content.count(b"\n")
@@ -80,7 +80,7 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
 
 def _refuse_hidden_end(content: bytes) -> None:
     """Refuse NULs before a dot at the start of a line: for who drops NULs it is to be doubled, for others it is not."""
-    found = re.search(rb"[\r\n]\0+\.", content)
+    found = re.search(rb"(?:[\r\n]|\A)\0+\.", content)
     if found is not None:
         raise InvalidEnvelope(f"content: NUL in front of a dot in line {_line_at(content, found.end())}")
 
