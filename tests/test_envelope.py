@@ -116,6 +116,15 @@ def test_a_nul_does_not_hide_the_end_of_data_in_the_first_line_either() -> None:
     assert Envelope("ann", "bob", b"\0 .\r\n").content == b"\0 .\r\n"
 
 
+@pytest.mark.parametrize("mbox_line", [b"", b"From ann Mon Jan  2 10:00:00 2023\n", b"From ann\r\n", b"From ann\r"])
+def test_a_lone_cr_hides_no_field_behind_an_mbox_line_either(mbox_line: bytes) -> None:
+    """What stands behind it would become a field, and in a Bcc a recipient."""
+    evil = b"From: ann@example.org\nTo: bob@example.net\nSubject: x\rBcc: eve@example.org\n\nbody\n"
+    with pytest.raises(InvalidEnvelope, match="bare CR in a header field in line [34]"):
+        Envelope.from_bytes(mbox_line + evil)
+    assert Envelope.from_bytes(mbox_line + evil.replace(b"\rBcc", b"\n Bcc")).recipients == ("bob@example.net",)
+
+
 def test_strict_takes_what_is_right() -> None:
     """Content with CRLF throughout passes `strict=True` as the very same bytes."""
     assert Envelope("ann", "bob", CONTENT, strict=True).content is CONTENT

@@ -91,7 +91,9 @@ def _refuse_hidden_field(content: bytes) -> None:
     Only where other lines end otherwise; a file of CRs alone is an old Macintosh's.
     """
     header = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    end = header_length(header)
+    mbox_line = re.match(rb"From [^\r\n]*(?:\r\n?)?", header)
+    begin = mbox_line.end() if mbox_line else 0
+    end = begin + header_length(header[begin:])
     if re.match(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r(?!\n)", header[end:]):
         raise InvalidEnvelope(f"content: bare CR in a header field in line {_line_at(header, end)}")
 
