@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
-from ._wire import BLOCK, Wire
+from ._content import SMALL, Content, stuffed_blocks
+from ._content import stuffed as stuffed  # for SMTP.data() too
+from ._wire import Wire
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase
 from .receipt import Receipt, Reply
@@ -123,14 +126,14 @@ def _take_answer(wire: Wire, transaction: Transaction, command: Command) -> bool
 def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[Envelope], None] | None) -> None:
     wire.require_no_surplus()  # what lies there would be taken for the answer to the content
     transaction.phase = Phase.CONTENT
-    content = stuffed(transaction.envelope.content)
-    tail = len(content) - BLOCK  # the end of data leaves in one write with what stands before it
-    if tail > 0:
-        _write_most(wire, memoryview(content)[:tail])
-    last = content[max(0, tail) :]
+    content = transaction.envelope.source
+    if large := not isinstance(content, bytes) or len(content) > SMALL:
+        last = _write_most(wire, content)
+    else:
+        last = stuffed(content)
     if before_final is not None:
         before_final(transaction.envelope)
-    if (tail > 0 or before_final is not None) and not wire.quiet():
+    if (large or before_final is not None) and not wire.quiet():
         raise _early(wire.read_reply())
     transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
     try:
@@ -147,14 +150,22 @@ def _send_content(wire: Wire, transaction: Transaction, before_final: Callable[[
         wire.close()
 
 
-def _write_most(wire: Wire, data: memoryview) -> None:
-    """Write all of a large content but its end. A server that refuses it and hangs up is heard."""
-    try:
-        wire.write(data, f"<{len(data)} octets of content>", timeout=wire.timeouts.content, listen=True)
-    except ConnectionLost:
-        if wire.last_words is None:
-            raise
-        raise _early(wire.last_words) from None
+def _write_most(wire: Wire, content: Content) -> bytes:
+    """Write all of a large content but its last block, which is returned: the end leaves in one write with it.
+
+    A server that refuses the content and hangs up is heard. Raises InvalidEnvelope for a file that has changed.
+    """
+    with closing(stuffed_blocks(content)) as pieces:
+        ahead = next(pieces)
+        for piece in pieces:
+            try:
+                wire.write(ahead, f"<{len(ahead)} octets of content>", timeout=wire.timeouts.content, listen=True)
+            except ConnectionLost:
+                if wire.last_words is None:
+                    raise
+                raise _early(wire.last_words) from None
+            ahead = piece
+    return bytes(ahead)
 
 
 def _early(reply: Reply) -> MailError:
@@ -165,18 +176,6 @@ def _early(reply: Reply) -> MailError:
     if reply.transient or reply.permanent:
         return DataRefused(*reply.pair)
     return BadReply(f"the server answered before the content had ended: {reply}")
-
-
-def stuffed(content: bytes) -> bytes:
-    """`content` as it goes to the wire: dots doubled at line starts, a line end and the lone dot behind it.
-
-    RFC 5321 §4.5.2. Looking first is cheaper than replacing: 0.6 ms against 3.9 ms a MiB.
-    """
-    if b"\r\n." in content:
-        content = content.replace(b"\r\n.", b"\r\n..")
-    if content.startswith(b"."):
-        content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
 def _recover(wire: Wire, transaction: Transaction) -> None:

@@ -74,7 +74,7 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
         name = "CR" if found[0] == b"\r" else "LF"
         raise InvalidEnvelope(f"content: bare {name} in line {line}")
     if lines and content.count(b"\r") > pairs:
-        _refuse_hidden_field(content)
+        refuse_hidden_field(content)
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
@@ -85,7 +85,7 @@ def _refuse_hidden_end(content: bytes) -> None:
         raise InvalidEnvelope(f"content: NUL in front of a dot in line {_line_at(content, found.end())}")
 
 
-def _refuse_hidden_field(content: bytes) -> None:
+def refuse_hidden_field(content: bytes) -> None:
     """Refuse a lone CR inside a header field: as a line end it would make a field of what stands behind it.
 
     Only where other lines end otherwise; a file of CRs alone is an old Macintosh's.
@@ -138,7 +138,7 @@ def without_bcc(content: bytes) -> bytes:
 
 def require_message(content: bytes) -> None:
     """Raise InvalidEnvelope unless `content` begins as a message does: with header fields and an empty line."""
-    if not content.strip():
+    if not content or content.isspace():  # not strip(), which copies what it leaves
         raise InvalidEnvelope("content: this is no message: it is empty")
     end = header_length(content)
     if end == 0:

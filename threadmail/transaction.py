@@ -92,6 +92,8 @@ class Transaction:
         yield Command(Phase.DATA, "data")
 
     def _mail_options(self) -> list[str]:
+        if not isinstance(self.envelope.source, bytes):
+            self.envelope.source.require_unchanged()
         offers = self.terms.extensions
         asked = list(self.terms.mail_options) if offers else []
         named = {option.partition("=")[0].lower() for option in asked}
@@ -101,7 +103,7 @@ class Transaction:
             self.envelope = self.envelope.in_seven_bits()  # RFC 6152 §3
         options = []
         if "size" in offers:
-            size = len(self.envelope.content)
+            size = self.envelope.size
             announced = re.fullmatch(r"[0-9]{1,20}", offers["size"])
             limit = int(announced[0]) if announced else 0  # 0 or absent: no fixed limit (RFC 1870)
             if 0 < limit < size:
