@@ -81,6 +81,7 @@ class Dialogue(Guarded, smtplib.SMTP):
     ) -> None:
         Guarded.__init__(self, sync_root)
         self._wire: Wire | None = None
+        self._pipeline: _delivery.Pipeline | None = None  # of this wire
         self._state = State.IDLE
         self._resume = State.IDLE
         self._challenged = False  # the last reply was 334: what is said next is secret
@@ -183,6 +184,7 @@ class Dialogue(Guarded, smtplib.SMTP):
     def _drop(self) -> None:
         wire, self._wire = self._wire, None
         sock, self.sock = self.sock, None
+        self._pipeline = None
         self.file = None
         self._state = self._resume = State.IDLE
         self._challenged = False

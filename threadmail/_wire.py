@@ -46,6 +46,7 @@ class Wire:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
         secrets: what was said and the server may echo, while it must not be seen.
         last_words: what the server said before it hung up on a write that listened, if it was a whole reply.
+        content_left: how much of a content the kernel had not taken when `write_content` raised ConnectionLost.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Wire:
         self.aborted = False
         self.secrets: list[bytes] = []
         self.last_words: Reply | None = None
+        self.content_left = 0
         self._unread = bytearray()
         self._resting_timeout = sock.gettimeout()
 
@@ -91,6 +93,18 @@ class Wire:
             self._log(">", line)
         self._transfer("".join(f"{line}\r\n" for line in lines).encode(), _AS_COMMANDS)
 
+    def write_content(self, last: bytes, behind: Sequence[str] = ()) -> None:
+        """Write the last bytes of a content and, in the same breath, the commands of the message behind it.
+
+        Message content may be the first element of a group (RFC 2920 §3.1).
+        """
+        self._log(">", f"<{len(last)} octets of content, and the end>")
+        for line in behind:
+            self._log(">", line)
+        self.content_left = len(last)
+        commands = "".join(f"{line}\r\n" for line in behind).encode()
+        self._transfer(last + commands if commands else last, self.timeouts.content)
+
     def _transfer(self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False) -> None:
         block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
         view = memoryview(data)
@@ -99,6 +113,7 @@ class Wire:
                 self._limit(self.deadline.within(block_timeout), "the server takes no more bytes")
                 sent = self.sock.send(view[:BLOCK])
                 view = view[sent:]
+                self.content_left -= sent
             self.sock.settimeout(self._resting_timeout)
         except OSError as exc:
             if listen and not (self.aborted or isinstance(exc, TimeoutError)):
