@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from typing import NoReturn, TypeAlias
 
-from ._wire import BLOCK, Wire
+from ._content import SMALL, Content, stuffed_blocks
+from ._content import stuffed as stuffed  # for SMTP.data() too
+from ._wire import Wire
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase
 from .receipt import Receipt, Reply
@@ -201,14 +204,14 @@ class Pipeline:
         wire = self.wire
         wire.require_no_surplus()  # what lies there would be taken for the answer to the content
         transaction.phase = Phase.CONTENT
-        content = stuffed(transaction.envelope.content)
-        tail = len(content) - BLOCK  # the end of data leaves in one write with what stands before it
-        if tail > 0:
-            _write_most(wire, memoryview(content)[:tail])
-        last = content[max(0, tail) :]
+        content = transaction.envelope.source
+        if large := not isinstance(content, bytes) or len(content) > SMALL:
+            last = _write_most(wire, content)
+        else:
+            last = stuffed(content)
         if before_final is not None:
             before_final(transaction.envelope)
-        if (tail > 0 or before_final is not None) and not wire.quiet():
+        if (large or before_final is not None) and not wire.quiet():
             _early(wire.read_reply())
         passage = self._take_aboard(transaction.terms, before_mail, follow)
         behind = passage.take() if passage is not None else []
@@ -285,14 +288,22 @@ def send(
     return Pipeline(wire).send(envelope, terms, before_mail=before_mail, before_final=before_final)
 
 
-def _write_most(wire: Wire, data: memoryview) -> None:
-    """Write all of a large content but its end. A server that refuses it and hangs up is heard."""
-    try:
-        wire.write(data, f"<{len(data)} octets of content>", timeout=wire.timeouts.content, listen=True)
-    except ConnectionLost:
-        if wire.last_words is None:
-            raise
-        _early(wire.last_words)
+def _write_most(wire: Wire, content: Content) -> bytes:
+    """Write all of a large content but its last block, which is returned: the end leaves in one write with it.
+
+    A server that refuses the content and hangs up is heard. Raises InvalidEnvelope for a file that has changed.
+    """
+    with closing(stuffed_blocks(content)) as pieces:
+        ahead = next(pieces)
+        for piece in pieces:
+            try:
+                wire.write(ahead, f"<{len(ahead)} octets of content>", timeout=wire.timeouts.content, listen=True)
+            except ConnectionLost:
+                if wire.last_words is None:
+                    raise
+                _early(wire.last_words)
+            ahead = piece
+    return bytes(ahead)
 
 
 def _early(reply: Reply) -> NoReturn:
@@ -303,15 +314,3 @@ def _early(reply: Reply) -> NoReturn:
     if reply.transient or reply.permanent:
         raise DataRefused(*reply.pair) from None
     raise BadReply(f"the server answered before the content had ended: {reply}") from None
-
-
-def stuffed(content: bytes) -> bytes:
-    """`content` as it goes to the wire: dots doubled at line starts, a line end and the lone dot behind it.
-
-    RFC 5321 §4.5.2. Looking first is cheaper than replacing: 0.6 ms against 3.9 ms a MiB.
-    """
-    if b"\r\n." in content:
-        content = content.replace(b"\r\n.", b"\r\n..")
-    if content.startswith(b"."):
-        content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")

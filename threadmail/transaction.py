@@ -101,6 +101,8 @@ class Transaction:
 
     def _parameters(self, asked: Sequence[str]) -> str:
         """What stands behind the sender: what this message needs, then what was asked for."""
+        if not isinstance(self.envelope.source, bytes):
+            self.envelope.source.require_unchanged()
         offers = self.terms.extensions
         named = {option.partition("=")[0].lower() for option in asked} if asked else ()
         if (self.envelope.smtputf8 or "smtputf8" in named) and "smtputf8" not in offers:
@@ -110,7 +112,7 @@ class Transaction:
         envelope = self.envelope
         parameters = ""
         if "size" in offers:
-            size = len(envelope.content)
+            size = envelope.size
             limit = _size_limit(offers["size"])
             if 0 < limit < size:
                 text = f"5.3.4 the message has {size} octets and the server takes {limit}"
