@@ -215,7 +215,7 @@ class Dispatcher(Crew):
             return self._off_the_lane(job, None)
 
     def _pause_before_next(self, job: Job, receipt: Receipt) -> float | None:
-        if job.called_off:
+        if job.called_off or receipt.outcome is Outcome.SENT:
             return None
         pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng, spared=job.spared)
         return None if pause is None or now() + pause >= job.end.at else pause

@@ -39,8 +39,18 @@ class Keeper(Protocol):
     def settle_overdue(self) -> None: ...
 
 
+class Promise(Protocol):
+    """Whom a job's final receipt is told."""
+
+    def done(self) -> bool: ...
+    def settle(self, receipt: Receipt) -> None: ...
+
+
 class Job:
     """One message on its way.
+
+    Args:
+        promise: in the place of a `SendFuture`, where nobody is given the future.
 
     Attributes:
         envelope: what is still to be sent, and to whom.
@@ -71,10 +81,10 @@ class Job:
         "transaction",
     )
 
-    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper) -> None:
+    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper, promise: Promise | None = None) -> None:
         self.envelope = envelope
         self.end = end
-        self.future = SendFuture(self, keeper)
+        self.future: Promise = SendFuture(self, keeper) if promise is None else promise
         self.state = JobState.QUEUED
         self.receipt: Receipt | None = None
         self.due = 0.0
