@@ -14,7 +14,7 @@ import queue
 import time
 from collections.abc import Iterator
 
-from ._deadline import Deadline
+from ._deadline import Deadline, now
 from ._jobs import Job, Keeper
 from .envelope import Envelope
 from .errors import TimedOut
@@ -23,11 +23,14 @@ from .receipt import Receipt
 #: Seconds that a message on the wire has, after its deadline, to say itself how it stands before it is aborted.
 LAST_WORD = 1.0
 
-#: Seconds that the caller gives the lanes before it takes what has come up. A receipt is that much late at most.
-MOMENT = 0.001
+#: Seconds for which the caller lets the lanes work before it takes what has come up. A receipt is that late at most.
+LONGEST_REST = 0.005
 
-#: Messages beside those the lanes have, so that none of them runs dry in a moment: no interpreter sends as many in it.
-AHEAD = 64
+#: Seconds of it for each message that no lane has yet: no interpreter sends them faster, so that no lane runs dry.
+REST = 1e-5
+
+#: Less is not worth to lie down for, in seconds.
+SHORTEST_REST = 0.0002
 
 
 class Place:
@@ -67,7 +70,7 @@ class Batch:
 
     def __init__(self, size: int, lanes: int, end: Deadline) -> None:
         self._size = size
-        self._busy = lanes + AHEAD
+        self._lanes = lanes
         self._end = end
         self._news: queue.SimpleQueue[tuple[int, Receipt]] = queue.SimpleQueue()
         self._pending: dict[int, tuple[Job, Keeper]] = {}
@@ -97,15 +100,18 @@ class Batch:
             return
         if self._news.empty():
             first = self._wait()
-            if len(self._pending) > self._busy:
-                left = self._end.remaining()
-                time.sleep(MOMENT if left is None else min(MOMENT, left))
+            self._rest()
         else:
             first = self._news.get()
         came = [first, *(self._news.get() for _ in range(self._news.qsize()))]
         for index, receipt in came:
             if self._pending.pop(index, None) is not None:
                 yield index, receipt
+
+    def _rest(self) -> None:
+        rest = min(LONGEST_REST, (len(self._pending) - self._lanes) * REST, self._end.at - now())
+        if rest >= SHORTEST_REST:
+            time.sleep(rest)
 
     def _wait(self) -> tuple[int, Receipt]:
         try:

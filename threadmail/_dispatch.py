@@ -137,13 +137,15 @@ class Dispatcher(Crew):
             return self._next(lane)
 
     def _next(self, lane: Lane) -> Job | Do:
-        idle_until = Deadline.after(self.config.idle_timeout)
+        idle_until: Deadline | None = None
         # Less those that end already: else each lane that looks before the first of them is gone would end as well.
         while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
-            if now() >= self._queue.ends_at:
+            time = now()
+            if time >= self._queue.ends_at:
                 return Do.EXPIRE
-            pause = self._queue.pause(now())
+            pause = self._queue.pause(time)
             if pause != 0.0:
+                idle_until = idle_until or Deadline.after(self.config.idle_timeout)
                 if idle_until.passed and (pause is None or self._idle_lanes):
                     break  # of several lanes that wait for a retry one stays
                 if idle_until.passed and lane.connected:
@@ -151,21 +153,21 @@ class Dispatcher(Crew):
                 limit = idle_until if lane.connected or pause is None else Deadline()
                 pause = limit.within(pause).remaining()
             elif not lane.connected:
-                if self._gate.ask(now()) is Dial.NOW:
+                if self._gate.ask(time) is Dial.NOW:
                     self._dialling[lane] = None
                     lane.needed_until = self._queue.last_end()
                     return Do.DIAL
-                pause = self._gate.pause(now())
+                pause = self._gate.pause(time)
                 if pause is not None and self._gate.error is not None and not self._gate.error.transient:
                     return Do.FAIL
             else:
                 pause = self._throttle.take()
                 if pause == 0.0:
-                    job = self._queue.first(now())
+                    job = self._queue.first(time)
                     assert job is not None
                     job.pauses_seen = self._pace.pauses
                     self._in_flight[job] = lane
-                    self._queue.take(job, now())
+                    self._queue.take(job, time)
                     self._room.notify()
                     return job
             self._idle_lanes += 1

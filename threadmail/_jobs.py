@@ -216,7 +216,8 @@ class JobQueue:
     def _enter(self, job: Job) -> None:
         job.state = JobState.QUEUED
         self._size += 1
-        self.ends_at = min(self.ends_at, job.end.at)
+        if job.end.at < self.ends_at:
+            self.ends_at = job.end.at
 
     def first(self, now: float) -> Job | None:
         """The next job that is due, or None. It stays; `take` is to follow."""
@@ -271,10 +272,11 @@ class JobQueue:
         return max((job.end for job in self.jobs()), key=lambda end: end.at, default=Deadline())
 
     def _skip_withdrawn(self) -> None:
-        while self._ready and self._ready[0].state is not JobState.QUEUED:
-            del self._ready[0]
-        while self._later and self._later[0][2].state is not JobState.QUEUED:
-            heapq.heappop(self._later)
+        ready, later = self._ready, self._later
+        while ready and ready[0].state is not JobState.QUEUED:
+            del ready[0]
+        while later and later[0][2].state is not JobState.QUEUED:
+            heapq.heappop(later)
 
     def clear(self) -> None:
         """Take everything out."""
