@@ -112,6 +112,9 @@ class Dispatcher(Crew):
         with self._lock:
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
+                lane = self._in_flight[job]
+                if lane is not None and lane.aboard is job:
+                    return True  # its connection is also that of the message ahead, and is dropped when that is settled
                 assert job.client is not None
                 # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
                 # is shut down, nothing is sent or awaited.
@@ -134,12 +137,25 @@ class Dispatcher(Crew):
                 return Do.END
             self._lanes[lane] = None
             self._count(lane, connected)
+            job, lane.aboard = lane.aboard, None
+            if job is not None:
+                if job.called_off:
+                    lane.client.abort()
+                if connected or job.called_off:
+                    return job
+                self._put_back(job)
             return self._next(lane)
+
+    def _put_back(self, job: Job) -> None:
+        """The connection was lost under the message ahead: nothing is known of this one, and it was no attempt."""
+        job.walks = True
+        self._throttle.give_back()
+        self._queue.put_first(job)
+        self._off_the_lane(job, None)
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until: Deadline | None = None
-        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
-        while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
+        while self._is_wanted():
             time = now()
             if time >= self._queue.ends_at:
                 return Do.EXPIRE
@@ -165,11 +181,7 @@ class Dispatcher(Crew):
                 if pause == 0.0:
                     job = self._queue.first(time)
                     assert job is not None
-                    job.pauses_seen = self._pace.pauses
-                    self._in_flight[job] = lane
-                    self._queue.take(job, time)
-                    self._room.notify()
-                    return job
+                    return self._take(job, lane, time)
             self._idle_lanes += 1
             try:
                 # Without a pause of its own the wait ends when somebody dialled, or called; the bound is for the worst.
@@ -179,6 +191,38 @@ class Dispatcher(Crew):
                 self._idle_lanes -= 1
         self._leaving[lane] = None
         return Do.END
+
+    def _take(self, job: Job, lane: Lane, time: float) -> Job:
+        job.pauses_seen = self._pace.pauses
+        self._in_flight[job] = lane
+        self._queue.take(job, time)
+        self._room.notify()
+        return job
+
+    def follow(self, lane: Lane, ahead: Job) -> Job | None:
+        """A job whose commands may leave with the content of the one that the lane is about.
+
+        None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
+        waited for, and where it has lost its connection that way before.
+        """
+        final = ahead.end.within(self.config.timeouts.final)
+        with self._lock:
+            time = now()
+            job = self._queue.first(time)
+            if job is None or job.walks or job.end.at < final.at or self._idle_lanes or not self._is_wanted():
+                return None
+            if self._throttle.take() != 0.0:
+                return None
+            self._take(job, lane, time)
+            job.state = JobState.ON_WIRE
+            job.client = lane.client
+            lane.aboard = job
+            return job
+
+    def _is_wanted(self) -> bool:
+        """Whether a lane is to go on."""
+        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
+        return self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit
 
     def on_wire(self, job: Job, transaction: Transaction) -> None:
         """The job's MAIL is about to be written: the last moment to take it back."""

@@ -16,6 +16,7 @@ from ._deadline import Deadline
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
+from .envelope import Envelope
 from .errors import Aborted, Closed, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
@@ -58,6 +59,7 @@ class Boss(Protocol):
 
     def next(self, lane: Lane) -> Job | Do: ...
     def on_wire(self, job: Job, transaction: Transaction) -> None: ...
+    def follow(self, lane: Lane, ahead: Job) -> Job | None: ...
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
     def fail_queue(self, lane: Lane) -> list[Job]: ...
@@ -72,6 +74,7 @@ class Lane:
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
+        aboard: the job whose commands left with the content of the one the lane is about; changed by the dispatcher.
         finished: settled jobs whose callbacks have run, to be counted the next time.
         life: how far it has come; changed by the crew.
     """
@@ -81,6 +84,7 @@ class Lane:
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
         self.needed_until = Deadline()
+        self.aboard: Job | None = None
         self.finished: list[Job] = []
         self.life = LaneLife.RUNNING
 
@@ -113,14 +117,18 @@ class Lane:
 
     def _transmit(self, job: Job) -> Receipt | None:
         """One attempt. Returns its receipt, or None if the job was withdrawn in the last moment."""
-        if job.end.passed:
+        resumed = job.transaction is not None
+        if job.called_off and not self.client.is_connected:
+            return Receipt.not_sent(job.envelope, Aborted("the message was called off"))
+        if job.end.passed and not resumed:
             return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
         job.client = self.client
         try:
             return self.client.transmit(
                 job.envelope,
                 deadline=job.end,
-                before_mail=lambda transaction: self._boss.on_wire(job, transaction),
+                before_mail=lambda transaction: self._before_mail(job, transaction),
+                follow=lambda: self._follow(job),
             )
         except Withdrawn:
             return None
@@ -132,6 +140,16 @@ class Lane:
             name = printable(job.envelope.message_id or "")
             note(logging.ERROR, "a lane was interrupted at message %s", name, exc_info=True)
             return _this_attempt(job, type(exc).__name__)
+
+    def _before_mail(self, job: Job, transaction: Transaction) -> None:
+        if self.aboard is None:
+            self._boss.on_wire(job, transaction)
+        else:
+            self.aboard.transaction = transaction
+
+    def _follow(self, job: Job) -> Envelope | None:
+        behind = self._boss.follow(self, job)
+        return None if behind is None else behind.envelope
 
     def _dial(self) -> None:
         try:

@@ -12,12 +12,16 @@ from __future__ import annotations
 import enum
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from ._deadline import NEVER, Deadline, now
+from ._delivery import BeforeFinal, BeforeMail, Follow
 from ._guard import Guarded, holding
 from ._idle import IdleWatch
 from ._message import AnyMessage
@@ -25,6 +29,7 @@ from ._opening import AnySMTP, open_session, unconnected
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import (
+    CONNECTING,
     Aborted,
     BadReply,
     Closed,
@@ -36,13 +41,17 @@ from .errors import (
     Reentered,
     ReplyError,
     TimedOut,
+    detach,
 )
-from .receipt import Receipt, Reply
+from .receipt import Receipt, Reply, Report
 from .retry import LOGIN_PAUSE
-from .transaction import Terms, Transaction
+from .transaction import Terms
 
 #: What can be sent.
 Message: TypeAlias = "Envelope | AnyMessage | bytes"
+
+#: Messages of `send_all` after which other threads that share the client come in.
+TURN = 50
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
 #: the look at the socket; a question each time made servers hang up (Symfony #35515).
@@ -133,8 +142,9 @@ class Client(Guarded):
         *,
         deadline: float | Deadline | None = None,
         all_or_nothing: bool = False,
-        before_mail: Callable[[Transaction], None] | None = None,
-        before_final: Callable[[Envelope], None] | None = None,
+        before_mail: BeforeMail | None = None,
+        before_final: BeforeFinal | None = None,
+        follow: Follow | None = None,
     ) -> Receipt:
         """As `send`, for an envelope, with more say.
 
@@ -144,23 +154,102 @@ class Client(Guarded):
                 written; if it raises, nothing is. Called again if the connection proves stale and is replaced.
             before_final: called before the last bytes of the content leave; if it raises, the message is surely not
                 sent.
+            follow: asked, where the server offers PIPELINING, for the envelope that the next call will be for, or
+                None. Its commands leave with the content of this one, which saves a round trip, and its transaction
+                is told to `before_mail`. Nothing of its content leaves before that call. If the connection is lost
+                before, that call sends it from its beginning over another one. For owners that let nobody else use
+                the client meanwhile (`sync_root`).
         """
         end = Deadline.after(deadline)
 
         def attempt(smtp: AnySMTP) -> Receipt:
-            self._sent_here += 1
-            return smtp.transact(
+            if smtp._aboard is None:
+                self._sent_here += 1
+            return smtp._transact(
                 envelope,
                 self._terms(smtp, all_or_nothing),
                 deadline=end,
                 before_mail=before_mail,
                 before_final=before_final,
+                follow=None if follow is None or all_or_nothing else partial(self._follower, follow),
             )
 
         with self._call(end):
-            receipt = self._with_connection(end, attempt)
+            receipt = self._with_connection(end, attempt, envelope)
             self._stats = replace(self._stats, sent=self._stats.sent + 1)
             return receipt
+
+    def _follower(self, follow: Follow) -> Envelope | None:
+        """What is to come aboard; nobody does on a connection that is to be replaced."""
+        if now() >= self._expires_at or self._is_worn():
+            return None
+        envelope = follow()
+        if envelope is not None:
+            self._sent_here += 1
+        return envelope
+
+    def send_all(self, messages: Iterable[Message], *, deadline: float | Deadline | None = None) -> Report:
+        """Send messages one after another. Raises for none of them: the report tells.
+
+        Where the server offers PIPELINING the commands of each message leave with the content of the one before, which
+        takes one round trip a message. Threads that share the client take turns of `TURN` messages. There are no
+        retries; when no session can be opened, the rest is not tried.
+
+        Args:
+            deadline: seconds that all of this may take; what is not on the wire by then is not sent.
+        Returns:
+            One receipt for each message, in input order.
+        Raises:
+            Exception: what the iterable raised, once the messages it gave before have been sent.
+        """
+        end = Deadline.after(deadline)
+        receipts: list[Receipt] = []
+        failure: Exception | None = None
+        source = iter(messages)
+        while failure is None:
+            turn: list[Envelope | MailError] = []
+            try:
+                for message in islice(source, TURN):
+                    turn.append(_fit(message))
+            except Exception as exc:  # noqa: BLE001 - raised below
+                failure = exc
+            if not turn:
+                break
+            receipts += self._send_turn(turn, end, receipts[-1] if receipts else None)
+        if failure is not None:
+            raise failure
+        return Report(receipts)
+
+    def _send_turn(self, turn: list[Envelope | MailError], end: Deadline, last: Receipt | None) -> list[Receipt]:
+        receipts: list[Receipt] = []
+        try:
+            with holding(self.sync_root, end):
+                for index, envelope in enumerate(turn):
+                    behind = next((e for e in turn[index + 1 :] if isinstance(e, Envelope)), None)
+                    last = self._fate(envelope, end, behind, last)
+                    receipts.append(last)
+        except TimedOut as error:
+            receipts = [Receipt.not_sent(e if isinstance(e, Envelope) else None, copy(error)) for e in turn]
+        return receipts
+
+    def _fate(
+        self, envelope: Envelope | MailError, end: Deadline, behind: Envelope | None, last: Receipt | None
+    ) -> Receipt:
+        if isinstance(envelope, MailError):
+            return Receipt.not_sent(None, envelope)
+        try:
+            if last is not None and last.error is not None and last.phase in CONNECTING:
+                return Receipt.not_sent(envelope, copy(last.error))  # each of them would dial the server in vain
+            if self._smtp is None or self._smtp._aboard is None:
+                end.check("other messages were sent")
+            return self.transmit(envelope, deadline=end, follow=lambda: behind)
+        except (Closed, Reentered):
+            if last is None:
+                raise
+            return Receipt.not_sent(envelope, Closed("this client is closed"))
+        except MailError as error:
+            detach(error)
+            return error.receipt or Receipt.not_sent(envelope, error)
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:
         """Connect if needed, and ask the server for a sign of life."""
@@ -277,8 +366,8 @@ class Client(Guarded):
                 if self._smtp is not None and self._smtp.sock is None:
                     self._disconnect("lost")
 
-    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T]) -> _T:
-        smtp, fresh = self._ready(end)
+    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], envelope: Envelope | None = None) -> _T:
+        smtp, fresh = self._ready(end, envelope)
         try:
             return action(smtp)
         except MailError as error:
@@ -289,8 +378,12 @@ class Client(Guarded):
         self._disconnect("stale")
         return action(self._connect(end))
 
-    def _ready(self, end: Deadline) -> tuple[AnySMTP, bool]:
-        """A connection that can be trusted, and whether it is a new one."""
+    def _ready(self, end: Deadline, envelope: Envelope | None = None) -> tuple[AnySMTP, bool]:
+        """A connection that can be trusted, or that has `envelope` aboard, and whether it is a new one."""
+        if self._smtp is not None and self._smtp._aboard is not None:
+            if self._smtp._aboard is envelope:
+                return self._smtp, False
+            self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:
             reason = self._why_replace(self._smtp, end)
             if reason is None:
@@ -302,7 +395,7 @@ class Client(Guarded):
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
         if now() >= self._expires_at:
             return "age"
-        if self.config.max_messages is not None and self._sent_here >= self.config.max_messages:
+        if self._is_worn():
             return "worn"
         if not smtp.is_quiet():
             return "stale"
@@ -314,6 +407,9 @@ class Client(Guarded):
                 return "stale"
             return None if code == 250 else "stale"
         return None
+
+    def _is_worn(self) -> bool:
+        return self.config.max_messages is not None and self._sent_here >= self.config.max_messages
 
     def _connect(self, end: Deadline) -> AnySMTP:
         if self._login_refused is not None and now() < self._login_refused[1]:
@@ -346,7 +442,7 @@ class Client(Guarded):
             return
         closed = {**self._stats.closed, reason: self._stats.closed.get(reason, 0) + 1}
         self._stats = replace(self._stats, closed=closed)
-        if smtp.sock is not None and reason not in ("stale", "lost"):
+        if smtp.sock is not None and smtp._aboard is None and reason not in ("stale", "lost"):
             try:
                 smtp.quit(deadline=end)
             except MailError:
@@ -392,6 +488,13 @@ class Client(Guarded):
                 return None
         except TimedOut:
             return limit  # somebody is using it
+
+
+def _fit(message: Message) -> Envelope | MailError:
+    try:
+        return Envelope.of(message)
+    except MailError as error:
+        return detach(error)
 
 
 def _was_stale(error: MailError) -> bool:
