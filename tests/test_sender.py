@@ -33,6 +33,7 @@ from threadmail import (
     Receipt,
     Reentered,
     RetryPolicy,
+    ServerConfig,
     ThreadedSender,
     Throttle,
     TimedOut,
