@@ -41,7 +41,7 @@ def _ours(job: Job) -> Iterator[Any]:
             yield job.email(number)
         return
     if job.form == "file":
-        first = Envelope.from_file(job.path, SENDER, job.to(0))  # type: ignore[attr-defined]
+        first = Envelope.from_file(job.path, SENDER, job.to(0))
     else:
         first = Envelope.from_bytes(job.content, SENDER, job.to(0))
     for number in range(job.messages):

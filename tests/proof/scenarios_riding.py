@@ -205,7 +205,7 @@ SCENARIOS = [
     ),
     riding("content put off", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "451 4.3.0 later"})),
     riding("no token for the next one", 1, 1, 2, throttle=_one_token),
-    riding("no token for the next one, 2 lanes", 20, 2, 2, connected=True, throttle=_one_token),
+    riding("no token for the next one, 2 lanes", 40, 2, 2, connected=True, throttle=_one_token),
     riding("a deadline too short to be aboard", 1, 1, 2, ends={1: 100.0}),
     # Batches hold the one lock over a turn, so turns are what is counted.
     *(_batches(f"batches, {t}x{m}", batches(t, m), orders(t, 1), formula=True) for t, m in [(2, 2), (2, 3), (3, 2)]),
