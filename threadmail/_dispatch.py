@@ -222,7 +222,14 @@ class Dispatcher(Crew):
                 return None
             if self._throttle.take() != 0.0:
                 return None
-            self._take(job, lane, time)
+            try:
+                self._take(job, lane, time)
+            except BaseException:  # from outside: the lane goes on, and nobody would see to this one
+                self._in_flight.pop(job, None)
+                job.state = JobState.QUEUED
+                self._queue.restore(job)
+                self._queue.count()
+                raise
             job.state = JobState.ON_WIRE
             lane.aboard.append(job)
             return job
