@@ -137,7 +137,6 @@ class Baseline:
             self._known[scenario] = result.data_races or frozenset()
         return self._known[scenario]
 
-
     def expect_sound(self, scenario: str) -> None:
         """That the scenario fails under random walks is the mutant's doing, not its own."""
         if scenario not in self._sound:

@@ -48,6 +48,7 @@ class Lanes:
         recipients: int,
         connected: bool,
         late: int,
+        body: Callable[[Dispatcher, Lane], object],
     ) -> None:
         self.run = run
         self.office = PostOffice(run, server, failures=failures)
@@ -75,10 +76,14 @@ class Lanes:
             lane = Lane(self.dispatcher, CONFIG, random.Random(1))
             if connected:
                 lane.client.connect()
-            run.thread(partial(self.dispatcher._lane, lane), f"lane{number}")
+            run.thread(partial(body, self.dispatcher, lane), f"lane{number}")
         if late:
-            run.thread(lambda: [self.dispatcher.put(job) for job in self.jobs[-late:]], "caller")
+            run.thread(partial(self._put, self.jobs[-late:]), "caller")
         run.judge(self.judge)
+
+    def _put(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.dispatcher.put(job)
 
     def judge(self) -> Verdict:
         given_up = self.run.scheduler.ending is not None
@@ -136,12 +141,14 @@ def lanes_alone(
     recipients: int = 1,
     connected: bool = False,
     late: int = 0,
+    body: Callable[[Dispatcher, Lane], object] = Dispatcher._lane,
 ) -> Program:
     """Each lane dials, sends, finds nothing more and ends.
 
     Args:
         connected: they have dialled when they begin.
         late: so many of the messages are not in the queue yet; a thread puts them there.
+        body: what each lane's thread runs.
         others: threads beside them.
         ends: deadlines of messages, in seconds.
     """
@@ -150,7 +157,7 @@ def lanes_alone(
         server = ModelServer(*extensions, bound=lanes, faults=faults)
         stage = Lanes(
             run, lanes, messages, server, failures=failures, throttle=throttle(), ends=ends or {},
-            recipients=recipients, connected=connected, late=late,
+            recipients=recipients, connected=connected, late=late, body=body,
         )  # fmt: skip
         for other in others:
             run.thread(partial(other, stage.dispatcher, stage.jobs), other.__name__)
