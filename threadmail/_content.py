@@ -87,9 +87,9 @@ def _stuffed_file(content: FileContent, size: int) -> Pieces:
 
 
 def _stuffed_bytes(content: bytes, size: int) -> Pieces:
-    """The last piece has about `size` octets; one before it may have any number."""
+    """The last piece fits into `size` octets with its end, unless dots are doubled. One before it may be of any length."""
     view = memoryview(content)
-    at, last = 0, _border(content, len(content) - size)
+    at, last = 0, _border(content, len(content) - max(size - 5, 2))
     while at < last:
         dot = content.find(_DOT, max(0, at - 2), last)
         plain = last if dot < 0 else dot + 2
