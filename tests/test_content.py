@@ -53,7 +53,7 @@ def joined(pieces: Iterator[bytes | memoryview]) -> bytes:
 
 
 def crlf(data: bytes) -> bytes:
-    return normalise_line_ends(data.replace(b"\0", b""), strict=False)
+    return b"\r\n".join(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
 
 
 # ---------------------------------------------------------------- borders

@@ -87,7 +87,7 @@ def _stuffed_file(content: FileContent, size: int) -> Pieces:
 
 
 def _stuffed_bytes(content: bytes, size: int) -> Pieces:
-    """The last piece fits into `size` octets with its end, unless dots are doubled. One before it may be of any length."""
+    """The last piece fits into `size` octets with its end, unless dots are doubled; one before it may be long."""
     view = memoryview(content)
     at, last = 0, _border(content, len(content) - max(size - 5, 2))
     while at < last:
