@@ -31,7 +31,11 @@ def stuffed(content: bytes) -> bytes:
 
     RFC 5321 §4.5.2. Looking first is cheaper than replacing: 0.6 ms against 3.9 ms a MiB.
     """
-    return _ended(_doubled(content, at_line_start=True))
+    if _DOT in content:
+        content = content.replace(_DOT, b"\r\n..")
+    if content.startswith(b"."):
+        content = b"." + content
+    return content + (b".\r\n" if content.endswith(_CRLF) else b"\r\n.\r\n")
 
 
 def stuffed_blocks(content: Content, size: int = BLOCK) -> Pieces:
