@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import corpus
@@ -29,6 +29,8 @@ FIELDS = [
     b"Subject: x\r\xff",
 ]
 HEAD = b"From: a@x.test\r\nTo: b@x.test\r\n\r\n"
+
+PATIENT = settings(deadline=None)  # the machine may be busy
 
 soups = st.lists(st.sampled_from(SYLLABLES), max_size=24).map(b"".join)
 headers = st.lists(st.sampled_from(FIELDS), max_size=6).flatmap(
@@ -59,6 +61,7 @@ def crlf(data: bytes) -> bytes:
 # ---------------------------------------------------------------- borders
 
 
+@PATIENT
 @given(soups.map(crlf), sizes)
 def test_bytes_in_pieces_are_what_one_piece_is(content: bytes, size: int) -> None:
     """Dots at line starts, CR and LF on both sides of a border, no final line end, nothing at all."""
@@ -87,6 +90,7 @@ def test_a_file_in_pieces_is_what_one_piece_is(path: Path, raw: bytes, size: int
         assert (len(content), header) == (len(wanted), HEAD[:-2])
 
 
+@PATIENT
 @given(st.lists(st.sampled_from([b"\r\n.", b".", b"\r\n", b"x", b"\r\n..", b"x" * 999]), max_size=40).map(b"".join))
 def test_small_content_is_one_block_however_it_is_stuffed(content: bytes) -> None:
     """So that it can leave in one write with its end, without a look at the pieces."""
@@ -121,6 +125,7 @@ def outcome_of_file(path: Path, data: bytes, size: int, strict: bool) -> tuple[o
     return made.sender, made.recipients, made.message_id, made.smtputf8, made.eight_bit, made.size, content
 
 
+@PATIENT
 @given(messages, sizes, st.booleans())
 def test_a_file_makes_the_envelope_that_its_bytes_make(path: Path, data: bytes, size: int, strict: bool) -> None:
     """The same addresses, flags and octets, or the same error in the same words, with borders anywhere."""
