@@ -28,6 +28,7 @@ FIELDS = [
     b"Message-ID:\n <1@x>",
     b"Subject: x\r\xff",
 ]
+FILLER = b"What stands behind the header is looked at with it.\r\n"  # and what stands behind this is not
 HEAD = b"From: a@x.test\r\nTo: b@x.test\r\n\r\n"
 
 PATIENT = settings(deadline=None)  # the machine may be busy
@@ -36,7 +37,9 @@ soups = st.lists(st.sampled_from(SYLLABLES), max_size=24).map(b"".join)
 headers = st.lists(st.sampled_from(FIELDS), max_size=6).flatmap(
     lambda fields: st.sampled_from([b"\r\n", b"\n", b"\r"]).map(lambda end: b"".join(f + end for f in fields))
 )
-messages = st.tuples(st.sampled_from([b"", b"", b"From x y\n", b"From \r\n"]), headers, soups).map(b"".join)
+mbox_lines = st.sampled_from([b"", b"", b"From x y\n", b"From \r\n"])
+fillers = st.sampled_from([b"", b"\n" + FILLER, b"\r\n" + FILLER])
+messages = st.tuples(mbox_lines, headers, fillers, soups).map(b"".join)
 sizes = st.integers(1, 9) | st.sampled_from([16, 50, 1000])
 
 
@@ -152,8 +155,9 @@ def test_real_mail_is_the_same_from_a_file(path: Path, name: str, data: bytes) -
     "data",
     [
         HEAD + b"x\r\n" + b"\0" * 9 + b".\r\n",
-        HEAD + b"x\r" + b"\0" * 9 + b".",
-        HEAD + b"x\n\n\0x.\0.\n\0",
+        HEAD + FILLER + b"\0" * 9 + b".\r\n",
+        HEAD + FILLER + b"x\r" + b"\0" * 9 + b".",
+        HEAD + FILLER + b"x\n\n\0x.\0.\n\0",
         b"\0\0.\r\n" + HEAD,
         HEAD[:-2] + b"Subject: x\rBcc: eve@x.test\r\n\r\nbody",
         HEAD[:-2].replace(b"\r\n", b"\r") + b"\r" + b"body\r" * 20 + b"\n",
