@@ -202,6 +202,14 @@ def test_only_blocks_with_dots_are_copied() -> None:
     assert sum(len(piece) for piece in pieces if isinstance(piece, bytes)) <= 2 * BLOCK + 1
 
 
+def test_many_dots_do_not_make_many_pieces() -> None:
+    """Each is a write of its own, so none but the last few is smaller than a block."""
+    content = HEAD + b".x\r\n" * 100_000
+    pieces = list(stuffed_blocks(content))
+    assert joined(iter(pieces)) == stuffed(content)
+    assert len(pieces) <= len(content) // BLOCK + 4
+
+
 def test_ready_bytes_are_taken_as_they_are() -> None:
     """Making an envelope of clean content copies nothing, and its recipients share it."""
     content = HEAD + b"x\r\n" * 1000

@@ -216,6 +216,21 @@ def test_a_file_that_changed_is_not_even_announced(path: Path, change: Callable[
         assert len(server.messages) == 3
 
 
+def change_at(block: int, change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the file changed when so many of its blocks have been read, once."""
+    real = file_module._raw_blocks
+    done: list[int] = []
+
+    def meanwhile(file: io.FileIO, size: int) -> Iterator[bytes]:
+        for number, data in enumerate(real(file, size)):
+            if number == block and not done:
+                done.append(number)
+                change()
+            yield data
+
+    monkeypatch.setattr(file_module, "_raw_blocks", meanwhile)
+
+
 @pytest.mark.parametrize("change", [edit, lambda p: os.truncate(p, 100_000)], ids=["edited", "truncated"])
 @pytest.mark.parametrize("block", [0, 1, 3])
 @pytest.mark.parametrize("offers", [["PIPELINING"], []], ids=str)
@@ -223,19 +238,11 @@ def test_a_file_that_changes_under_way_never_gets_its_end(
     path: Path, change: Callable[[Path], None], block: int, offers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server has seen some of it, and no end of data: hung up on, NOT_SENT, permanent, never tried again."""
-    real = file_module._raw_blocks
-
-    def meanwhile(file: io.FileIO, size: int) -> Iterator[bytes]:
-        for number, data in enumerate(real(file, size)):
-            if number == block:
-                change(path)
-            yield data
-
     commands = [answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), answer("DATA", "354 go")]
     before_final: list[Envelope] = []
     with ScriptedServer([greeting(), ehlo(*offers), *commands, Stall()]) as server:
         e = Envelope.from_file(path, recipients=TO)
-        monkeypatch.setattr(file_module, "_raw_blocks", meanwhile)
+        change_at(block, lambda: change(path), monkeypatch)
         with Client(server.url) as client:
             with pytest.raises(InvalidEnvelope, match="has changed since") as info:
                 client.transmit(e, before_final=before_final.append)
@@ -246,6 +253,21 @@ def test_a_file_that_changes_under_way_never_gets_its_end(
     assert before_final == []
     assert b"\r\n.\r\n" not in received
     assert len(server.received) == 1
+
+
+def test_a_file_that_changes_costs_those_behind_it_a_connection_at_most(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What rode with it goes out all the same, once."""
+    fine = [Envelope.from_bytes(HEAD + b"\r\n%d\r\n" % i, recipients=TO) for i in range(4)]
+    large = Envelope.from_file(path, recipients=TO)
+    change_at(2, lambda: edit(path), monkeypatch)
+    with ScriptedServer([Serve(extensions=("PIPELINING",))], last="repeat") as server:
+        with ThreadedSender(server.url, workers=1) as sender:
+            report = sender.send_all([*fine[:2], large, *fine[2:]])
+        assert [r.outcome for r in report] == [Outcome.SENT] * 2 + [Outcome.NOT_SENT] + [Outcome.SENT] * 2
+        assert isinstance(report[2].error, InvalidEnvelope)
+        assert [m.content for m in server.messages] == [e.content for e in fine]
 
 
 # ---------------------------------------------------------------- memory
