@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 
 #: From left to right. A new module needs a place here, and a sentence of its own at its head.
 ORDER = [
-    *("errors", "_deadline", "_address", "_message", "_sevenbit", "envelope", "receipt", "config"),
+    *("errors", "_deadline", "_address", "_plain", "_message", "_sevenbit", "envelope", "receipt", "config"),
     *("_wire", "transaction", "_delivery"),
     *("_lookup", "_guard", "_dialogue", "_login", "_connecting", "smtp"),
     *("retry", "throttle"),

@@ -15,6 +15,7 @@ import random
 import re
 import sys
 from email import headerregistry as registry
+from email._header_value_parser import TokenList
 from email._policybase import Compat32
 from email.errors import MessageError
 from email.message import Message
@@ -27,8 +28,9 @@ Fields: TypeAlias = list[tuple[str, Any]]
 _NAME = re.compile(r"[!-9;-~]+")
 _FOLDED = re.compile(r"([!-9;-~]+):[^\r\n\0]*(?:\r\n[ \t][^\r\n\0]*)*\r\n")
 _TYPE = re.compile(r"([A-Za-z]+)/([A-Za-z0-9.+-]+)[ \t]*(?:;|$)")
+_SAFE = r"[A-Za-z0-9'+_./=-]{1,70}"
 # `boundary` as the only parameter, of characters that mean the same quoted or not.
-_BOUNDARY = re.compile(r"multipart/[A-Za-z-]+;(?:\r?\n)?[ \t]*boundary=(\"?)([A-Za-z0-9'+_./=-]{1,70})\1", re.IGNORECASE)
+_BOUNDARY = re.compile(rf'multipart/[A-Za-z-]+;(?:\r?\n)?[ \t]*boundary=("?)({_SAFE})\1', re.IGNORECASE)
 _DISCRETE = frozenset(("text", "application", "image", "audio", "video", "font", "model"))
 _DEEPEST = 20
 
@@ -36,13 +38,17 @@ _DEEPEST = 20
 _ASKED = (
     *("raw_items", "get", "get_content_maintype", "get_content_subtype", "get_content_type", "get_default_type"),
     *("get_payload", "is_multipart", "get_boundary", "set_boundary", "get_param", "_get_params_preserve"),
+    "__getattribute__",
 )
 _HELD = ("policy", "preamble", "epilogue", "_payload", "_headers", "_write_headers", "__getattr__")
 _NOT_ON_INSTANCES = frozenset((*_ASKED, "_write_headers"))
 
+# What may be set of a policy. The constructor takes the name of any attribute, methods included.
 _SETTINGS = frozenset(
-    ("raise_on_defect", "linesep", "cte_type", "max_line_length", "mangle_from_", "message_factory")
-    + ("verify_generated_headers", "utf8", "refold_source", "header_factory", "content_manager")
+    (
+        *("raise_on_defect", "linesep", "cte_type", "max_line_length", "mangle_from_", "message_factory", "utf8"),
+        *("verify_generated_headers", "refold_source", "header_factory", "content_manager"),
+    )
 )
 
 
@@ -62,6 +68,8 @@ _ADDRESSES = _classes(
     *(registry.AddressHeader, registry.UniqueAddressHeader),
     *(registry.SingleAddressHeader, registry.UniqueSingleAddressHeader),
 )
+_KNOWN = _AS_READ | _DATES | _ADDRESSES
+_JOINED: Any = TokenList.__str__
 _PLAIN_LIST = re.compile(r"[A-Za-z0-9 .,@<>!#$%&'*+/^_`{|}~-]+")
 _ATTRIBUTES = len(vars(type("_", (registry.UnstructuredHeader, registry.BaseHeader), {})))
 
@@ -110,14 +118,14 @@ def _rules(policy: Any) -> _Rules | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _is_plain(kind: type) -> bool:
+def _is_plain(kind: Any) -> bool:
     same = all(getattr(kind, name, None) is getattr(Message, name) for name in _ASKED)
-    return same and kind.__getattribute__ is object.__getattribute__ and not any(hasattr(kind, n) for n in _HELD)
+    return same and not any(hasattr(kind, name) for name in _HELD)
 
 
 def _write(message: AnyMessage, fields: Fields, rules: _Rules, out: list[bytes], depth: int) -> bytes:
     """Append to `out` what stands behind the header of `message`, from the empty line on, and return the header."""
-    if depth > _DEEPEST or not _is_plain(type(message)) or not _NOT_ON_INSTANCES.isdisjoint(vars(message)):
+    if depth > _DEEPEST or not _is_plain(message.__class__) or not _NOT_ON_INSTANCES.isdisjoint(vars(message)):
         raise _Unsure
     out.append(b"\r\n")
     payload: Any = message._payload  # type: ignore[attr-defined]  # get_payload() would decode what is written as is
@@ -206,7 +214,8 @@ def _with_boundary(name: str, value: str, boundary: str, rules: _Rules) -> _Line
         raise _Unsure
     typed, parameter = f"{name}: {value};", f'boundary="{boundary}"'
     if rules.modern and not _is_stock(rules.policy.header_factory):
-        return _Line(_folded(*rules.policy.header_store_parse(name, f"{value}; {parameter}"), rules))
+        stored = rules.policy.header_store_parse(name, f"{value}; {parameter}")
+        return _Line(_folded(stored[0], stored[1], rules))
     if len(typed) + 1 + len(parameter) <= rules.longest:
         return _Line(f"{typed} {parameter}\r\n")
     if len(typed) > rules.longest or len(parameter) + 2 > rules.longest:
@@ -251,14 +260,20 @@ def _as_written(name: str, value: Any, kind: type) -> str | None:
     if len(vars(kind)) != _ATTRIBUTES or bases not in _KNOWN or value.name != name:
         return None
     if bases in _ADDRESSES:
-        text = str(value._parse_tree)
+        text = _unfolded(value._parse_tree)
         return text if _PLAIN_LIST.fullmatch(text) else None
     if not value or (bases in _DATES and value.defects):
         return None
     return value  # type: ignore[no-any-return]
 
 
-_KNOWN = _AS_READ | _DATES | _ADDRESSES
+def _unfolded(tree: Any) -> str:
+    """`str(tree)` at half its cost: a tree of addresses is deep, and most of it has one branch."""
+    while type(tree).__str__ is _JOINED:
+        if len(tree) != 1:
+            return "".join(map(_unfolded, tree))
+        tree = tree[0]
+    return str(tree)
 
 
 def _folded(name: str, value: Any, rules: _Rules) -> str:

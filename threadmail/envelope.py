@@ -45,12 +45,18 @@ class Envelope:
 
     def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
         wire = _message.without_bcc(_message.normalise_line_ends(_message.as_bytes(content), strict=strict))
-        self._set("sender", sender_mailbox(sender))
-        self._set("recipients", _mailboxes(recipients))
-        self._set("content", wire)
-        self._set("message_id", _message.message_id(_message.header_fields(wire)))
-        self._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in self.recipients)))
-        self._set("eight_bit", not wire.isascii())
+        self._fill(sender_mailbox(sender), _mailboxes(recipients), wire)
+
+    def _fill(self, sender: str, recipients: tuple[str, ...], wire: bytes) -> None:
+        """Set the fields to what was checked, and read the others from it."""
+        self.__dict__.update(
+            sender=sender,
+            recipients=recipients,
+            content=wire,
+            message_id=_message.message_id(wire),
+            smtputf8=not (sender.isascii() and all(map(str.isascii, recipients))),
+            eight_bit=not wire.isascii(),
+        )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -80,8 +86,10 @@ class Envelope:
         bare = sender_mailbox(sender)
         to = _mailboxes(recipients)
         utf8 = not (bare.isascii() and all(r.isascii() for r in to))
-        content = _message.flatten(message, utf8=utf8, before=_message.missing_fields(fields, bare))
-        return cls(bare, to, content, strict=strict)
+        before = _message.missing_fields(fields, bare)
+        made = object.__new__(cls)
+        made._fill(bare, to, _message.flatten(message, utf8=utf8, fields=fields, before=before))
+        return made
 
     @classmethod
     def from_bytes(
@@ -102,7 +110,9 @@ class Envelope:
             content = content.partition(b"\r\n")[2]
         _message.require_message(content)
         sender, recipients = _complete(_message.header_fields(content), sender, recipients)
-        return cls(sender, recipients, content)
+        made = object.__new__(cls)
+        made._fill(sender_mailbox(sender), _mailboxes(recipients), _message.without_bcc(content))
+        return made
 
     @classmethod
     def of(cls, message: Envelope | AnyMessage | bytes) -> Envelope:
