@@ -125,7 +125,8 @@ def _is_plain(kind: Any) -> bool:
 
 def _write(message: AnyMessage, fields: Fields, rules: _Rules, out: list[bytes], depth: int) -> bytes:
     """Append to `out` what stands behind the header of `message`, from the empty line on, and return the header."""
-    if depth > _DEEPEST or not _is_plain(message.__class__) or not _NOT_ON_INSTANCES.isdisjoint(vars(message)):
+    kind: Any = type(message)
+    if depth > _DEEPEST or not _is_plain(kind) or not _NOT_ON_INSTANCES.isdisjoint(vars(message)):
         raise _Unsure
     out.append(b"\r\n")
     payload: Any = message._payload  # type: ignore[attr-defined]  # get_payload() would decode what is written as is
