@@ -298,6 +298,14 @@ class OtherPolicy(EmailPolicy):
     pass
 
 
+def undeclared(text: str) -> Any:
+    """A part of a digest: without a Content-Type it is a message."""
+    part = Message()
+    part.set_default_type("message/rfc822")
+    part.set_payload(text)
+    return part
+
+
 OWN_FOLD: Any = {"fold_binary": lambda name, value: b"X: y\r\n"}  # a policy takes methods for settings
 
 
@@ -342,7 +350,7 @@ def patched(**attributes: Any) -> Any:
     "make",
     [
         lambda: built(policy=OtherPolicy()),
-        lambda: built(policy=default.clone(**OWN_FOLD)),
+        lambda: built(EmailMessage, ("Subject", "x"), policy=default.clone(**OWN_FOLD)),
         lambda: built(Writer),
         lambda: built(Items),
         Payload,
@@ -353,6 +361,8 @@ def patched(**attributes: Any) -> Any:
         lambda: patched(_payload=[built()]),
         lambda: patched(_payload="nul \0"),
         lambda: patched(_payload="é"),
+        lambda: patched(_payload="\udcc3\udca9", policy=default.clone(cte_type="7bit")),
+        lambda: MIMEMultipart("digest", "b", [undeclared("a\nb")]),
         lambda: (
             built(body="ünï\n", policy=default.clone(cte_type="8bit")).__class__
             and with_raw("text/plain", "Content-Type")
@@ -410,6 +420,14 @@ def test_a_header_of_another_message_keeps_its_name() -> None:
     assert b"\r\nSubject: x\r\n" in Envelope.from_message(message).content
     with mock.patch.object(_plain, "serialised", return_value=None):
         assert b"\r\nSubject: x\r\n" in Envelope.from_message(message).content
+
+
+def test_a_header_of_another_name_is_refused() -> None:
+    """It would be written as what it is, and not as what it was added as."""
+    message = with_raw(built(EmailMessage, ("Subject", "x" * 90))["Subject"])
+    assert serialised(message) is None
+    with pytest.raises(InvalidEnvelope, match="X-Field"):
+        Envelope.from_message(message)
 
 
 # ---------------------------------------------------------------- made at random
