@@ -16,7 +16,7 @@ from typing import Protocol
 from ._deadline import Deadline
 from .client import Client
 from .envelope import Envelope
-from .errors import MailError, TimedOut
+from .errors import MailError, Reentered, TimedOut
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -37,10 +37,22 @@ class Keeper(Protocol):
     def withdraw(self, job: Job) -> bool: ...
     def abort(self, job: Job) -> bool: ...
     def settle_overdue(self) -> None: ...
+    @property
+    def in_lane(self) -> bool: ...
+
+
+class Promise(Protocol):
+    """Whom a job's final receipt is told."""
+
+    def done(self) -> bool: ...
+    def settle(self, receipt: Receipt) -> None: ...
 
 
 class Job:
     """One message on its way.
+
+    Args:
+        promise: in the place of a `SendFuture`, where nobody is given the future.
 
     Attributes:
         envelope: what is still to be sent, and to whom.
@@ -53,6 +65,7 @@ class Job:
         client: whose connection it is on; transaction: how far it got there.
         called_off: `abort` or `close` ended it; nobody retries.
         told: its receipt has been announced, or is being so.
+        walks: it lost its connection while it was aboard behind another one, and goes by itself the next time.
     """
 
     __slots__ = (
@@ -69,12 +82,13 @@ class Job:
         "taken_first",
         "told",
         "transaction",
+        "walks",
     )
 
-    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper) -> None:
+    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper, promise: Promise | None = None) -> None:
         self.envelope = envelope
         self.end = end
-        self.future = SendFuture(self, keeper)
+        self.future: Promise = SendFuture(self, keeper) if promise is None else promise
         self.state = JobState.QUEUED
         self.receipt: Receipt | None = None
         self.due = 0.0
@@ -85,6 +99,11 @@ class Job:
         self.transaction: Transaction | None = None
         self.called_off = False
         self.told = False
+        self.walks = False
+
+    def begun(self, transaction: Transaction) -> None:
+        """It is about to be written behind another message."""
+        self.transaction = transaction
 
 
 class SendFuture(Future[Receipt]):
@@ -138,6 +157,8 @@ class SendFuture(Future[Receipt]):
             Seconds that are left of `timeout`.
         """
         job = self._job
+        if job is not None and self._keeper.in_lane:
+            raise Reentered("a callback of the sender must not wait for another message of the sender")
         left = None if job is None else job.end.remaining()
         if left is None or (timeout is not None and timeout < left):
             return timeout
@@ -206,7 +227,8 @@ class JobQueue:
     def _enter(self, job: Job) -> None:
         job.state = JobState.QUEUED
         self._size += 1
-        self.ends_at = min(self.ends_at, job.end.at)
+        if job.end.at < self.ends_at:
+            self.ends_at = job.end.at
 
     def first(self, now: float) -> Job | None:
         """The next job that is due, or None. It stays; `take` is to follow."""
@@ -261,10 +283,11 @@ class JobQueue:
         return max((job.end for job in self.jobs()), key=lambda end: end.at, default=Deadline())
 
     def _skip_withdrawn(self) -> None:
-        while self._ready and self._ready[0].state is not JobState.QUEUED:
-            del self._ready[0]
-        while self._later and self._later[0][2].state is not JobState.QUEUED:
-            heapq.heappop(self._later)
+        ready, later = self._ready, self._later
+        while ready and ready[0].state is not JobState.QUEUED:
+            del ready[0]
+        while later and later[0][2].state is not JobState.QUEUED:
+            heapq.heappop(later)
 
     def clear(self) -> None:
         """Take everything out."""
