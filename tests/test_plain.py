@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import corpus
-from threadmail import Envelope, InvalidEnvelope, _message, _plain
+from threadmail import Envelope, InvalidEnvelope, _flatten, _plain
 
 POLICIES = (default, SMTP, compat32)
 CUSTOM = (
@@ -51,7 +51,7 @@ ID = [("From", "ann@example.org"), ("To", "bob@example.net"), ("Message-ID", "<1
 def generated(message: Any) -> bytes | None:
     """What the generator writes; None where it raises. It writes boundaries into the message, so it gets a copy."""
     out = io.BytesIO()
-    copied = _message._copied(message)
+    copied = _flatten._copied(message)
     random.seed(1)
     try:
         BytesGenerator(out, mangle_from_=False, policy=message.policy).flatten(copied, linesep="\r\n")
@@ -188,7 +188,7 @@ def test_what_programs_build_needs_no_generator(make: Callable[[], Any]) -> None
 
 def test_sending_a_common_message_never_enters_the_generator() -> None:
     """The fast way is taken, for text and for parts, also when Date and Message-ID are to be added."""
-    forbidden = mock.patch.object(_message, "BytesGenerator", side_effect=AssertionError("the generator was called"))
+    forbidden = mock.patch.object(_flatten, "BytesGenerator", side_effect=AssertionError("the generator was called"))
     bare = built(EmailMessage, *ID[:2], ("Bcc", "eve@example.net"))
     with forbidden:
         for message in (built(), attached(), old_attached(), bare):

@@ -16,10 +16,9 @@ import re
 import sys
 from email import headerregistry as registry
 from email._header_value_parser import TokenList
-from email._policybase import Compat32
 from email.errors import MessageError
 from email.message import Message
-from email.policy import EmailPolicy
+from email.policy import EmailPolicy, compat32
 from typing import Any, NamedTuple, TypeAlias
 
 AnyMessage: TypeAlias = "Message[Any, Any]"
@@ -109,7 +108,7 @@ def serialised(message: AnyMessage, fields: Fields) -> tuple[bytes, list[bytes]]
 
 @functools.lru_cache(maxsize=16)
 def _rules(policy: Any) -> _Rules | None:
-    if type(policy) not in (EmailPolicy, Compat32) or not vars(policy).keys() <= _SETTINGS:
+    if type(policy) not in (EmailPolicy, type(compat32)) or not vars(policy).keys() <= _SETTINGS:
         return None
     modern = type(policy) is EmailPolicy
     trivial = not modern or policy.refold_source in ("none", "long")

@@ -21,6 +21,7 @@ from . import _message
 from ._address import mailbox, sender_mailbox
 from ._content import BLOCK, Content, blocks
 from ._file import read_file
+from ._flatten import flatten, message_fields
 from ._message import AnyMessage
 from ._sevenbit import seven_bit
 from .errors import InvalidEnvelope
@@ -88,13 +89,13 @@ class Envelope:
         """
         if not isinstance(message, Message):
             raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(message).__name__}")
-        fields = _message.message_fields(message)
+        fields = message_fields(message)
         sender, recipients = _complete(fields, sender, recipients)
         bare = sender_mailbox(sender)
         to = _mailboxes(recipients)
         utf8 = not (bare.isascii() and all(r.isascii() for r in to))
         before = _message.missing_fields(fields, bare)
-        content = _message.flatten(message, utf8=utf8, fields=fields, before=before)
+        content = flatten(message, utf8=utf8, fields=fields, before=before)
         return cls.__new__(cls)._fill(bare, to, content, content)
 
     @classmethod
