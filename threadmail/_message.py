@@ -193,9 +193,11 @@ def _addresses(field: str, values: list[Any]) -> list[str]:
     found: list[str] = []
     what = f"{field.title()} field"
     for value in values:
-        if isinstance(value, str) and value.isascii() and value.isprintable() and not getattr(value, "defects", ()):
-            found += address_list(str(value), what)
-            continue
+        if isinstance(value, str):
+            text = str(value)
+            if text.isascii() and text.isprintable() and not getattr(value, "defects", ()):
+                found += address_list(text, what)
+                continue
         try:
             text = value.encode() if isinstance(value, Header) else _text(str(value).encode("utf-8", "surrogateescape"))
         except (UnicodeError, MessageError) as exc:

@@ -70,6 +70,8 @@ _ADDRESSES = _classes(
 _KNOWN = _AS_READ | _DATES | _ADDRESSES
 _JOINED: Any = TokenList.__str__
 _PLAIN_LIST = re.compile(r"[A-Za-z0-9 .,@<>!#$%&'*+/^_`{|}~-]+")
+# Each value has a class of its own: to ask it for an attribute is to search five dictionaries that no cache holds.
+_state = vars(registry.BaseHeader)["__dict__"].__get__
 _ATTRIBUTES = len(vars(type("_", (registry.UnstructuredHeader, registry.BaseHeader), {})))
 
 
@@ -255,16 +257,19 @@ def _one_line(name: str, value: Any, rules: _Rules) -> str | None:
 
 
 def _as_written(name: str, value: Any, kind: type) -> str | None:
-    """What a header object writes, unfolded; None where only itself knows. Nothing is never written as it stands."""
+    """What a header object writes, unfolded; None where only itself knows."""
     bases = kind.__bases__
-    if len(vars(kind)) != _ATTRIBUTES or bases not in _KNOWN or value.name != name:
+    if len(vars(kind)) != _ATTRIBUTES or bases not in _KNOWN:
+        return None
+    state = _state(value)
+    if state["_name"] != name:
         return None
     if bases in _ADDRESSES:
-        text = _unfolded(value._parse_tree)
+        text = _unfolded(state["_parse_tree"])
         return text if _PLAIN_LIST.fullmatch(text) else None
-    if not value or (bases in _DATES and value.defects):
+    if bases in _DATES and state["_defects"]:
         return None
-    return value  # type: ignore[no-any-return]
+    return str.__str__(value) or None  # an empty one is written without the space
 
 
 def _unfolded(tree: Any) -> str:
