@@ -22,6 +22,7 @@ from ._address import mailbox, sender_mailbox
 from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline
 from ._dialogue import UNSET, Answer, Dialogue, State
+from ._flatten import flatten, message_fields
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
 from ._passage import Passage
 from .config import Timeouts, is_loopback
@@ -400,9 +401,8 @@ class _Client(Dialogue):
         end = Deadline.after(deadline)
         if not isinstance(msg, Message):
             raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(msg).__name__}")
-        by_header = (
-            _message.sender_and_recipients(_message.message_fields(msg)) if None in (from_addr, to_addrs) else None
-        )
+        fields = message_fields(msg)
+        by_header = _message.sender_and_recipients(fields) if None in (from_addr, to_addrs) else None
         if by_header is not None:
             from_addr = by_header[0] if from_addr is None else from_addr
             to_addrs = by_header[1] if to_addrs is None else to_addrs
@@ -412,7 +412,7 @@ class _Client(Dialogue):
         # As they go out: a display name is not written, and a domain has its A-label.
         bare = [sender_mailbox(from_addr), *(mailbox(r, "recipient") for r in given)]
         international = not all(address.isascii() for address in bare)
-        content = _message.flatten(msg, utf8=international)
+        content = flatten(msg, utf8=international, fields=fields)
         with self._step(end):
             self._require_no_transaction()
             self.ehlo_or_helo_if_needed()
