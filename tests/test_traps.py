@@ -13,16 +13,23 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import pytest
+from aiosmtpd.controller import Controller
 
+from tests.support.exim import Exim
+from tests.support.nodemailer import Nodemailer
+from tests.support.postfix import Postfix
+from tests.support.servers import Delivered, Unavailable, free_port, until
 from tests.support.traps import (
     ACTS,
     EVERY_PAIR,
-    GOOD,
     MANNERS,
+    REFUSED,
     Letter,
     Taken,
     Trapper,
@@ -48,8 +55,7 @@ def one_by_one(config: ServerConfig, envelopes: Sequence[Envelope], queued: Queu
             try:
                 receipts.append(client.send(envelope, deadline=PATIENCE))
             except MailError as error:
-                assert error.receipt is not None
-                receipts.append(error.receipt)
+                receipts.append(error.receipt or Receipt.not_sent(envelope, error))
     return receipts
 
 
@@ -119,7 +125,7 @@ def play(mode: Mode, sent: Sequence[Letter], **trap: Any) -> Played:
     script = [Pause(queued), Trapper(taken, mode.offers, **trap)]
     with ScriptedServer(script, last="repeat") as server:
         config = dataclasses.replace(server.config, **mode.settings)
-        receipts = mode.send(config, [letter.envelope for letter in sent], queued.set)
+        receipts = mode.send(config, [mine.envelope for mine in sent], queued.set)
     return Played(receipts, taken, server.connections)
 
 
@@ -148,7 +154,7 @@ def test_each_refusal_behind_each(mode: Mode, lax: bool, manner: str) -> None:
 
 # ---------------------------------------------------------------- a misdeed in each place
 
-THREE = letters([GOOD] * 3, "three")
+THREE = [letter(f"three-{number}") for number in range(3)]
 EHLO = 1  # the greeting is 0
 FINAL = (".", "BDAT")  # what the last reply that a message is owed answers
 MUTE = ("close", "reset", "cut", "garbage")  # what is no answer to a content
@@ -187,8 +193,8 @@ def owner_of(replies: Sequence[str], place: int) -> int:
 def judged(mode: Mode, played: Played, act: str, place: int) -> Iterator[str]:
     """What is false; who has not got what he should have; who was charged for what is not his."""
     yield from complaints(THREE, played.receipts, played.taken.messages)
-    for letter, receipt in zip(THREE, played.receipts, strict=True):
-        doubt = letter.envelope.content in played.taken.unanswered
+    for mine, receipt in zip(THREE, played.receipts, strict=True):
+        doubt = mine.envelope.content in played.taken.unanswered
         if doubt and receipt.outcome is not Outcome.IN_DOUBT:
             yield f"{receipt.message_id} ended {receipt.outcome.value}, and nobody had answered its content"
         if not doubt and receipt.outcome is Outcome.IN_DOUBT and mode.doubts == 1:
@@ -253,3 +259,121 @@ def test_a_thousand_recipients_and_small_buffers(mode: Mode, monkeypatch: pytest
     played = play(mode, sent, prolix=480, buffers=SERVER_KEEPS)
     even(complaints(sent, played.receipts, played.taken.messages))
     even(unlike(sent, played.receipts))
+
+
+# ---------------------------------------------------------------- servers nobody here wrote
+
+
+class RealServer(Protocol):
+    """What is asked of one: where it is, and what it has taken, when nothing is on its way any more."""
+
+    @property
+    def url(self) -> str: ...
+    def messages(self) -> list[Delivered]: ...
+
+
+class Aiosmtpd:
+    """aiosmtpd as it comes, which has no PIPELINING; only its handler is ours."""
+
+    def __init__(self) -> None:
+        self._taken: list[Delivered] = []
+        self._controller = Controller(self, hostname="127.0.0.1", port=free_port())
+        self.url = f"smtp://127.0.0.1:{self._controller.port}"
+
+    def messages(self) -> list[Delivered]:
+        return list(self._taken)
+
+    def __enter__(self) -> Aiosmtpd:
+        self._controller.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._controller.stop()
+
+    async def handle_MAIL(self, server: object, session: object, envelope: Any, address: str, options: Any) -> str:
+        if address.startswith(REFUSED):
+            return "550 5.7.1 not from you"
+        envelope.mail_from = address
+        return "250 2.1.0 OK"
+
+    async def handle_RCPT(self, server: object, session: object, envelope: Any, address: str, options: Any) -> str:
+        if address.startswith(REFUSED):
+            return "550 5.1.1 nobody here"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
+    async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:
+        self._taken.append(Delivered(envelope.mail_from, tuple(envelope.rcpt_tos), envelope.content))
+        return "250 2.0.0 OK"
+
+
+def refusing_postfix(folder: Path) -> Postfix:
+    access = folder / "access"
+    access.write_text(f"/^{REFUSED}/ 550 5.7.1 not here\n")
+    refusals = {
+        "smtpd_delay_reject": "no",
+        "smtpd_sender_restrictions": f"check_sender_access regexp:{access}",
+        "smtpd_recipient_restrictions": f"check_recipient_access regexp:{access}",
+        # What this traffic has in errors would make it slow, then end the connection.
+        "smtpd_soft_error_limit": "1000",
+        "smtpd_hard_error_limit": "1000",
+        "smtp_connection_cache_on_demand": "no",  # a sink that is hung up on at once has nothing to wait for
+    }
+    return Postfix(folder, settings=refusals)
+
+
+def refusing_exim(folder: Path) -> Exim:
+    deny = "deny message = 550 5.7.1 not here\n"
+    return Exim(mail=f"{deny}senders = ^{REFUSED}", rcpt=f"{deny}local_parts = ^{REFUSED}")
+
+
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[RealServer]]] = {
+    "aiosmtpd": lambda folder: Aiosmtpd(),
+    "postfix": refusing_postfix,
+    "exim": refusing_exim,
+    "nodemailer": lambda folder: Nodemailer(refuse=REFUSED),
+}
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """Each of them in turn, started once."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(SERVERS[request.param](tmp_path_factory.mktemp(request.param)))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        yield server
+
+
+@each_mode
+def test_the_same_traffic_on_a_real_server(real: RealServer, mode: Mode) -> None:
+    """Each refusal behind each: who is told of a delivery has got it, byte for byte, and nobody else anything."""
+    exchange(real, mode, letters(EVERY_PAIR, f"{mode.name}-pairs-".replace(" ", "-")))
+
+
+@each_mode
+def test_a_thousand_recipients_on_a_real_server(real: RealServer, mode: Mode) -> None:
+    """However it reads and answers a long list."""
+    exchange(real, mode, crowd(mode.name.replace(" ", "-")))
+
+
+def exchange(real: RealServer, mode: Mode, sent: Sequence[Letter]) -> None:
+    before = real.messages()
+    config = dataclasses.replace(ServerConfig.from_url(real.url), **mode.settings)
+    receipts = mode.send(config, [mine.envelope for mine in sent], lambda: None)
+    even(unlike(sent, receipts))
+    if isinstance(real, Postfix):
+        settle(real, receipts)
+    even(complaints(sent, receipts, [message for message in real.messages() if message not in before]))
+
+
+def settle(postfix: Postfix, receipts: Sequence[Receipt]) -> None:
+    """Wait until it has passed on all that it has taken: each message has its id in the log, and then its end."""
+    taken = [f": message-id={receipt.message_id}" for receipt in receipts if receipt.accepted]
+
+    def passed_on() -> bool:
+        log = postfix.log()
+        return all(line in log for line in taken) and log.count(": message-id=") == log.count(": removed")
+
+    until(passed_on, PATIENCE, "Postfix to pass on what it has taken")

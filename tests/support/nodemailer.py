@@ -40,6 +40,7 @@ class Nodemailer(Certified):
         idle: seconds after which a silent client is hung up on, with 421.
         greylist: seconds for which a new pair of sender and recipient is put off, with 451 4.7.1.
         rate: (messages, seconds); more are put off at MAIL, with 450 4.7.1.
+        refuse: how the addresses begin that are refused for good, as senders and as recipients.
         bad_logins: so many logins are first answered 454.
         bad_greetings: so many connections are first answered 421.
     Entering raises Unavailable if it cannot be had here, TimeoutError if it does not start.
@@ -54,6 +55,7 @@ class Nodemailer(Certified):
         idle: float | None = None,
         greylist: float | None = None,
         rate: tuple[int, float] | None = None,
+        refuse: str | None = None,
         bad_logins: int = 0,
         bad_greetings: int = 0,
     ) -> None:
@@ -69,6 +71,7 @@ class Nodemailer(Certified):
             "socketTimeout": None if idle is None else idle * 1000,
             "greylist": None if greylist is None else greylist * 1000,
             "rate": None if rate is None else {"messages": rate[0], "per": rate[1] * 1000},
+            "refuse": refuse,
             "logins": bad_logins,
             "greetings": bad_greetings,
         }
