@@ -139,8 +139,8 @@ def even(found: Iterator[str]) -> None:
 
 @each_mode
 @pytest.mark.parametrize("manner", MANNERS)
-@pytest.mark.parametrize("lax", [False, True], ids=["554 to DATA", "354 to DATA"])
-def test_each_refusal_behind_each(mode: Mode, lax: bool, manner: str) -> None:
+@pytest.mark.parametrize("lax", [0, 1, 2], ids=["strict", "354 for nobody", "RCPT without MAIL"])
+def test_each_refusal_behind_each(mode: Mode, lax: int, manner: str) -> None:
     """All refused, partly refused, MAIL refused, none refused: each behind each, over one connection.
 
     An old MAIL that still stands would take the next recipients; a lone dot behind them would be an empty message.
@@ -149,7 +149,8 @@ def test_each_refusal_behind_each(mode: Mode, lax: bool, manner: str) -> None:
     played = play(mode, sent, lax=lax, manner=manner)
     even(complaints(sent, played.receipts, played.taken.messages))
     even(unlike(sent, played.receipts))
-    assert played.connections == 1
+    if lax < 2:  # else a refused MAIL is followed by a 354 that no dot may end
+        assert played.connections == 1
 
 
 # ---------------------------------------------------------------- a misdeed in each place
@@ -160,8 +161,12 @@ FINAL = (".", "BDAT")  # what the last reply that a message is owed answers
 MUTE = ("close", "reset", "cut", "garbage")  # what is no answer to a content
 
 
-@each_mode
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(
+    ("mode", "act"),
+    # One command at a time a client has little to be mistaken in, and the stage table has all of that.
+    [(mode, act) for mode in MODES for act in ACTS if mode is not LOCK_STEP or act in ("421", "close", "surplus")],
+    ids=lambda case: case if isinstance(case, str) else case.name,
+)
 def test_a_misdeed_in_each_place(mode: Mode, act: str) -> None:
     """At each reply of a dialogue of three messages: what was told is true, and the others never pay for it."""
     sound = play(mode, THREE)

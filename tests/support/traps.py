@@ -123,7 +123,8 @@ class Taken:
 
 
 #: What the server does at one reply. What it was asked is done first, but for the refusals, and that is the worse for
-#: the client: the message is taken and nobody says so.
+#: the client: the message is taken and nobody says so. After a surplus reply it refuses every content, so that whoever
+#: takes the surplus for an answer believes what is not so.
 ACTS = {
     "4yz": "451 4.3.0 not now",
     "5yz": "550 5.7.1 no",
@@ -152,7 +153,7 @@ class Trapper(Step):
     Args:
         taken: where it writes down what it takes.
         offers: what EHLO offers.
-        lax: answer DATA 354 as soon as MAIL stands, recipients or not.
+        lax: 1: answer DATA 354 as soon as MAIL stands, recipients or not; 2: take recipients without MAIL, too.
         manner: one of `MANNERS`.
         act, place: one of `ACTS`, at the reply of this number on the first connection; the greeting is 0.
         buffers: octets of the socket's buffers, for a server that hardly keeps anything.
@@ -161,7 +162,7 @@ class Trapper(Step):
 
     taken: Taken
     offers: tuple[str, ...] = ("PIPELINING", "8BITMIME")
-    lax: bool = False
+    lax: int = 0
     manner: str = "at once"
     act: str | None = None
     place: int = -1
@@ -185,6 +186,7 @@ class _Session:
         self._said = 0
         self._over = False
         self._content_due = False
+        self._confused = False
         self._reset()
 
     def _reset(self) -> None:
@@ -261,7 +263,7 @@ class _Session:
         address = parse_path(line)[0]
         if verb == "MAIL" and self._sender is not None:
             return "503 5.5.1 nested MAIL"
-        if verb == "RCPT" and self._sender is None:
+        if verb == "RCPT" and self._sender is None and self._trap.lax < 2:
             return "503 5.5.1 need MAIL"
         if address.startswith(REFUSED):
             return "550 5.1.1 not here"
@@ -272,7 +274,7 @@ class _Session:
         return "250 2.1.0 OK"
 
     def _go_ahead(self) -> str:
-        if self._sender is None:
+        if self._sender is None and not self._recipients:
             return "503 5.5.1 need MAIL"
         if not self._recipients and not self._trap.lax:
             return "554 5.5.1 no valid recipients"
@@ -283,8 +285,11 @@ class _Session:
             return "503 5.5.1 need MAIL and RCPT"  # and what stands, stands (RFC 3030 §2 leaves it open)
         if verb == "BDAT" and not line.upper().endswith("LAST"):
             raise AssertionError(f"a message in several chunks is beyond this server: {line}")
+        if self._confused:
+            self._reset()
+            return "554 5.5.0 what did you say?"
         if self._recipients:
-            self._trap.taken.messages.append(Delivered(str(self._sender), tuple(self._recipients), data))
+            self._trap.taken.messages.append(Delivered(self._sender or "", tuple(self._recipients), data))
         self._reset()
         return "250 2.0.0 taken"
 
@@ -314,7 +319,10 @@ class _Session:
         if strikes and act == "garbage":
             self._write(f"{ACTS[act]}\r\n".encode())
             return False
-        self._write(line + (f"{ACTS[act]}\r\n".encode() if strikes and act == "surplus" else b""))
+        if strikes and act == "surplus":
+            self._confused = True
+            line += f"{ACTS[act]}\r\n".encode()
+        self._write(line)
         return True
 
     def _write(self, data: bytes) -> None:
