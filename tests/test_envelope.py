@@ -109,6 +109,22 @@ def test_strict_refuses_what_would_be_normalised(content: bytes, match: str) -> 
         Envelope.from_bytes(content, "ann", "bob", strict=True)
 
 
+def test_a_nul_does_not_hide_the_end_of_data_in_the_first_line_either() -> None:
+    """Behind the 354 a line begins: a server that drops NULs would take what follows for commands."""
+    with pytest.raises(InvalidEnvelope, match="NUL in front of a dot in line 1"):
+        Envelope("ann", "bob", b"\0\0.\r\nMAIL FROM:<eve@example.org>\r\n")
+    assert Envelope("ann", "bob", b"\0 .\r\n").content == b"\0 .\r\n"
+
+
+@pytest.mark.parametrize("mbox_line", [b"", b"From ann Mon Jan  2 10:00:00 2023\n", b"From ann\r\n", b"From ann\r"])
+def test_a_lone_cr_hides_no_field_behind_an_mbox_line_either(mbox_line: bytes) -> None:
+    """What stands behind it would become a field, and in a Bcc a recipient."""
+    evil = b"From: ann@example.org\nTo: bob@example.net\nSubject: x\rBcc: eve@example.org\n\nbody\n"
+    with pytest.raises(InvalidEnvelope, match=r"bare CR in a header field in line [34]"):
+        Envelope.from_bytes(mbox_line + evil)
+    assert Envelope.from_bytes(mbox_line + evil.replace(b"\rBcc", b"\n Bcc")).recipients == ("bob@example.net",)
+
+
 def test_strict_takes_what_is_right() -> None:
     """Content with CRLF throughout passes `strict=True` as the very same bytes."""
     assert Envelope("ann", "bob", CONTENT, strict=True).content is CONTENT

@@ -478,7 +478,7 @@ def test_lmtp_421_to_one_recipient_closes_when_all_have_been_heard() -> None:
 
 
 def mail_line(e: Envelope, terms: Terms) -> str:
-    return next(Transaction(e, terms).commands()).line
+    return Transaction(e, terms).commands()[0].line
 
 
 @pytest.mark.parametrize(

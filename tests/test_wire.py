@@ -330,27 +330,51 @@ def test_a_reader_that_stops_is_not_waited_for_any_longer(pair: tuple[Wire, sock
     links(info.value)
 
 
-def test_no_limit_means_no_limit(pair: tuple[Wire, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_limit_means_no_limit(pair: tuple[Wire, socket.socket]) -> None:
     """With None for a step the socket blocks for ever, also where commands have a time-out."""
-    wire, theirs = pair
+    sock, theirs = pair[0].sock, pair[1]
+    sock.settimeout(3.0)
     waits: list[float | None] = []
 
     class Watching:
         def __getattr__(self, name: str) -> Any:
             return getattr(sock, name)
 
-        def settimeout(self, value: float | None) -> None:
-            waits.append(value)
-            sock.settimeout(value)
+        def send(self, data: bytes) -> int:
+            waits.append(sock.gettimeout())
+            return sock.send(data)
 
-    sock = wire.sock
-    wire.sock = Watching()  # type: ignore[assignment]
-    wire.timeouts = Timeouts(command=5.0, content=None, final=None)
+        def recv(self, size: int) -> bytes:
+            waits.append(sock.gettimeout())
+            return sock.recv(size)
+
+    wire = Wire(Watching(), Timeouts(command=5.0, content=None, final=None))  # type: ignore[arg-type]
     theirs.sendall(b"250 OK\r\n")
     wire.write(b"x", timeout=wire.timeouts.content)
     wire.read_reply(wire.timeouts.final)
-    assert waits[0] is None
-    assert all(wait is None for wait in waits)
+    assert waits == [None, None]
+    wire.rest()
+    assert sock.gettimeout() == 3.0
+
+
+def test_a_known_reply_is_as_strict_as_a_new_one(pair: tuple[Wire, socket.socket]) -> None:
+    """A line that was said before is taken at sight, and only when it came whole and is the same to the byte."""
+    wire, theirs = pair
+    for _ in range(3):
+        theirs.sendall(b"250 OK\r\n250 OK\r\n")
+        assert [wire.read_reply(), wire.read_reply()] == [Reply(250, b"OK")] * 2
+    theirs.sendall(b"250 OK\n250 OK\r\n")
+    with pytest.raises(BadReply):
+        wire.read_reply()
+
+
+def test_a_thousand_different_replies_are_not_kept(pair: tuple[Wire, socket.socket]) -> None:
+    """Each names its queue id; what is known at sight stays bounded."""
+    wire, theirs = pair
+    for i in range(1000):
+        theirs.sendall(b"250 queued as %d\r\n" % i)
+        assert wire.read_reply().raw == b"queued as %d" % i
+    assert len(wire._known) <= 32
 
 
 # ---------------------------------------------------------------- commands

@@ -81,6 +81,7 @@ class Dialogue(Guarded, smtplib.SMTP):
     ) -> None:
         Guarded.__init__(self, sync_root)
         self._wire: Wire | None = None
+        self._pipeline: _delivery.Pipeline | None = None  # of this wire
         self._state = State.IDLE
         self._resume = State.IDLE
         self._challenged = False  # the last reply was 334: what is said next is secret
@@ -113,21 +114,31 @@ class Dialogue(Guarded, smtplib.SMTP):
     def _step(self, deadline: float | Deadline | None = None, *, reading: bool = False) -> Iterator[None]:
         end = Deadline.after(deadline)
         with holding(self.sync_root, end):
-            if self._state is State.DRIVING or (self._state is State.AWAITING and not reading):
-                # The lock is ours, so this is the same thread. Nothing was written; the exchange goes on unharmed.
-                raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
+            self._require_turn(reading)
             outer = self._deadline
-            self._set_deadline(outer.within(end))
             try:
+                if end is not NEVER:
+                    self._set_deadline(outer.within(end))
                 yield
             except BaseException:
                 if self._state is State.AWAITING:
                     self._drop()  # whoever reads next would read the reply to this command
                 raise
             finally:
-                self._set_deadline(outer)
-                if self._wire is not None and not self._wire.is_open:
-                    self._drop()
+                # No call before these: an exception from outside could come there, and the deadline would stay.
+                self._deadline = outer
+                wire = self._wire
+                if wire is not None:
+                    wire.deadline = outer
+                    if wire.is_open:
+                        wire.rest()
+                    else:
+                        self._drop()
+
+    def _require_turn(self, reading: bool = False) -> None:
+        if self._state is State.DRIVING or (self._state is State.AWAITING and not reading):
+            # The lock is ours, so this is the same thread. Nothing was written; the exchange goes on unharmed.
+            raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
 
     @contextmanager
     def _driving(self) -> Iterator[Wire]:
@@ -153,10 +164,11 @@ class Dialogue(Guarded, smtplib.SMTP):
             raise NotConnected("there is no connection: call connect() first")
         if self._wire is None or self._wire.sock is not self.sock:  # somebody put a socket of his own there
             self._wire = self._new_wire(self.sock)
+        self._wire.trace = self._trace if self.debuglevel > 0 else None
         return self._wire
 
     def _new_wire(self, sock: socket.socket) -> Wire:
-        wire = Wire(sock, self._limits(), f"{printable(self._host)}#{id(sock) & 0xFFFF:04x}", self._trace)
+        wire = Wire(sock, self._limits(), f"{printable(self._host)}#{id(sock) & 0xFFFF:04x}")
         wire.deadline = self._deadline
         return wire
 
@@ -169,8 +181,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         return Timeouts() if default is None else Timeouts.all(default)
 
     def _trace(self, direction: str, said: str) -> None:
-        if self.debuglevel > 0:
-            self._debug("send:" if direction == ">" else "reply:", repr(said))
+        self._debug("send:" if direction == ">" else "reply:", repr(said))
 
     def _debug(self, *said: object) -> None:
         smtplib.SMTP._print_debug(self, *said)  # type: ignore[attr-defined]
@@ -183,6 +194,7 @@ class Dialogue(Guarded, smtplib.SMTP):
     def _drop(self) -> None:
         wire, self._wire = self._wire, None
         sock, self.sock = self.sock, None
+        self._pipeline = None
         self.file = None
         self._state = self._resume = State.IDLE
         self._challenged = False
@@ -211,8 +223,14 @@ class Dialogue(Guarded, smtplib.SMTP):
 
     def is_quiet(self) -> bool:
         """Whether there is a connection on which nothing lies unread and nobody has hung up: one look, no waiting."""
-        with self._step():
-            return self.sock is not None and self._connected().quiet()
+        with self.sync_root:  # not _step(): it costs more than the look
+            self._require_turn()
+            if self.sock is None:
+                return False
+            wire = self._connected()
+            quiet = wire.quiet()
+            wire.rest()
+            return quiet
 
     # ------------------------------------------------------------ commands and replies
 
@@ -278,9 +296,13 @@ class Dialogue(Guarded, smtplib.SMTP):
             HeloRefused: the server wants neither, or not now.
             BadReply: it answered something else, and the connection is closed.
         """
+        with self.sync_root:
+            self._require_turn()
+            if self.helo_resp is None and self.ehlo_resp is None:
+                self._greet()
+
+    def _greet(self) -> None:
         with self._step():
-            if self.helo_resp is not None or self.ehlo_resp is not None:
-                return
             reply = Reply(*self.ehlo())
             if reply.permanent:
                 reply = Reply(*self.helo())

@@ -20,7 +20,7 @@ from ._jobs import Job, JobState
 from ._lane import Do, Lane, LaneLife, Withdrawn
 from ._pace import has_enough
 from .config import ServerConfig
-from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
+from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, Phase, QueueFull, TimedOut
 from .receipt import Receipt
 from .retry import Dial, RetryPolicy
 from .throttle import Throttle
@@ -112,6 +112,9 @@ class Dispatcher(Crew):
         with self._lock:
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
+                lane = self._in_flight[job]
+                if lane is not None and job in lane.aboard:
+                    return True  # its connection is also that of the message ahead, and is dropped when that is settled
                 assert job.client is not None
                 # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
                 # is shut down, nothing is sent or awaited.
@@ -129,17 +132,36 @@ class Dispatcher(Crew):
     def next(self, lane: Lane) -> Job | Do:
         """Count what the lane has done, and wait for something to do."""
         connected = lane.client.is_connected
+        resumable = lane.client.aboard
         with self._lock:
             if lane.life is not LaneLife.RUNNING:
                 return Do.END
             self._lanes[lane] = None
             self._count(lane, connected)
-            return self._next(lane)
+            return self._resumed(lane, resumable) or self._next(lane)
+
+    def _resumed(self, lane: Lane, resumable: Transaction | None) -> Job | None:
+        """The job that was begun behind the last one, if it is still aboard or must be told that it is in doubt."""
+        lost = []
+        while lane.aboard:
+            job = lane.aboard.popleft()
+            if job.called_off:
+                lane.client.abort()
+                return job
+            if job.transaction is not None and (job.transaction is resumable or job.transaction.phase is Phase.FINAL):
+                return job
+            lost.append(job)
+        # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
+        for job in reversed(lost):
+            job.walks = True
+            self._throttle.give_back()
+            self._queue.put_first(job)
+            self._off_the_lane(job, None)
+        return None
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until = Deadline.after(self.config.idle_timeout)
-        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
-        while self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit:
+        while self._is_wanted():
             if now() >= self._queue.ends_at:
                 return Do.EXPIRE
             pause = self._queue.pause(now())
@@ -163,11 +185,7 @@ class Dispatcher(Crew):
                 if pause == 0.0:
                     job = self._queue.first(now())
                     assert job is not None
-                    job.pauses_seen = self._pace.pauses
-                    self._in_flight[job] = lane
-                    self._queue.take(job, now())
-                    self._room.notify()
-                    return job
+                    return self._take(job, lane)
             self._idle_lanes += 1
             try:
                 # Without a pause of its own the wait ends when somebody dialled, or called; the bound is for the worst.
@@ -177,6 +195,39 @@ class Dispatcher(Crew):
                 self._idle_lanes -= 1
         self._leaving[lane] = None
         return Do.END
+
+    def _take(self, job: Job, lane: Lane) -> Job:
+        job.pauses_seen = self._pace.pauses
+        self._in_flight[job] = lane
+        self._queue.take(job, now())
+        self._room.notify()
+        return job
+
+    def follow(self, lane: Lane, ahead: Job) -> Job | None:
+        """A job whose commands may leave with the content of the one that the lane is about.
+
+        None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
+        waited for, and where it has lost its connection that way before.
+        """
+        final = ahead.end.within(self.config.timeouts.final)
+        with self._lock:
+            job = self._queue.first(now())
+            if job is None or job.walks or self._idle_lanes or not self._is_wanted():
+                return None
+            if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
+                return None
+            if self._throttle.take() != 0.0:
+                return None
+            self._take(job, lane)
+            job.state = JobState.ON_WIRE
+            job.client = lane.client
+            lane.aboard.append(job)
+            return job
+
+    def _is_wanted(self) -> bool:
+        """Whether a lane is to go on."""
+        # Less those that end already: else each lane that looks before the first of them is gone would end as well.
+        return self._working and self._lane_count - len(self._leaving) <= self._pace.lane_limit
 
     def on_wire(self, job: Job, transaction: Transaction) -> None:
         """The job's MAIL is about to be written: the last moment to take it back."""

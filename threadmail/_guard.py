@@ -11,9 +11,10 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ._deadline import Deadline
+from ._deadline import NEVER, Deadline
 from .errors import TimedOut
 
 
@@ -24,15 +25,21 @@ class Lock(Protocol):
     def release(self) -> None: ...
 
 
-class holding:
-    """`with` a lock that must be had before a deadline.
+def holding(lock: Any, end: Deadline) -> AbstractContextManager[object]:
+    """`with` a lock that must be had before a deadline; where there is none, the lock itself, at a fifth of the cost.
+
+    Raises:
+        TimedOut: it was not; the body does not run.
+    """
+    return cast("AbstractContextManager[object]", lock) if end is NEVER else _HeldInTime(lock, end)
+
+
+class _HeldInTime:
+    """Takes a lock before a deadline.
 
     An exception raised from outside (Ctrl-C, a time limit of a job queue) finds it held or not held, and never lost: it
     can come when a call returns and when a function is entered, so the lock is taken and noted in one call, and given
     back by its own `__exit__`. Both are the interpreter's own code, in which no such exception comes up.
-
-    Raises:
-        TimedOut: it was not; the body does not run.
     """
 
     __slots__ = ("__exit__", "_acquired", "_end", "_lock")

@@ -16,7 +16,7 @@ from typing import Protocol
 from ._deadline import Deadline
 from .client import Client
 from .envelope import Envelope
-from .errors import MailError, TimedOut
+from .errors import MailError, Reentered, TimedOut
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -37,6 +37,8 @@ class Keeper(Protocol):
     def withdraw(self, job: Job) -> bool: ...
     def abort(self, job: Job) -> bool: ...
     def settle_overdue(self) -> None: ...
+    @property
+    def in_lane(self) -> bool: ...
 
 
 class Job:
@@ -53,6 +55,7 @@ class Job:
         client: whose connection it is on; transaction: how far it got there.
         called_off: `abort` or `close` ended it; nobody retries.
         told: its receipt has been announced, or is being so.
+        walks: it lost its connection while it was aboard behind another one, and goes by itself the next time.
     """
 
     __slots__ = (
@@ -69,6 +72,7 @@ class Job:
         "taken_first",
         "told",
         "transaction",
+        "walks",
     )
 
     def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper) -> None:
@@ -85,6 +89,11 @@ class Job:
         self.transaction: Transaction | None = None
         self.called_off = False
         self.told = False
+        self.walks = False
+
+    def begun(self, transaction: Transaction) -> None:
+        """It is about to be written behind another message."""
+        self.transaction = transaction
 
 
 class SendFuture(Future[Receipt]):
@@ -138,6 +147,8 @@ class SendFuture(Future[Receipt]):
             Seconds that are left of `timeout`.
         """
         job = self._job
+        if job is not None and self._keeper.in_lane:
+            raise Reentered("a callback of the sender must not wait for another message of the sender")
         left = None if job is None else job.end.remaining()
         if left is None or (timeout is not None and timeout < left):
             return timeout

@@ -10,13 +10,15 @@ from __future__ import annotations
 import enum
 import logging
 import random
+from collections import deque
 from typing import Protocol
 
 from ._deadline import Deadline
+from ._delivery import Follower
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .errors import Aborted, Closed, MailError, Outcome, TimedOut, detach, printable
+from .errors import Aborted, Closed, ConnectionLost, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -58,6 +60,7 @@ class Boss(Protocol):
 
     def next(self, lane: Lane) -> Job | Do: ...
     def on_wire(self, job: Job, transaction: Transaction) -> None: ...
+    def follow(self, lane: Lane, ahead: Job) -> Job | None: ...
     def judge(self, job: Job, receipt: Receipt | None) -> MailError | Receipt | None: ...
     def dialled(self, lane: Lane, error: MailError | None, *, answered: bool = True) -> list[Job]: ...
     def fail_queue(self, lane: Lane) -> list[Job]: ...
@@ -72,6 +75,7 @@ class Lane:
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
+        aboard: jobs that were begun while the one the lane is about was under way, in order; changed by the dispatcher.
         finished: settled jobs whose callbacks have run, to be counted the next time.
         life: how far it has come; changed by the crew.
     """
@@ -81,6 +85,7 @@ class Lane:
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
         self.needed_until = Deadline()
+        self.aboard: deque[Job] = deque()
         self.finished: list[Job] = []
         self.life = LaneLife.RUNNING
 
@@ -113,7 +118,9 @@ class Lane:
 
     def _transmit(self, job: Job) -> Receipt | None:
         """One attempt. Returns its receipt, or None if the job was withdrawn in the last moment."""
-        if job.end.passed:
+        if job.transaction is not None and job.transaction is not self.client.aboard:
+            return _lost(job, job.transaction)
+        if job.end.passed and job.transaction is None:
             return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
         job.client = self.client
         try:
@@ -121,6 +128,7 @@ class Lane:
                 job.envelope,
                 deadline=job.end,
                 before_mail=lambda transaction: self._boss.on_wire(job, transaction),
+                follow=lambda: self._follow(job),
             )
         except Withdrawn:
             return None
@@ -132,6 +140,10 @@ class Lane:
             name = printable(job.envelope.message_id or "")
             note(logging.ERROR, "a lane was interrupted at message %s", name, exc_info=True)
             return _this_attempt(job, type(exc).__name__)
+
+    def _follow(self, job: Job) -> Follower | None:
+        behind = self._boss.follow(self, job)
+        return None if behind is None else Follower(behind.envelope, behind.begun)
 
     def _dial(self) -> None:
         try:
@@ -172,6 +184,17 @@ def as_it_stands(job: Job) -> Receipt:
     if job.receipt is None:
         return _this_attempt(job, "an exception")
     return job.receipt if job.transaction is None else job.receipt.followed_by(_this_attempt(job, "an exception"))
+
+
+def _lost(job: Job, transaction: Transaction) -> Receipt:
+    """The receipt of a job that lost its connection while the one ahead was seen through."""
+    error = (
+        Aborted("the message was called off")
+        if job.called_off
+        else ConnectionLost("the connection was lost before the server answered")
+    )
+    transaction.blame(error)
+    return transaction.receipt()
 
 
 def _this_attempt(job: Job, cause: str) -> Receipt:

@@ -61,7 +61,7 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
     Raises:
         InvalidEnvelope: what is no line end here would be the end of data to a server that drops NULs.
     """
-    if b"\n\0" in content or b"\r\0" in content:
+    if b"\n\0" in content or b"\r\0" in content or content.startswith(b"\0"):
         _refuse_hidden_end(content)
     pairs = content.count(b"\r\n")
     lines = content.count(b"\n")
@@ -74,24 +74,26 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
         name = "CR" if found[0] == b"\r" else "LF"
         raise InvalidEnvelope(f"content: bare {name} in line {line}")
     if lines and content.count(b"\r") > pairs:
-        _refuse_hidden_field(content)
+        refuse_hidden_field(content)
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 def _refuse_hidden_end(content: bytes) -> None:
     """Refuse NULs before a dot at the start of a line: for who drops NULs it is to be doubled, for others it is not."""
-    found = re.search(rb"[\r\n]\0+\.", content)
+    found = re.search(rb"(?:[\r\n]|\A)\0+\.", content)
     if found is not None:
         raise InvalidEnvelope(f"content: NUL in front of a dot in line {_line_at(content, found.end())}")
 
 
-def _refuse_hidden_field(content: bytes) -> None:
+def refuse_hidden_field(content: bytes) -> None:
     """Refuse a lone CR inside a header field: as a line end it would make a field of what stands behind it.
 
     Only where other lines end otherwise; a file of CRs alone is an old Macintosh's.
     """
     header = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    end = header_length(header)
+    mbox_line = re.match(rb"From [^\r\n]*(?:\r\n?)?", header)
+    begin = mbox_line.end() if mbox_line else 0
+    end = begin + header_length(header[begin:])
     if re.match(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r(?!\n)", header[end:]):
         raise InvalidEnvelope(f"content: bare CR in a header field in line {_line_at(header, end)}")
 
@@ -136,7 +138,7 @@ def without_bcc(content: bytes) -> bytes:
 
 def require_message(content: bytes) -> None:
     """Raise InvalidEnvelope unless `content` begins as a message does: with header fields and an empty line."""
-    if not content.strip():
+    if not content or content.isspace():  # not strip(), which copies what it leaves
         raise InvalidEnvelope("content: this is no message: it is empty")
     end = header_length(content)
     if end == 0:

@@ -13,9 +13,10 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, NoReturn
 
-from ._deadline import NEVER, Deadline
+from ._deadline import LONGEST, NEVER, Deadline, now
 from .config import Timeouts
 from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, TLSFailed, printable
 from .receipt import Reply
@@ -27,6 +28,10 @@ protocol_log = logging.getLogger("threadmail.protocol")
 MAX_LINE = 8192
 MAX_LINES = 256
 BLOCK = 65536
+
+#: Servers say the same few lines again and again. So many of at most so many octets are known at sight.
+_KNOWN_REPLIES = 32
+_KNOWN_LINE = 64
 
 _AS_COMMANDS: Any = object()  # "the time-out for commands"; not None, which waits for ever
 
@@ -46,6 +51,9 @@ class Wire:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
         secrets: what was said and the server may echo, while it must not be seen.
         last_words: what the server said before it hung up on a write that listened, if it was a whole reply.
+        content_left: how much of a content, and of what was written ahead of it in one write, the kernel had not taken
+            when `write_content` or `write_chunk` raised ConnectionLost.
+        acknowledges_at_once: set TCP_QUICKACK ahead of each wait, where the platform has it.
     """
 
     def __init__(
@@ -60,7 +68,11 @@ class Wire:
         self.aborted = False
         self.secrets: list[bytes] = []
         self.last_words: Reply | None = None
-        self._unread = bytearray()
+        self.content_left = 0
+        self.acknowledges_at_once = False
+        self._unread = b""  # what was received, of which
+        self._at = 0  # so much has been read
+        self._known: dict[bytes, Reply] = {}  # whole replies of one line, by that line
         self._resting_timeout = sock.gettimeout()
 
     # ------------------------------------------------------------ writing
@@ -82,27 +94,58 @@ class Wire:
             timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
             listen: where the connection breaks, look for `last_words`. Linux keeps what was said before a reset.
         """
-        self._log(">", shown if shown is not None else data)
-        self._transfer(data, timeout, listen=listen)
+        if self._is_heard():
+            self._log(">", shown if shown is not None else data)
+        self._transfer(data, self.timeouts.command if timeout is _AS_COMMANDS else timeout, listen=listen)
 
     def write_commands(self, lines: Sequence[str]) -> None:
         """Write several commands at once (RFC 2920); their replies are to be read in the same order."""
-        for line in lines:
-            self._log(">", line)
-        self._transfer("".join(f"{line}\r\n" for line in lines).encode(), _AS_COMMANDS)
+        if self._is_heard():
+            for line in lines:
+                self._log(">", line)
+        self._transfer(_joined(lines), self.timeouts.command)
 
-    def _transfer(self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False) -> None:
-        block_timeout = self.timeouts.command if timeout is _AS_COMMANDS else timeout
-        view = memoryview(data)
+    def write_content(self, last: bytes, behind: Sequence[str] = ()) -> None:
+        """Write the last bytes of a content and, in the same breath, the commands of the message behind it.
+
+        Message content may be the first element of a group (RFC 2920 §3.1).
+        """
+        if self._is_heard():
+            self._log(">", f"<{len(last)} octets of content, and the end>")
+            for line in behind:
+                self._log(">", line)
+        self.content_left = len(last)
+        self._transfer(last + _joined(behind) if behind else last, self.timeouts.content)
+
+    def write_chunk(self, lines: Sequence[str], content: bytes) -> None:
+        """Write commands, the last of which is BDAT, and the content it announces (RFC 3030).
+
+        Where that breaks the connection it stays open for what the server said before, and ConnectionLost is raised.
+        """
+        if self._is_heard():
+            for line in lines:
+                self._log(">", line)
+            self._log(">", f"<{len(content)} octets of content>")
+        data = _joined(lines) + content
+        self.content_left = len(data)
+        self._transfer(data, self.timeouts.content, hear_out=True)
+
+    def _transfer(
+        self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False, hear_out: bool = False
+    ) -> None:
         try:
-            while view:
-                self._limit(self.deadline.within(block_timeout), "the server takes no more bytes")
-                sent = self.sock.send(view[:BLOCK])
-                view = view[sent:]
-            self.sock.settimeout(self._resting_timeout)
+            while data:
+                self._limit(timeout, "the server takes no more bytes")
+                sent = self.sock.send(data if len(data) <= BLOCK else memoryview(data)[:BLOCK])
+                self.content_left -= sent
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
         except OSError as exc:
             if listen and not (self.aborted or isinstance(exc, TimeoutError)):
                 self.last_words = self._hear()
+            if hear_out and not (self.aborted or isinstance(exc, (TimeoutError, MailError))):
+                raise ConnectionLost(f"the connection broke while writing: {exc.strerror or exc}") from exc
             self._give_up(exc, "the connection broke while writing")
         except BaseException:
             self.close()
@@ -124,74 +167,116 @@ class Wire:
         Raises:
             ReplyTimedOut, ConnectionLost, BadReply: and the connection is closed.
         """
-        limit = self.deadline.within(self.timeouts.command if timeout is _AS_COMMANDS else timeout)
-        lines: list[bytes] = []
-        code = b""
+        seconds = self.timeouts.command if timeout is _AS_COMMANDS else timeout
         try:
-            while True:
-                match = _REPLY_LINE.fullmatch(self._read_line(limit))
-                if match is None or code not in (b"", match[1]):
-                    raise BadReply(f"this is no SMTP reply: {printable(bytes(self._shown_line))}")
-                code = match[1]
-                lines.append((match[3] or b"").strip(b" \t"))
-                if match[2] != b"-":
-                    break
-                if len(lines) >= MAX_LINES:
-                    raise BadReply(f"the reply has more than {MAX_LINES} lines")
-            self.sock.settimeout(self._resting_timeout)
+            begun = 0.0
+            if self._at == len(self._unread):
+                begun = now()
+                self._receive(seconds)
+            end = self._unread.find(b"\n", self._at) + 1
+            reply = self._known.get(self._unread[self._at : end])
+            if reply is not None:
+                self._at = end
+            else:
+                reply = self._read_anew(inf if seconds is None else (begun or now()) + seconds)
         except OSError as exc:
             self._give_up(exc, "the connection broke while waiting for a reply")
         except BaseException:
             self.close()
             raise
-        reply = Reply(int(code), b"\n".join(lines))
-        self._log("<", f"{reply.code} {printable(self.scrubbed(reply.raw))}")
+        if self._is_heard():
+            self._log("<", f"{reply.code} {printable(self.scrubbed(reply.raw))}")
         return reply
 
-    def _read_line(self, limit: Deadline) -> bytes:
-        searched = 0
-        while (end := self._unread.find(b"\n", searched)) < 0:
+    def _read_anew(self, end: float) -> Reply:
+        """Read a reply that is not known at sight, and be done by `end` of the clock."""
+        lines: list[bytes] = []
+        code = b""
+        while True:
+            line = self._read_line(end)
+            # A bare LF ends no line (RFC 5321 §2.3.8); taking it for an end lets two sides disagree on what was said.
+            match = _REPLY_LINE.fullmatch(line, 0, len(line) - 2 if line.endswith(b"\r\n") else len(line))
+            if match is None or code not in (b"", match[1]):
+                raise BadReply(f"this is no SMTP reply: {printable(self.scrubbed(line)[:80])}")
+            code = match[1]
+            lines.append((match[3] or b"").strip(b" \t"))
+            if match[2] != b"-":
+                break
+            if len(lines) >= MAX_LINES:
+                raise BadReply(f"the reply has more than {MAX_LINES} lines")
+        reply = Reply(int(code), b"\n".join(lines))
+        if len(lines) == 1 and len(line) <= _KNOWN_LINE and not self.secrets:
+            if len(self._known) >= _KNOWN_REPLIES:  # most name a queue id, and never come again
+                self._known.clear()
+            self._known[line] = reply
+        return reply
+
+    def _read_line(self, end: float) -> bytes:
+        """One line, with what ends it."""
+        searched = self._at
+        while (stop := self._unread.find(b"\n", searched) + 1) == 0:
             searched = len(self._unread)
-            if searched > MAX_LINE:
+            if searched - self._at > MAX_LINE:
                 raise BadReply(f"a reply line is longer than {MAX_LINE} octets")
-            self._limit(limit, "no whole reply came")
-            data = self.sock.recv(MAX_LINE)
-            if not data:
-                cut = " in the middle of a reply" if self._unread else ""
-                raise ConnectionLost(f"the server closed the connection{cut}")
-            self._unread += data
-        line = bytes(self._unread[: end + 1])
-        del self._unread[: end + 1]
-        self._shown_line = self.scrubbed(line)[:80]
+            searched -= self._at  # what has been read is dropped
+            self._receive(None if end == inf else end - now())
+        line = self._unread[self._at : stop]
         if len(line) > MAX_LINE:
             raise BadReply(f"a reply line is longer than {MAX_LINE} octets")
-        # A bare LF does not end a line (RFC 5321 §2.3.8); taking it for one lets two sides disagree on what was said.
-        return line[:-2] if line.endswith(b"\r\n") else line
+        self._at = stop
+        return line
+
+    def _receive(self, seconds: float | None) -> None:
+        """Wait for more; what has been read already is dropped."""
+        self._limit(seconds, "no whole reply came")
+        if self.acknowledges_at_once:
+            self._acknowledge_at_once()
+        data = self.sock.recv(MAX_LINE)
+        rest = self._unread[self._at :]
+        if not data:
+            cut = " in the middle of a reply" if rest else ""
+            raise ConnectionLost(f"the server closed the connection{cut}")
+        self._unread, self._at = rest + data, 0
+
+    def _acknowledge_at_once(self) -> None:
+        """The kernel forgets it with each acknowledgement.
+
+        Without it a server that writes a reply for each message waits for ours, for Nagle's sake, and we delay it:
+        44 ms a window.
+        """
+        option = getattr(socket, "TCP_QUICKACK", None)
+        if option is not None:
+            try:
+                self.sock.setsockopt(socket.IPPROTO_TCP, option, 1)
+            except OSError:
+                self.acknowledges_at_once = False  # not a TCP socket
 
     def quiet(self) -> bool:
         """Whether nothing lies unread and the peer has not hung up: one look, no waiting.
 
         Bytes that no command asked for are a server out of turn (a 421 before it closes, RFC 5321 §3.8), or an attack.
         """
-        if self._unread:
+        if self._at < len(self._unread):
             return False
         try:
-            self.sock.settimeout(0)
-            try:
-                data = self.sock.recv(MAX_LINE)
-            finally:
-                self.sock.settimeout(self._resting_timeout)
+            if self.sock.gettimeout() != 0.0:
+                self.sock.settimeout(0.0)
+            data = self.sock.recv(MAX_LINE)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True  # a TLS record that is no data, such as a session ticket, has been taken off by the look
         except OSError:
             return False
-        self._unread += data
+        except BaseException:
+            self.close()  # what it found may be lost
+            raise
+        self._unread, self._at = data, 0
         return False
 
     def require_quiet(self) -> None:
         """Close the connection and raise unless it is quiet. To be called before a command is written."""
         if not self.quiet():
-            said = f": {printable(self.scrubbed(bytes(self._unread))[:80])}" if self._unread else ""
+            unread = self._unread[self._at :]
+            said = f": {printable(self.scrubbed(unread)[:80])}" if unread else ""
             self.close()
             if self.aborted:
                 raise Aborted("the connection was dropped by abort()")
@@ -204,7 +289,7 @@ class Wire:
 
         For the moment after a reply was read: a look at the socket would find no more than what microseconds bring.
         """
-        if self._unread or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+        if self._at < len(self._unread) or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
             self.require_quiet()
 
     # ------------------------------------------------------------ TLS and the end
@@ -221,6 +306,7 @@ class Wire:
             offered: the server has just said that it speaks TLS, so if it then does not, something came between.
         """
         limit = self.deadline.within(self.timeouts.connect)
+        self.rest()
         try:
             return wrap_tls(self.sock, context, hostname, limit, self._replace, offered=offered)
         except BaseException as exc:
@@ -247,7 +333,7 @@ class Wire:
     def close(self) -> None:
         """Close without a farewell. May be called twice."""
         self.is_open = False
-        self._unread.clear()
+        self._unread, self._at = b"", 0
         self.sock.close()
 
     # ------------------------------------------------------------ helpers
@@ -265,13 +351,26 @@ class Wire:
         except MailError:
             return None
 
-    def _limit(self, limit: Deadline, what: str) -> None:
+    def rest(self) -> None:
+        """Give the socket its own time-out back, for others to use. Whatever waits here sets the one it needs."""
+        try:
+            if self.is_open and self.sock.gettimeout() != self._resting_timeout:
+                self.sock.settimeout(self._resting_timeout)
+        except OSError:
+            pass  # somebody closed it
+
+    def _limit(self, seconds: float | None, what: str) -> None:
+        """Let the next call on the socket take `seconds`; less where the call under way must be over before."""
         if not self.is_open:
             raise NotConnected("there is no connection")
-        left = limit.remaining()
-        if left == 0.0:
+        if self.deadline is not NEVER:  # only then is a look at the clock needed
+            left = min(self.deadline.at - now(), LONGEST)
+            if seconds is None or left < seconds:
+                seconds = left
+        if seconds is not None and seconds <= 0.0:
             raise ReplyTimedOut(f"{what} in time")
-        self.sock.settimeout(left)
+        if self.sock.gettimeout() != seconds:  # setting it is a system call, asking is none
+            self.sock.settimeout(seconds)
 
     def _give_up(self, exc: OSError, what: str) -> NoReturn:
         """Close, and say what happened. Errors of our own are OSErrors as well."""
@@ -284,9 +383,11 @@ class Wire:
             raise ReplyTimedOut(f"{what}: the server did not respond in time") from exc
         raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
 
+    def _is_heard(self) -> bool:
+        """Whether anybody listens to what is logged."""
+        return self.trace is not None or protocol_log.isEnabledFor(logging.DEBUG)
+
     def _log(self, direction: str, said: str | bytes | memoryview) -> None:
-        if self.trace is None and not protocol_log.isEnabledFor(logging.DEBUG):
-            return
         text = printable(said if isinstance(said, str) else bytes(said)).rstrip()
         try:
             if self.trace is not None:
@@ -294,6 +395,10 @@ class Wire:
             protocol_log.debug("%s %s %s", self.name, direction, text)
         except Exception:  # noqa: BLE001 - a broken log handler must not come between a command and its reply
             pass
+
+
+def _joined(lines: Sequence[str]) -> bytes:
+    return ("\r\n".join(lines) + "\r\n").encode()
 
 
 def wrap_tls(

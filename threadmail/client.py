@@ -12,16 +12,20 @@ from __future__ import annotations
 import enum
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 from ._deadline import NEVER, Deadline, now
+from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
 from ._guard import Guarded, holding
 from ._idle import IdleWatch
-from ._message import AnyMessage
 from ._opening import AnySMTP, open_session, unconnected
+from ._turn import Message as Message
+from ._turn import Turn
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import (
@@ -37,12 +41,12 @@ from .errors import (
     ReplyError,
     TimedOut,
 )
-from .receipt import Receipt, Reply
+from .receipt import Receipt, Reply, Report
 from .retry import LOGIN_PAUSE
 from .transaction import Terms, Transaction
 
-#: What can be sent.
-Message: TypeAlias = "Envelope | AnyMessage | bytes"
+#: Messages of `send_all` after which other threads that share the client come in.
+TURN = 50
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
 #: the look at the socket; a question each time made servers hang up (Symfony #35515).
@@ -133,8 +137,9 @@ class Client(Guarded):
         *,
         deadline: float | Deadline | None = None,
         all_or_nothing: bool = False,
-        before_mail: Callable[[Transaction], None] | None = None,
-        before_final: Callable[[Envelope], None] | None = None,
+        before_mail: BeforeMail | None = None,
+        before_final: BeforeFinal | None = None,
+        follow: Follow | None = None,
     ) -> Receipt:
         """As `send`, for an envelope, with more say.
 
@@ -144,23 +149,71 @@ class Client(Guarded):
                 written; if it raises, nothing is. Called again if the connection proves stale and is replaced.
             before_final: called before the last bytes of the content leave; if it raises, the message is surely not
                 sent.
+            follow: asked, where the server offers PIPELINING, for the message that the next call will be for, or None.
+                Its commands leave with the content of this one, which saves a round trip. Nothing of its content does
+                before that call, unless the config has a `window`: then it is asked for so many, and content leaves
+                as well. Who gives them lets nobody else use the client meanwhile (`sync_root`), keeps the transactions
+                that their `before_mail` is called with, and looks at `aboard` before each of those calls: what is not
+                there any more was lost with its connection, and its transaction knows whether it is in doubt.
         """
         end = Deadline.after(deadline)
 
         def attempt(smtp: AnySMTP) -> Receipt:
-            self._sent_here += 1
-            return smtp.transact(
+            if smtp._aboard is None:
+                self._sent_here += 1
+            return smtp._transact(
                 envelope,
                 self._terms(smtp, all_or_nothing),
                 deadline=end,
                 before_mail=before_mail,
                 before_final=before_final,
+                follow=None if follow is None or all_or_nothing else partial(self._follower, follow),
             )
 
         with self._call(end):
-            receipt = self._with_connection(end, attempt)
+            receipt = self._with_connection(end, attempt, envelope)
             self._stats = replace(self._stats, sent=self._stats.sent + 1)
             return receipt
+
+    def _follower(self, follow: Follow) -> Follower | None:
+        """What is to come aboard; nobody does on a connection that is to be replaced."""
+        if now() >= self._expires_at or self._is_worn():
+            return None
+        follower = follow()
+        if follower is not None:
+            self._sent_here += 1
+        return follower
+
+    def send_all(self, messages: Iterable[Message], *, deadline: float | Deadline | None = None) -> Report:
+        """Send messages one after another. Raises for none of them: the report tells.
+
+        Where the server offers PIPELINING the commands of each message leave with the content of the one before, which
+        takes one round trip a message. Threads that share the client take turns of `TURN` messages. There are no
+        retries; when no session can be opened, the rest is not tried.
+
+        Args:
+            deadline: seconds that all of this may take; what is not on the wire by then is not sent.
+        Returns:
+            One receipt for each message, in input order.
+        Raises:
+            Exception: what the iterable raised, once the messages it gave before have been sent.
+        """
+        end = Deadline.after(deadline)
+        receipts: list[Receipt] = []
+        source = iter(messages)
+        while turn := Turn(islice(source, TURN)):
+            try:
+                with holding(self.sync_root, end):
+                    try:
+                        receipts += turn.taken_by(self, end, receipts[-1] if receipts else None)
+                    finally:
+                        if self.aboard is not None:  # an exception from outside has left somebody behind
+                            self._disconnect("lost")
+            except TimedOut as error:
+                receipts += turn.not_sent(error)
+            if turn.failure is not None:
+                raise turn.failure
+        return Report(receipts)
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:
         """Connect if needed, and ask the server for a sign of life."""
@@ -201,6 +254,13 @@ class Client(Guarded):
         """Whether there is a connection. It proves nothing: the server may have hung up since."""
         smtp = self._smtp
         return smtp is not None and smtp.sock is not None and not self.is_inherited
+
+    @property
+    def aboard(self) -> Transaction | None:
+        """The message that was begun while the last one was under way, and that the next call is for."""
+        smtp = self._smtp
+        passage = smtp._aboard if smtp is not None else None
+        return None if passage is None else passage.transaction
 
     @property
     def is_authenticated(self) -> bool:
@@ -277,8 +337,8 @@ class Client(Guarded):
                 if self._smtp is not None and self._smtp.sock is None:
                     self._disconnect("lost")
 
-    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T]) -> _T:
-        smtp, fresh = self._ready(end)
+    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], envelope: Envelope | None = None) -> _T:
+        smtp, fresh = self._ready(end, envelope)
         try:
             return action(smtp)
         except MailError as error:
@@ -289,8 +349,12 @@ class Client(Guarded):
         self._disconnect("stale")
         return action(self._connect(end))
 
-    def _ready(self, end: Deadline) -> tuple[AnySMTP, bool]:
-        """A connection that can be trusted, and whether it is a new one."""
+    def _ready(self, end: Deadline, envelope: Envelope | None = None) -> tuple[AnySMTP, bool]:
+        """A connection that can be trusted, or that has `envelope` aboard, and whether it is a new one."""
+        if self._smtp is not None and self._smtp._aboard is not None:
+            if self._smtp._aboard.envelope is envelope:
+                return self._smtp, False
+            self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:
             reason = self._why_replace(self._smtp, end)
             if reason is None:
@@ -302,7 +366,7 @@ class Client(Guarded):
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
         if now() >= self._expires_at:
             return "age"
-        if self.config.max_messages is not None and self._sent_here >= self.config.max_messages:
+        if self._is_worn():
             return "worn"
         if not smtp.is_quiet():
             return "stale"
@@ -314,6 +378,9 @@ class Client(Guarded):
                 return "stale"
             return None if code == 250 else "stale"
         return None
+
+    def _is_worn(self) -> bool:
+        return self.config.max_messages is not None and self._sent_here >= self.config.max_messages
 
     def _connect(self, end: Deadline) -> AnySMTP:
         if self._login_refused is not None and now() < self._login_refused[1]:
@@ -346,7 +413,7 @@ class Client(Guarded):
             return
         closed = {**self._stats.closed, reason: self._stats.closed.get(reason, 0) + 1}
         self._stats = replace(self._stats, closed=closed)
-        if smtp.sock is not None and reason not in ("stale", "lost"):
+        if smtp.sock is not None and smtp._aboard is None and reason not in ("stale", "lost"):
             try:
                 smtp.quit(deadline=end)
             except MailError:
@@ -354,11 +421,15 @@ class Client(Guarded):
         smtp.close()
 
     def _terms(self, smtp: AnySMTP, all_or_nothing: bool) -> Terms:
+        config = self.config
+        offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
+        chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
         return Terms(
-            extensions={name: v for name, v in smtp.esmtp_features.items() if name not in self.config.without},
-            lmtp=self.config.lmtp,
+            extensions=offered,
+            lmtp=config.lmtp,
             all_or_nothing=all_or_nothing,
-            server=self.config.address,
+            server=config.address,
+            window=config.window if chunked and not (all_or_nothing or config.lmtp) else 1,
         )
 
     def _after_fork(self) -> None:

@@ -3,12 +3,15 @@
 Owns sender, recipients and content of one message, checked, and what they need of the server. Guarantees: frozen, so
 threads may share it; addresses are mailboxes (RFC 5321 §4.1.2); every line of the content ends in CRLF; no Bcc is
 left in it. Whoever makes an envelope pays for flattening and checking, on the thread that makes it; whoever sends it
-only writes bytes. Leaves the final line end and dot-stuffing to the transaction, which is where they are decided.
+only writes bytes. Content exists once, in memory or in a file, however many recipients and threads share it. Leaves the
+final line end and dot-stuffing to `_content`, which is where they are decided.
 """
 
 from __future__ import annotations
 
 import base64
+import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
@@ -16,6 +19,8 @@ from typing import Any, TypeAlias
 
 from . import _message
 from ._address import mailbox, sender_mailbox
+from ._content import BLOCK, Content, blocks
+from ._file import read_file
 from ._message import AnyMessage
 from ._sevenbit import seven_bit
 from .errors import InvalidEnvelope
@@ -38,19 +43,23 @@ class Envelope:
 
     sender: str
     recipients: tuple[str, ...]
-    content: bytes = field(repr=False)
+    source: Content = field(repr=False)  # where `content` comes from: bytes are themselves, a file is read in blocks
     message_id: str | None = None
     smtputf8: bool = field(default=False, repr=False)
     eight_bit: bool = field(default=False, repr=False)
 
     def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
-        wire = _message.without_bcc(_message.normalise_line_ends(_message.as_bytes(content), strict=strict))
+        wire = _message.normalise_line_ends(_message.as_bytes(content), strict=strict)
+        self._fill(sender, recipients, _message.without_bcc(wire), _message.header_fields(wire))
+
+    def _fill(self, sender: str, recipients: Recipients, source: Content, fields: _message.Fields) -> Envelope:
         self._set("sender", sender_mailbox(sender))
         self._set("recipients", _mailboxes(recipients))
-        self._set("content", wire)
-        self._set("message_id", _message.message_id(_message.header_fields(wire)))
+        self._set("source", source)
+        self._set("message_id", _message.message_id(fields))
         self._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in self.recipients)))
-        self._set("eight_bit", not wire.isascii())
+        self._set("eight_bit", not source.isascii())
+        return self
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -101,8 +110,54 @@ class Envelope:
         if content.startswith(b"From "):
             content = content.partition(b"\r\n")[2]
         _message.require_message(content)
-        sender, recipients = _complete(_message.header_fields(content), sender, recipients)
-        return cls(sender, recipients, content)
+        fields = _message.header_fields(content)
+        sender, recipients = _complete(fields, sender, recipients)
+        return cls.__new__(cls)._fill(sender, recipients, _message.without_bcc(content), fields)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        sender: str | None = None,
+        recipients: Recipients | None = None,
+        *,
+        strict: bool = False,
+    ) -> Envelope:
+        """The envelope of an `.eml` file: as `from_bytes` of what is in it, without a copy of it in memory.
+
+        The file is read twice, in blocks of 64 KiB: now, to check it, and when it is sent. It is sent as it is now or,
+        if it has changed or gone meanwhile, not at all: InvalidEnvelope then, permanent, NOT_SENT. A file of one block
+        or less is kept in memory, and so is what comes out of a pipe. Recoding for a server without 8BITMIME,
+        `content` and `to_dict` take all of it into memory. Pickled, it is the path.
+
+        Args:
+            sender, recipients, strict: as in `from_bytes`.
+        Raises:
+            OSError: the file cannot be read now.
+            InvalidEnvelope: as `from_bytes`.
+        """
+        found = os.stat(path)
+        if found.st_size <= BLOCK or not stat.S_ISREG(found.st_mode):
+            with open(path, "rb") as file:
+                return cls.from_bytes(file.read(), sender, recipients, strict=strict)
+        content, header = read_file(path, strict=strict)
+        fields = _message.header_fields(header)
+        sender, recipients = _complete(fields, sender, recipients)
+        return cls.__new__(cls)._fill(sender, recipients, content, fields)
+
+    @property
+    def content(self) -> bytes:
+        """The whole content, CRLF-normalised. That of a file is read each time.
+
+        Raises:
+            InvalidEnvelope: the file has changed since, or cannot be read.
+        """
+        return self.source if isinstance(self.source, bytes) else b"".join(blocks(self.source))
+
+    @property
+    def size(self) -> int:
+        """How many octets the content has; of a file too without reading it."""
+        return len(self.source)
 
     @classmethod
     def of(cls, message: Envelope | AnyMessage | bytes) -> Envelope:
@@ -130,7 +185,7 @@ class Envelope:
         if not self.eight_bit:
             return self
         changed = object.__new__(Envelope)
-        changed.__dict__.update(self.__dict__, content=seven_bit(self.content), eight_bit=False)
+        changed.__dict__.update(self.__dict__, source=seven_bit(self.content), eight_bit=False)
         return changed
 
     def to_dict(self) -> dict[str, Any]:

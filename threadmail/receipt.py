@@ -64,7 +64,7 @@ class Reply:
         return f"{self.code} {self.text}".rstrip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Receipt:
     """The fate of one message.
 
@@ -91,6 +91,34 @@ class Receipt:
     error: MailError | None = field(default=None, compare=False)
     attempts: int = 1
     server: str = ""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        phase: Phase | None,
+        sender: str,
+        recipients: tuple[str, ...],
+        message_id: str | None = None,
+        accepted: tuple[str, ...] = (),
+        replies: Mapping[str, Reply] | None = None,
+        reply: Reply | None = None,
+        error: MailError | None = None,
+        attempts: int = 1,
+        server: str = "",
+    ) -> None:
+        # One is made for each message; the constructor of a frozen dataclass takes three times as long.
+        fields = self.__dict__
+        fields["outcome"] = outcome
+        fields["phase"] = phase
+        fields["sender"] = sender
+        fields["recipients"] = recipients
+        fields["message_id"] = message_id
+        fields["accepted"] = accepted
+        fields["replies"] = {} if replies is None else replies
+        fields["reply"] = reply
+        fields["error"] = error
+        fields["attempts"] = attempts
+        fields["server"] = server
 
     @classmethod
     def not_sent(cls, envelope: Envelope | None, error: MailError, attempts: int = 0) -> Receipt:

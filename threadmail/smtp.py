@@ -23,6 +23,7 @@ from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline
 from ._dialogue import UNSET, Answer, Dialogue
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
+from ._passage import Passage
 from .config import Timeouts, is_loopback
 from .envelope import Envelope
 from .errors import (
@@ -340,12 +341,34 @@ class _Client(Dialogue):
         Raises:
             MailError: with a receipt.
         """
+        return self._transact(envelope, terms, deadline=deadline, before_mail=before_mail, before_final=before_final)
+
+    def _transact(
+        self,
+        envelope: Envelope,
+        terms: Terms | None,
+        *,
+        deadline: float | Deadline | None,
+        before_mail: _delivery.BeforeMail | None,
+        before_final: _delivery.BeforeFinal | None,
+        follow: _delivery.Follow | None = None,
+    ) -> Receipt:
+        """As `transact`, for owners who alone use this client: with `follow` the next message may be aboard after."""
         with self._step(deadline):
             self._require_no_transaction()
             self.ehlo_or_helo_if_needed()
             terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
             with self._driving() as wire:
-                return _delivery.send(wire, envelope, terms, before_mail=before_mail, before_final=before_final)
+                if self._pipeline is None or self._pipeline.wire is not wire:
+                    self._pipeline = _delivery.Pipeline(wire)
+                return self._pipeline.send(
+                    envelope, terms, before_mail=before_mail, before_final=before_final, follow=follow
+                )
+
+    @property
+    def _aboard(self) -> Passage | None:
+        """The message that was begun while the last one was under way: the next call must be for it."""
+        return self._pipeline.aboard[0] if self._pipeline is not None and self._pipeline.aboard else None
 
     def send_message(
         self,

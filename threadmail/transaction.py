@@ -9,8 +9,9 @@ reply came, NOT_SENT otherwise. Decides and does no I/O: `_delivery` does, one c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from .envelope import Envelope
@@ -39,6 +40,7 @@ class Terms:
         all_or_nothing: send to every recipient or to none.
         mail_options, rcpt_options: further ESMTP parameters of MAIL and of every RCPT.
         server: "host:port", for the receipt.
+        window: messages that may be under way content and all; more than one only with PIPELINING and CHUNKING.
     """
 
     extensions: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Terms:
     mail_options: Sequence[str] = ()
     rcpt_options: Sequence[str] = ()
     server: str = ""
+    window: int = 1
 
 
 class Command(NamedTuple):
@@ -55,6 +58,9 @@ class Command(NamedTuple):
     phase: Phase
     line: str
     recipient: str | None = None
+
+
+_DATA = Command(Phase.DATA, "data")
 
 
 class Transaction:
@@ -73,46 +79,52 @@ class Transaction:
         self.error: MailError | None = None
         self.content_due = False
         self._replies: dict[str, Reply] = {}
+        self._refused: dict[str, Reply] = {}  # at RCPT
         self._at_rcpt: list[str] = []  # accepted at RCPT, which is not yet accepted for good
         self._accepted: list[str] = []
         self._final: Reply | None = None
 
     # ------------------------------------------------------------ before the first byte
 
-    def commands(self) -> Iterator[Command]:
+    def commands(self) -> list[Command]:
         """MAIL, a RCPT for each recipient, DATA.
 
         Raises:
             NotSupported, MessageTooLarge, InvalidEnvelope: the server cannot take this message; nothing was written.
         """
-        rcpt_options = _parameters(self.terms.rcpt_options if self.terms.extensions else ())
-        yield Command(Phase.MAIL, f"mail from:<{self.envelope.sender}>{_parameters(self._mail_options())}")
-        for recipient in self.envelope.recipients:
-            yield Command(Phase.RCPT, f"rcpt to:<{recipient}>{rcpt_options}", recipient)
-        yield Command(Phase.DATA, "data")
+        terms = self.terms
+        for_mail, for_rcpt = (terms.mail_options, terms.rcpt_options) if terms.extensions else ((), ())
+        parameters = self._parameters(for_mail)  # first: it may recode the envelope
+        commands = [Command(Phase.MAIL, f"mail from:<{self.envelope.sender}>{parameters}")]
+        parameters = _checked(for_rcpt)
+        commands += [Command(Phase.RCPT, f"rcpt to:<{r}>{parameters}", r) for r in self.envelope.recipients]
+        commands.append(_DATA)
+        return commands
 
-    def _mail_options(self) -> list[str]:
+    def _parameters(self, asked: Sequence[str]) -> str:
+        """What stands behind the sender: what this message needs, then what was asked for."""
+        if not isinstance(self.envelope.source, bytes):
+            self.envelope.source.require_unchanged()
         offers = self.terms.extensions
-        asked = list(self.terms.mail_options) if offers else []
-        named = {option.partition("=")[0].lower() for option in asked}
+        named = {option.partition("=")[0].lower() for option in asked} if asked else ()
         if (self.envelope.smtputf8 or "smtputf8" in named) and "smtputf8" not in offers:
             raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
         if "8bitmime" not in offers and "body" not in named:
             self.envelope = self.envelope.in_seven_bits()  # RFC 6152 §3
-        options = []
+        envelope = self.envelope
+        parameters = ""
         if "size" in offers:
-            size = len(self.envelope.content)
-            announced = re.fullmatch(r"[0-9]{1,20}", offers["size"])
-            limit = int(announced[0]) if announced else 0  # 0 or absent: no fixed limit (RFC 1870)
+            size = envelope.size
+            limit = _size_limit(offers["size"])
             if 0 < limit < size:
                 text = f"5.3.4 the message has {size} octets and the server takes {limit}"
-                raise MessageTooLarge(552, text, self.envelope.sender, text[6:])
-            options.append(f"size={size}")
-        if self.envelope.eight_bit and "body" not in named:
-            options.append("BODY=8BITMIME")
-        if self.envelope.smtputf8 and "smtputf8" not in named:
-            options.append("SMTPUTF8")
-        return options + asked
+                raise MessageTooLarge(552, text, envelope.sender, text[6:])
+            parameters = f" size={size}"
+        if envelope.eight_bit and "body" not in named:
+            parameters += " BODY=8BITMIME"
+        if envelope.smtputf8 and "smtputf8" not in named:
+            parameters += " SMTPUTF8"
+        return parameters + _checked(asked)
 
     # ------------------------------------------------------------ replies
 
@@ -124,28 +136,34 @@ class Transaction:
         Raises:
             BadReply: a reply of a kind that has no place here: the two sides no longer speak of the same thing.
         """
-        expected = reply.code == 354 if command.phase is Phase.DATA else reply.positive
-        if not expected and not (reply.transient or reply.permanent):
+        is_data = command.phase is Phase.DATA
+        kind = reply.code // 100
+        expected = reply.code == 354 if is_data else kind == 2
+        if not expected and kind != 4 and kind != 5:
             raise BadReply(f"{command.phase.value.upper()} was answered {reply}")
-        self.content_due = expected and command.phase is Phase.DATA
+        self.content_due = expected and is_data
         if self.error is not None:
             return
         if command.recipient is not None:
-            self._take_recipient(command.recipient, reply)
+            self._take_recipient(command.recipient, reply, expected)
         elif not expected:
-            if command.phase is Phase.MAIL:
-                self.error = SenderRefused(*reply.pair, self.envelope.sender)
-            else:
+            if is_data:
                 self.error = DataRefused(*reply.pair)
+            else:
+                self.error = SenderRefused(*reply.pair, self.envelope.sender)
 
-    def _take_recipient(self, recipient: str, reply: Reply) -> None:
+    def _take_recipient(self, recipient: str, reply: Reply, accepted: bool) -> None:
         self._replies[recipient] = reply
-        if reply.positive:
+        if accepted:
             self._at_rcpt.append(recipient)
-        refused = {r: answer for r, answer in self._replies.items() if not answer.positive}
+        else:
+            self._refused[recipient] = reply
+        refused = self._refused
+        if not refused:
+            return
         unasked = len(self.envelope.recipients) - len(self._replies)
         everybody = len(refused) == len(self.envelope.recipients)
-        if refused and (everybody or reply.code == 421 or (self.terms.all_or_nothing and not unasked)):
+        if everybody or reply.code == 421 or (self.terms.all_or_nothing and not unasked):
             self.error = RecipientsRefused({r: answer.pair for r, answer in refused.items()})
             if self._at_rcpt and self.terms.all_or_nothing:
                 # The permanent refusal of one is permanent for all.
@@ -163,13 +181,13 @@ class Transaction:
 
     def take_final(self, recipient: str, reply: Reply) -> None:
         """Note a reply to the end of data: for one recipient under LMTP, for all of them (`""`) under SMTP."""
-        if not (reply.positive or reply.transient or reply.permanent):
+        kind = reply.code // 100
+        if kind not in (2, 4, 5):
             raise BadReply(f"the end of data was answered {reply}")
         self._final = reply
         self.content_due = False
-        concerned = [recipient] if recipient else self._at_rcpt
-        if reply.positive:
-            self._accepted += concerned
+        if kind == 2:
+            self._accepted += [recipient] if recipient else self._at_rcpt
         elif recipient:
             self._replies[recipient] = reply
         if recipient in ("", self._at_rcpt[-1]):
@@ -181,22 +199,23 @@ class Transaction:
 
     def receipt(self) -> Receipt:
         """What is known now."""
+        envelope, accepted = self.envelope, tuple(self._accepted)
         if self.phase is Phase.FINAL:
             outcome = Outcome.IN_DOUBT
-        elif len(self._accepted) == len(self.envelope.recipients):
+        elif len(accepted) == len(envelope.recipients):
             outcome = Outcome.SENT
         else:
-            outcome = Outcome.PARTIAL if self._accepted else Outcome.NOT_SENT
+            outcome = Outcome.PARTIAL if accepted else Outcome.NOT_SENT
         return Receipt(
-            outcome=outcome,
-            phase=self.phase,
-            sender=self.envelope.sender,
-            recipients=self.envelope.recipients,
-            message_id=self.envelope.message_id,
-            accepted=tuple(self._accepted),
-            replies=dict(self._replies),
-            reply=self._final,
-            error=self.error,
+            outcome,
+            self.phase,
+            envelope.sender,
+            envelope.recipients,
+            envelope.message_id,
+            accepted,
+            self._replies.copy(),
+            self._final,
+            self.error,
             server=self.terms.server,
         )
 
@@ -209,8 +228,15 @@ class Transaction:
         return error
 
 
-def _parameters(options: Sequence[str]) -> str:
+@lru_cache(maxsize=64)
+def _size_limit(announced: str) -> int:
+    """The largest message a server takes; 0, and what is no number, is no fixed limit (RFC 1870)."""
+    return int(announced) if re.fullmatch(r"[0-9]{1,20}", announced) else 0
+
+
+def _checked(options: Sequence[str]) -> str:
+    """Parameters as somebody gave them, ready to stand in a command."""
     for option in options:
         if not re.fullmatch(r"[!-~]+", option):
             raise InvalidEnvelope(f"option {option!a} holds a space, a line end or another character it may not")
-    return "".join(f" {option}" for option in options)
+    return "".join(f" {option}" for option in options) if options else ""

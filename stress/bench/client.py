@@ -41,7 +41,7 @@ def _ours(job: Job) -> Iterator[Any]:
             yield job.email(number)
         return
     if job.form == "file":
-        first = Envelope.from_file(job.path, SENDER, job.to(0))  # type: ignore[attr-defined]
+        first = Envelope.from_file(job.path, SENDER, job.to(0))
     else:
         first = Envelope.from_bytes(job.content, SENDER, job.to(0))
     for number in range(job.messages):
@@ -76,7 +76,7 @@ def threadmail_client_all(job: Job, clock: Clock) -> None:
     from threadmail import Client
 
     with Client(_config(job)) as client:
-        _in_threads(job, clock, list(_ours(job)), lambda mine: list(client.send_all(mine)))  # type: ignore[attr-defined]
+        _in_threads(job, clock, list(_ours(job)), lambda mine: list(client.send_all(mine)))
 
 
 def threadmail_smtp(job: Job, clock: Clock) -> None:
