@@ -160,12 +160,14 @@ class Dispatcher(Crew):
         return None
 
     def _next(self, lane: Lane) -> Job | Do:
-        idle_until = Deadline.after(self.config.idle_timeout)
+        idle_until: Deadline | None = None
         while self._is_wanted():
-            if now() >= self._queue.ends_at:
+            time = now()
+            if time >= self._queue.ends_at:
                 return Do.EXPIRE
-            pause = self._queue.pause(now())
+            pause = self._queue.pause(time)
             if pause != 0.0:
+                idle_until = idle_until or Deadline.after(self.config.idle_timeout)
                 if idle_until.passed and (pause is None or self._idle_lanes):
                     break  # of several lanes that wait for a retry one stays
                 if idle_until.passed and lane.connected:
@@ -173,19 +175,19 @@ class Dispatcher(Crew):
                 limit = idle_until if lane.connected or pause is None else Deadline()
                 pause = limit.within(pause).remaining()
             elif not lane.connected:
-                if self._gate.ask(now()) is Dial.NOW:
+                if self._gate.ask(time) is Dial.NOW:
                     self._dialling[lane] = None
                     lane.needed_until = self._queue.last_end()
                     return Do.DIAL
-                pause = self._gate.pause(now())
+                pause = self._gate.pause(time)
                 if pause is not None and self._gate.error is not None and not self._gate.error.transient:
                     return Do.FAIL
             else:
                 pause = self._throttle.take()
                 if pause == 0.0:
-                    job = self._queue.first(now())
+                    job = self._queue.first(time)
                     assert job is not None
-                    return self._take(job, lane)
+                    return self._take(job, lane, time)
             self._idle_lanes += 1
             try:
                 # Without a pause of its own the wait ends when somebody dialled, or called; the bound is for the worst.
@@ -196,10 +198,10 @@ class Dispatcher(Crew):
         self._leaving[lane] = None
         return Do.END
 
-    def _take(self, job: Job, lane: Lane) -> Job:
+    def _take(self, job: Job, lane: Lane, time: float) -> Job:
         job.pauses_seen = self._pace.pauses
         self._in_flight[job] = lane
-        self._queue.take(job, now())
+        self._queue.take(job, time)
         self._room.notify()
         return job
 
@@ -211,14 +213,15 @@ class Dispatcher(Crew):
         """
         final = ahead.end.within(self.config.timeouts.final)
         with self._lock:
-            job = self._queue.first(now())
+            time = now()
+            job = self._queue.first(time)
             if job is None or job.walks or self._idle_lanes or not self._is_wanted():
                 return None
             if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
                 return None
             if self._throttle.take() != 0.0:
                 return None
-            self._take(job, lane)
+            self._take(job, lane, time)
             job.state = JobState.ON_WIRE
             job.client = lane.client
             lane.aboard.append(job)
@@ -266,7 +269,7 @@ class Dispatcher(Crew):
             return self._off_the_lane(job, None)
 
     def _pause_before_next(self, job: Job, receipt: Receipt) -> float | None:
-        if job.called_off:
+        if job.called_off or receipt.outcome is Outcome.SENT:
             return None
         pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng, spared=job.spared)
         return None if pause is None or now() + pause >= job.end.at else pause

@@ -64,7 +64,7 @@ class Window:
             if not wire.is_open:
                 raise
             if wire.content_left > 0:
-                transaction.phase = Phase.CONTENT  # the server cannot have the last byte
+                transaction.phase = Phase.MAIL  # the server cannot have the last byte, and takes no part for the whole
             self._broken = error
 
     def take(self, passage: Passage) -> None:
