@@ -25,7 +25,10 @@ from .servers import Delivered
 #: Addresses that begin so are refused, as senders and as recipients.
 REFUSED = "no-"
 
-GOOD, NOBODY, SOME, SENDER = "good", "all refused", "partly refused", "refused MAIL"
+#: Recipients that begin so are put off the first time, where a server is told to.
+PUT_OFF = "later-"
+
+GOOD, NOBODY, SOME, SENDER, LATER = "good", "all refused", "partly refused", "refused MAIL", "partly put off"
 
 #: Each kind follows each kind, itself as well.
 EVERY_PAIR = (
@@ -56,11 +59,13 @@ def letter(
         addresses = [REFUSED + address for address in addresses]
     elif kind == SOME:
         addresses[0] = REFUSED + addresses[0]
+    elif kind == LATER:
+        addresses[0] = PUT_OFF + addresses[0]
     sender = f"{REFUSED if kind == SENDER else ''}from-{name}@example.org"
     lines = f".{name} begins with a dot\r\n" * (1 + padding // (len(name) + 23))
     content = f"From: {sender}\r\nSubject: {kind}\r\nMessage-ID: <{name}@example.org>\r\n\r\nThis is {name}.\r\n{lines}"
     accepted = () if kind == SENDER else tuple(a for a in addresses if not a.startswith(REFUSED))
-    outcome = {GOOD: Outcome.SENT, SOME: Outcome.PARTIAL}.get(kind, Outcome.NOT_SENT)
+    outcome = {GOOD: Outcome.SENT, LATER: Outcome.SENT, SOME: Outcome.PARTIAL}.get(kind, Outcome.NOT_SENT)
     return Letter(Envelope(sender, addresses, content), outcome, accepted)
 
 
