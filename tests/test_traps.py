@@ -90,6 +90,7 @@ class Mode:
         settings: of the client.
         retries: it tries again what is surely not sent.
         doubts: messages that one lost connection leaves in doubt, at most.
+        batch: messages to be sent where a place in a dialogue is to go wrong.
         blind: acts that cannot be seen through. Without a 354 all replies of a window look alike, so that one too many
             is found when the window is empty, and no sooner.
     """
@@ -100,12 +101,13 @@ class Mode:
     settings: Mapping[str, Any] = field(default_factory=dict)
     retries: bool = True
     doubts: int = 1
+    batch: int = 3
     blind: tuple[str, ...] = ()
 
 
 def window(name: str, send: Callable[[ServerConfig, Sequence[Envelope], Queued], list[Receipt]], retries: bool) -> Mode:
     offers = ("PIPELINING", "CHUNKING", "8BITMIME")
-    return Mode(name, send, offers, {"window": 4}, retries=retries, doubts=3, blind=("surplus",))
+    return Mode(name, send, offers, {"window": 3}, retries=retries, doubts=3, batch=5, blind=("surplus",))
 
 
 LOCK_STEP = Mode("lock-step", one_by_one, ("8BITMIME",), {"without": frozenset({"pipelining"})}, retries=False)
@@ -172,7 +174,6 @@ def test_each_refusal_behind_each(mode: Mode, lax: int, manner: str) -> None:
 
 # ---------------------------------------------------------------- a misdeed in each place
 
-THREE = [letter(f"three-{number}") for number in range(3)]
 EHLO = 1  # the greeting is 0
 FINAL = (".", "BDAT")  # what the last reply that a message is owed answers
 MUTE = ("close", "reset", "cut", "garbage")  # what is no answer to a content
@@ -180,14 +181,15 @@ MUTE = ("close", "reset", "cut", "garbage")  # what is no answer to a content
 
 @pytest.mark.parametrize(("mode", "act"), CASES, ids=[f"{mode.name}-{act}" for mode, act in CASES])
 def test_a_misdeed_in_each_place(mode: Mode, act: str) -> None:
-    """At each reply of a dialogue of three messages: what was told is true, and the others never pay for it."""
-    sound = play(mode, THREE)
-    even(unlike(THREE, sound.receipts))
+    """At each reply of a dialogue of some messages: what was told is true, and the others never pay for it."""
+    sent = [letter(f"batch-{number}") for number in range(mode.batch)]
+    sound = play(mode, sent)
+    even(unlike(sent, sound.receipts))
     wrong, doubts = [], 0
     for place, manner in places(sound.taken.replies):
-        played = play(mode, THREE, act=act, place=place, manner=manner)
+        played = play(mode, sent, act=act, place=place, manner=manner)
         where = f"{act} at reply {place}, to {played.taken.replies[place]}, {manner}"
-        wrong += [f"{where}: {complaint}" for complaint in judged(mode, played, act, place)]
+        wrong += [f"{where}: {complaint}" for complaint in judged(mode, sent, played, act, place)]
         doubts += sum(receipt.outcome is Outcome.IN_DOUBT for receipt in played.receipts) * (manner == "at once")
     assert not wrong, "\n".join(wrong[:20])
     if mode.doubts == 1:
@@ -207,10 +209,10 @@ def owner_of(replies: Sequence[str], place: int) -> int:
     return sum(verb in FINAL for verb in replies[:place])
 
 
-def judged(mode: Mode, played: Played, act: str, place: int) -> Iterator[str]:
+def judged(mode: Mode, sent: Sequence[Letter], played: Played, act: str, place: int) -> Iterator[str]:
     """What is false; who has not got what he should have; who was charged for what is not his."""
-    yield from complaints(THREE, played.receipts, played.taken.messages)
-    for mine, receipt in zip(THREE, played.receipts, strict=True):
+    yield from complaints(sent, played.receipts, played.taken.messages)
+    for mine, receipt in zip(sent, played.receipts, strict=True):
         doubt = mine.envelope.content in played.taken.unanswered
         if doubt and receipt.outcome is not Outcome.IN_DOUBT:
             yield f"{receipt.message_id} ended {receipt.outcome.value}, and nobody had answered its content"
