@@ -37,6 +37,8 @@ TICK = 15.0
 _KNOWN_REPLIES = 32
 _KNOWN_LINE = 64
 
+_SystemSocket = socket.socket  # not what may stand there later
+
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -79,7 +81,7 @@ class Wire:
         self._known: dict[bytes, Reply] = {}  # whole replies of one line, by that line
         self._resting_timeout = sock.gettimeout()
         # For a look at a socket that has nothing in store itself; not one of TLS, or of whatever stands for one.
-        self._poll = _poll_of(sock) if type(sock) is socket.socket else None
+        self._poll = _poll_of(sock) if type(sock) is _SystemSocket else None
 
     # ------------------------------------------------------------ writing
 
