@@ -20,7 +20,7 @@ from ._jobs import Job, JobState
 from ._lane import Do, Lane, LaneLife, Withdrawn
 from ._pace import has_enough
 from .config import ServerConfig
-from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
+from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, Phase, QueueFull, TimedOut
 from .receipt import Receipt
 from .retry import Dial, RetryPolicy
 from .throttle import Throttle
@@ -113,7 +113,7 @@ class Dispatcher(Crew):
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
                 lane = self._in_flight[job]
-                if lane is not None and lane.aboard is job:
+                if lane is not None and job in lane.aboard:
                     return True  # its connection is also that of the message ahead, and is dropped when that is settled
                 assert job.client is not None
                 # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
@@ -132,34 +132,42 @@ class Dispatcher(Crew):
     def next(self, lane: Lane) -> Job | Do:
         """Count what the lane has done, and wait for something to do."""
         connected = lane.client.is_connected
+        resumable = lane.client.aboard
         with self._lock:
             if lane.life is not LaneLife.RUNNING:
                 return Do.END
             self._lanes[lane] = None
             self._count(lane, connected)
-            job, lane.aboard = lane.aboard, None
-            if job is not None:
-                if job.called_off:
-                    lane.client.abort()
-                if connected or job.called_off:
-                    return job
-                self._put_back(job)
-            return self._next(lane)
+            return self._resumed(lane, resumable) or self._next(lane)
 
-    def _put_back(self, job: Job) -> None:
-        """The connection was lost under the message ahead: nothing is known of this one, and it was no attempt."""
-        job.walks = True
-        self._throttle.give_back()
-        self._queue.put_first(job)
-        self._off_the_lane(job, None)
+    def _resumed(self, lane: Lane, resumable: Transaction | None) -> Job | None:
+        """The job that was begun behind the last one, if it is still aboard or must be told that it is in doubt."""
+        lost = []
+        while lane.aboard:
+            job = lane.aboard.popleft()
+            if job.called_off:
+                lane.client.abort()
+                return job
+            if job.transaction is not None and (job.transaction is resumable or job.transaction.phase is Phase.FINAL):
+                return job
+            lost.append(job)
+        # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
+        for job in reversed(lost):
+            job.walks = True
+            self._throttle.give_back()
+            self._queue.put_first(job)
+            self._off_the_lane(job, None)
+        return None
 
     def _next(self, lane: Lane) -> Job | Do:
-        idle_until = Deadline.after(self.config.idle_timeout)
+        idle_until: Deadline | None = None
         while self._is_wanted():
-            if now() >= self._queue.ends_at:
+            time = now()
+            if time >= self._queue.ends_at:
                 return Do.EXPIRE
-            pause = self._queue.pause(now())
+            pause = self._queue.pause(time)
             if pause != 0.0:
+                idle_until = idle_until or Deadline.after(self.config.idle_timeout)
                 if idle_until.passed and (pause is None or self._idle_lanes):
                     break  # of several lanes that wait for a retry one stays
                 if idle_until.passed and lane.connected:
@@ -167,19 +175,19 @@ class Dispatcher(Crew):
                 limit = idle_until if lane.connected or pause is None else Deadline()
                 pause = limit.within(pause).remaining()
             elif not lane.connected:
-                if self._gate.ask(now()) is Dial.NOW:
+                if self._gate.ask(time) is Dial.NOW:
                     self._dialling[lane] = None
                     lane.needed_until = self._queue.last_end()
                     return Do.DIAL
-                pause = self._gate.pause(now())
+                pause = self._gate.pause(time)
                 if pause is not None and self._gate.error is not None and not self._gate.error.transient:
                     return Do.FAIL
             else:
                 pause = self._throttle.take()
                 if pause == 0.0:
-                    job = self._queue.first(now())
+                    job = self._queue.first(time)
                     assert job is not None
-                    return self._take(job, lane)
+                    return self._take(job, lane, time)
             self._idle_lanes += 1
             try:
                 # Without a pause of its own the wait ends when somebody dialled, or called; the bound is for the worst.
@@ -190,10 +198,10 @@ class Dispatcher(Crew):
         self._leaving[lane] = None
         return Do.END
 
-    def _take(self, job: Job, lane: Lane) -> Job:
+    def _take(self, job: Job, lane: Lane, time: float) -> Job:
         job.pauses_seen = self._pace.pauses
         self._in_flight[job] = lane
-        self._queue.take(job, now())
+        self._queue.take(job, time)
         self._room.notify()
         return job
 
@@ -205,15 +213,18 @@ class Dispatcher(Crew):
         """
         final = ahead.end.within(self.config.timeouts.final)
         with self._lock:
-            job = self._queue.first(now())
-            if job is None or job.walks or job.end.at < final.at or self._idle_lanes or not self._is_wanted():
+            time = now()
+            job = self._queue.first(time)
+            if job is None or job.walks or self._idle_lanes or not self._is_wanted():
+                return None
+            if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
                 return None
             if self._throttle.take() != 0.0:
                 return None
-            self._take(job, lane)
+            self._take(job, lane, time)
             job.state = JobState.ON_WIRE
             job.client = lane.client
-            lane.aboard = job
+            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:
@@ -258,7 +269,7 @@ class Dispatcher(Crew):
             return self._off_the_lane(job, None)
 
     def _pause_before_next(self, job: Job, receipt: Receipt) -> float | None:
-        if job.called_off:
+        if job.called_off or receipt.outcome is Outcome.SENT:
             return None
         pause = self._policy.next_attempt(receipt, now() - job.taken_first, self._rng, spared=job.spared)
         return None if pause is None or now() + pause >= job.end.at else pause

@@ -41,8 +41,18 @@ class Keeper(Protocol):
     def in_lane(self) -> bool: ...
 
 
+class Promise(Protocol):
+    """Whom a job's final receipt is told."""
+
+    def done(self) -> bool: ...
+    def settle(self, receipt: Receipt) -> None: ...
+
+
 class Job:
     """One message on its way.
+
+    Args:
+        promise: in the place of a `SendFuture`, where nobody is given the future.
 
     Attributes:
         envelope: what is still to be sent, and to whom.
@@ -75,10 +85,10 @@ class Job:
         "walks",
     )
 
-    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper) -> None:
+    def __init__(self, envelope: Envelope, end: Deadline, keeper: Keeper, promise: Promise | None = None) -> None:
         self.envelope = envelope
         self.end = end
-        self.future = SendFuture(self, keeper)
+        self.future: Promise = SendFuture(self, keeper) if promise is None else promise
         self.state = JobState.QUEUED
         self.receipt: Receipt | None = None
         self.due = 0.0
@@ -90,6 +100,10 @@ class Job:
         self.called_off = False
         self.told = False
         self.walks = False
+
+    def begun(self, transaction: Transaction) -> None:
+        """It is about to be written behind another message."""
+        self.transaction = transaction
 
 
 class SendFuture(Future[Receipt]):
@@ -213,7 +227,8 @@ class JobQueue:
     def _enter(self, job: Job) -> None:
         job.state = JobState.QUEUED
         self._size += 1
-        self.ends_at = min(self.ends_at, job.end.at)
+        if job.end.at < self.ends_at:
+            self.ends_at = job.end.at
 
     def first(self, now: float) -> Job | None:
         """The next job that is due, or None. It stays; `take` is to follow."""
@@ -268,10 +283,11 @@ class JobQueue:
         return max((job.end for job in self.jobs()), key=lambda end: end.at, default=Deadline())
 
     def _skip_withdrawn(self) -> None:
-        while self._ready and self._ready[0].state is not JobState.QUEUED:
-            del self._ready[0]
-        while self._later and self._later[0][2].state is not JobState.QUEUED:
-            heapq.heappop(self._later)
+        ready, later = self._ready, self._later
+        while ready and ready[0].state is not JobState.QUEUED:
+            del ready[0]
+        while later and later[0][2].state is not JobState.QUEUED:
+            heapq.heappop(later)
 
     def clear(self) -> None:
         """Take everything out."""

@@ -53,6 +53,9 @@ class Pace:
             Whether the server put the message off for its own sake, or that of its rules about when to come: the
             message did nothing wrong, and the next one would have fared the same.
         """
+        if receipt.outcome is Outcome.SENT:  # whoever takes a message for everybody asks for nothing
+            self._count_good()
+            return False
         replies = _replies(receipt)
         greylisted = any(_GREYLISTED.search(r.raw) for r in replies)
         too_fast = not greylisted and any(_too_fast(r) for r in replies)
@@ -66,13 +69,10 @@ class Pace:
             self.fewer(lanes)  # else each pause would end in as large a burst
         if too_many:
             self.fewer(lanes)
-        self._count_good(receipt.outcome is Outcome.SENT and not (too_fast or too_many))
+        self._good_in_a_row = 0
         return greylisted or too_fast or too_many
 
-    def _count_good(self, good: bool) -> None:
-        if not good:
-            self._good_in_a_row = 0
-            return
+    def _count_good(self) -> None:
         self._pause = 0.0
         self._good_in_a_row += 1
         if self._good_in_a_row >= REGROW_AFTER and self.lane_limit < self._workers:

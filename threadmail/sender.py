@@ -9,18 +9,18 @@ an accepted message into an error. Leaves lanes, retries and pace to `_dispatch`
 from __future__ import annotations
 
 import enum
+import itertools
 import logging
 import os
-import queue
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 from . import _exit
+from ._batch import LAST_WORD, Batch
 from ._deadline import NEVER, Deadline
 from ._dispatch import Dispatcher
 from ._guard import BornAnew
@@ -33,11 +33,6 @@ from .errors import Closed, MailError, Outcome, Reentered, detach
 from .receipt import Receipt, Report
 from .retry import RetryPolicy
 from .throttle import Throttle
-
-#: Seconds that a message on the wire has, after its deadline, to say itself how it stands before it is aborted.
-LAST_WORD = 1.0
-
-_Done = tuple[int, Receipt]
 
 
 class _Life(enum.Enum):
@@ -162,6 +157,7 @@ class ThreadedSender(BornAnew):
         except MailError as error:
             Receipt.not_sent(envelope, error)
             raise
+        assert isinstance(job.future, SendFuture)
         return job.future
 
     def send(self, message: Message, *, deadline: float | Deadline | None = None) -> Receipt:
@@ -220,7 +216,7 @@ class ThreadedSender(BornAnew):
         for index, receipt in self._stream(messages, Deadline.after(deadline)):
             receipts[index] = receipt
             if progress is not None:
-                self._shielded(partial(progress, len(receipts), total))
+                self._shielded(progress, len(receipts), total)
         return Report(receipts[index] for index in range(len(receipts)))
 
     def send_each(self, messages: Iterable[Message], *, deadline: float | Deadline | None = None) -> Iterator[Receipt]:
@@ -234,15 +230,13 @@ class ThreadedSender(BornAnew):
         for _, receipt in self._stream(messages, Deadline.after(deadline)):
             yield receipt
 
-    def _stream(self, messages: Iterable[Message], end: Deadline) -> Iterator[_Done]:
+    def _stream(self, messages: Iterable[Message], end: Deadline) -> Iterator[tuple[int, Receipt]]:
         if self._dispatcher.in_lane:
             raise Reentered("a callback of the sender must not wait for the sender: use submit()")
-        done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
-        pending: dict[int, SendFuture] = {}
+        batch = Batch(self.queue_size, self.workers, end)
         failure: Exception | None = None
         source = iter(messages)
-        index = 0
-        while True:
+        for index in itertools.count():
             try:
                 message = next(source)
             except StopIteration:
@@ -250,45 +244,37 @@ class ThreadedSender(BornAnew):
             except Exception as exc:  # noqa: BLE001 - raised below, when those already submitted are settled
                 failure = exc
                 break
-            submitted = self._submitted(message, end)
-            if isinstance(submitted, Receipt):
-                yield index, submitted
-            else:
-                pending[index] = submitted
-                submitted.add_done_callback(partial(_hand_over, done, index))
-            index += 1
-            while pending and (len(pending) >= self.queue_size or not done.empty()):
-                yield self._next_done(done, pending, end)
-        while pending:
-            yield self._next_done(done, pending, end)
+            refused = self._add(batch, index, message)
+            if refused is not None:
+                yield index, refused
+            while len(batch) and batch.wants_asking:
+                yield from batch.receipts()
+        while len(batch):
+            yield from batch.receipts()
         if failure is not None:
             raise failure
 
-    def _submitted(self, message: Message, end: Deadline) -> SendFuture | Receipt:
+    def _add(self, batch: Batch, index: int, message: Message) -> Receipt | None:
+        """Queue a message of a batch; returns its receipt if there is nothing to be queued."""
+        envelope = None
         try:
-            return self.submit(message, deadline=end)
-        except Closed:
+            envelope = Envelope.of(message)
+            dispatcher = self._here()
+            job = batch.add(index, envelope, dispatcher)
+            try:
+                dispatcher.put(job)
+            except BaseException:
+                batch.forget(index)
+                raise
+        except Closed as closed:
+            Receipt.not_sent(envelope, closed)
             raise
         except MailError as error:
-            receipt = error.receipt or Receipt.not_sent(None, error)
+            receipt = Receipt.not_sent(envelope, error)
             detach(error)
             self._announce(receipt)
             return receipt
-
-    def _next_done(self, done: queue.SimpleQueue[_Done], pending: dict[int, SendFuture], end: Deadline) -> _Done:
-        try:
-            index, receipt = done.get(timeout=end.remaining())
-        except queue.Empty:
-            for future in list(pending.values()):
-                future.cancel()
-            try:
-                index, receipt = done.get(timeout=LAST_WORD)
-            except queue.Empty:
-                for future in list(pending.values()):
-                    future.abort()
-                index, receipt = done.get()  # a connection that was dropped says so at once
-        del pending[index]
-        return index, receipt
+        return None
 
     # ------------------------------------------------------------ receipts
 
@@ -299,15 +285,15 @@ class ThreadedSender(BornAnew):
                 job.told = True
                 self._announce(job.receipt)
         finally:
-            self._shielded(partial(job.future.settle, job.receipt))
+            self._shielded(job.future.settle, job.receipt)
 
     def _announce(self, receipt: Receipt) -> None:
         if self._on_receipt is not None:
-            self._shielded(partial(self._on_receipt, receipt))
+            self._shielded(self._on_receipt, receipt)
 
-    def _shielded(self, callback: Callable[[], object]) -> None:
+    def _shielded(self, callback: Callable[..., object], *details: object) -> None:
         try:
-            callback()
+            callback(*details)
         except Exception:  # noqa: BLE001 - the log says so
             note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
 
@@ -380,9 +366,3 @@ def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:
         for job in cut_short
         if job.receipt is not None and job.receipt.outcome is not Outcome.SENT
     ]
-
-
-def _hand_over(done: queue.SimpleQueue[_Done], index: int, future: Future[Receipt]) -> None:
-    assert isinstance(future, SendFuture)
-    assert future.receipt is not None
-    done.put((index, future.receipt))

@@ -49,6 +49,9 @@ class Throttle:
 
     def take(self) -> float:
         """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
+        # Most senders are not limited, and all their lanes come by here: a pause is a while off by the time it is seen.
+        if self._rate is None and not self._paused_until:
+            return 0.0
         with self._changed:
             time = now()
             if time < self._paused_until:

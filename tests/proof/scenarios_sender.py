@@ -130,6 +130,7 @@ def lanes_alone(
         dispatcher._working = False  # no lanes of its own while the queue is filled
         given = office.jobs(0, messages)
         jobs = [SenderJob(Envelope(j.sender, list(j.recipients), j.content), NEVER, dispatcher) for j in given]
+        futures: list[Any] = [job.future for job in jobs]
         for job in jobs:
             dispatcher.put(job)
         dispatcher._working, dispatcher._lane_count = True, lanes
@@ -137,14 +138,14 @@ def lanes_alone(
             lane = Lane(dispatcher, CONFIG, random.Random(1))
             run.thread(partial(dispatcher._lane, lane), f"lane{number}")
         if cancel is not None:
-            run.thread(jobs[cancel].future.cancel, "canceller")
+            run.thread(futures[cancel].cancel, "canceller")
         if closing:
             run.thread(lambda: dispatcher.close(drain=False, end=NEVER), "closer")
         verdict = office.verdict
 
         def judge() -> Verdict:
-            for mine, job in zip(given, jobs, strict=True):
-                if job.future.cancelled():
+            for mine, job, future in zip(given, jobs, futures, strict=True):
+                if future.cancelled():
                     office.ledger.report(mine, Report(NOT_SENT, detail="cancelled"))
                 elif job.receipt is not None:
                     told = "" if job.receipt.error is None else "taken back"
