@@ -31,7 +31,8 @@ from threadmail import (
     _wire,
 )
 from threadmail._deadline import Deadline
-from threadmail._wire import BLOCK, MAX_LINE, MAX_LINES, Wire, protocol_log, wrap_tls
+from threadmail._tls import wrap_tls
+from threadmail._wire import BLOCK, MAX_LINE, MAX_LINES, Wire, protocol_log
 from threadmail.testing import TestCA
 
 FAST = Timeouts(command=5.0, content=5.0, final=5.0)

@@ -18,8 +18,9 @@ from math import inf
 from typing import Any, NoReturn, TypeVar
 
 from ._deadline import LONGEST, NEVER, Deadline, now
+from ._tls import wrap_tls
 from .config import Timeouts
-from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, TLSFailed, printable
+from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, printable
 from .receipt import Reply
 
 protocol_log = logging.getLogger("threadmail.protocol")
@@ -438,54 +439,3 @@ def _poll_of(sock: socket.socket) -> select.poll | None:
 
 def _joined(lines: Sequence[str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode()
-
-
-def wrap_tls(
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    hostname: str,
-    limit: Deadline,
-    publish: Callable[[ssl.SSLSocket], None] | None = None,
-    *,
-    offered: bool = False,
-) -> ssl.SSLSocket:
-    """Do the TLS handshake within `limit`; on any failure `sock` is closed.
-
-    Args:
-        publish: called with the TLS socket before the handshake, for whoever may want to end it.
-        offered: the server has just said that it speaks TLS.
-    Raises:
-        TLSFailed: permanent where the certificate is at fault, with the cause in words.
-    """
-    resting = sock.gettimeout()
-    left = limit.remaining()
-    try:
-        sock.settimeout(0.001 if left == 0.0 else left)  # 0 would mean: do not block
-        sock = wrapped = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
-        if publish is not None:
-            publish(wrapped)
-        wrapped.do_handshake()
-        wrapped.settimeout(resting)
-    except ssl.SSLCertVerificationError as exc:
-        sock.close()
-        raise TLSFailed(f"the certificate of {hostname} is not valid: {exc.verify_message}", transient=False) from exc
-    except (OSError, ValueError) as exc:
-        sock.close()
-        # A port that does not speak TLS will not learn it; everything else may have been bad luck.
-        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
-        cause = _tls_cause(exc, stranger)
-        raise TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger) from exc
-    except BaseException:
-        sock.close()
-        raise
-    return wrapped
-
-
-def _tls_cause(exc: Exception, stranger: bool) -> str:
-    if isinstance(exc, TimeoutError):
-        return "the server did not respond in time"
-    if stranger:
-        return "the server does not speak TLS on this port (is it one for STARTTLS?)"
-    if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)):
-        return "the server closed the connection"
-    return str(getattr(exc, "strerror", None) or exc)
