@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 #: From left to right. A new module needs a place here, and a sentence of its own at its head.
 ORDER = [
     *("errors", "_deadline", "_address", "_message", "_file", "_content", "_sevenbit", "envelope", "receipt", "config"),
-    *("_wire", "transaction", "_delivery"),
+    *("_wire", "transaction", "_passage", "_window", "_delivery"),
     *("_lookup", "_guard", "_dialogue", "_login", "_connecting", "smtp"),
     *("retry", "throttle"),
-    *("_opening", "_idle", "client"),
+    *("_opening", "_idle", "_turn", "client"),
     "pool",
     *("_exit", "_jobs", "_batch", "_lane", "_pace", "_crew", "_dispatch", "sender"),
 ]

@@ -120,7 +120,7 @@ def test_a_nul_does_not_hide_the_end_of_data_in_the_first_line_either() -> None:
 def test_a_lone_cr_hides_no_field_behind_an_mbox_line_either(mbox_line: bytes) -> None:
     """What stands behind it would become a field, and in a Bcc a recipient."""
     evil = b"From: ann@example.org\nTo: bob@example.net\nSubject: x\rBcc: eve@example.org\n\nbody\n"
-    with pytest.raises(InvalidEnvelope, match="bare CR in a header field in line [34]"):
+    with pytest.raises(InvalidEnvelope, match=r"bare CR in a header field in line [34]"):
         Envelope.from_bytes(mbox_line + evil)
     assert Envelope.from_bytes(mbox_line + evil.replace(b"\rBcc", b"\n Bcc")).recipients == ("bob@example.net",)
 

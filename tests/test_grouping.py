@@ -22,7 +22,8 @@ from threadmail import (
     SenderRefused,
 )
 from threadmail import testing as play
-from threadmail._delivery import IN_FLIGHT, send
+from threadmail._delivery import send
+from threadmail._passage import IN_FLIGHT
 from threadmail.testing import (
     Drip,
     Drop,

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from typing import NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from ._content import SMALL, Content, stuffed_blocks
 from ._content import stuffed as stuffed  # for SMTP.data() too
+from ._passage import Passage
+from ._window import Window
 from ._wire import Wire
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase
@@ -30,57 +32,16 @@ BeforeMail: TypeAlias = Callable[[Transaction], None]
 #: Called before the last bytes of the content leave; if it raises, the message is surely not sent.
 BeforeFinal: TypeAlias = Callable[[Envelope], None]
 
-#: Asked for the message that comes next, when there is room for its commands; None: there is none at hand.
-Follow: TypeAlias = Callable[[], Envelope | None]
 
-#: Commands whose replies may be outstanding. Each side must be able to keep what the other has not read yet, or both
-#: wait for ever (RFC 2920 §3.1): a hundred commands have 32 KiB at most, their replies 51 KiB, and usually a tenth of
-#: it. Linux keeps 128 KiB.
-IN_FLIGHT = 100
+class Follower(NamedTuple):
+    """The message that comes next, and its own `before_mail`."""
+
+    envelope: Envelope
+    before_mail: BeforeMail | None = None
 
 
-class Passage:
-    """A message under way, and which of its commands were written and answered.
-
-    Attributes:
-        envelope: as it was given; that of the transaction may be recoded.
-        before: commands written ahead of it that bring the session back to its start: `.` and `rset`, by name.
-        refusal: what keeps it from being sent before its first byte.
-    """
-
-    __slots__ = ("before", "envelope", "refusal", "transaction", "unanswered", "waiting")
-
-    def __init__(self, envelope: Envelope, terms: Terms) -> None:
-        self.envelope = envelope
-        self.transaction = Transaction(envelope, terms)
-        self.before: list[str] = []
-        self.unanswered: deque[Command] = deque()
-        self.refusal: MailError | None = None
-        try:
-            self.waiting = deque(self.transaction.commands())
-        except MailError as error:
-            self.waiting = deque()
-            self.refusal = error
-
-    def take(self) -> list[Command]:
-        """The commands that may be written now: one without PIPELINING, else as many as may be outstanding."""
-        terms, unanswered, waiting = self.transaction.terms, self.unanswered, self.waiting
-        depth = IN_FLIGHT if "pipelining" in terms.extensions else 1
-        if len(unanswered) > depth // 2:
-            return []
-        if terms.all_or_nothing and len(waiting) > 1:
-            # After a 354 there is no way back but to hang up, so who wants all or nothing asks for it when all have
-            # answered.
-            group = [waiting.popleft() for _ in range(min(len(waiting) - 1, depth - len(unanswered)))]
-        elif terms.all_or_nothing and unanswered:
-            return []
-        elif len(waiting) <= depth - len(unanswered):
-            group = list(waiting)
-            waiting.clear()
-        else:
-            group = [waiting.popleft() for _ in range(depth - len(unanswered))]
-        unanswered.extend(group)
-        return group
+#: Asked for the message that comes next, when there is room for it; None: there is none at hand.
+Follow: TypeAlias = Callable[[], Follower | None]
 
 
 class Pipeline:
@@ -88,12 +49,13 @@ class Pipeline:
 
     Attributes:
         aboard: the message whose commands were written, to the last or in part, together with the content of the one
-            ahead of it. It is for the next call.
+            ahead of it; in a window all that were written behind it. They are for the next calls, in order.
     """
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.aboard: Passage | None = None
+        self.aboard: deque[Passage] = deque()
+        self._window = Window(wire, self.aboard)
 
     def send(
         self,
@@ -110,15 +72,16 @@ class Pipeline:
         command.
 
         Args:
-            follow: gives the message whose commands are to be written with the content of this one. It is aboard
-                then, and must be what the next call is for; `before_mail` is called with its transaction as well.
+            follow: gives the message whose commands are to be written with the content of this one; with a window,
+                messages to be written behind it. They are aboard then, and what the next calls are for.
         Returns:
             The receipt of a message that at least one recipient was accepted for.
         Raises:
             MailError: with a receipt. The connection is ready for the next message, or closed.
         """
-        passage, self.aboard = self.aboard, None
-        if passage is None:
+        if self.aboard:
+            passage = self.aboard.popleft()
+        else:
             passage = Passage(envelope, terms)
             if passage.refusal is None and before_mail is not None:
                 before_mail(passage.transaction)
@@ -129,9 +92,12 @@ class Pipeline:
         if "pipelining" not in terms.extensions:
             follow = None
         try:
-            self._exchange(passage)
-            if transaction.error is None:
-                self._send_content(transaction, before_mail, before_final, follow)
+            if passage.chunk is not None:
+                self._send_in_window(passage, before_final, follow)
+            else:
+                self._exchange(passage)
+                if transaction.error is None:
+                    self._send_content(transaction, before_final, follow)
         except MailError as error:
             self.wire.close()
             raise transaction.blame(error) from error.__cause__
@@ -139,9 +105,41 @@ class Pipeline:
             self.wire.close()
             raise
         if transaction.error is not None:
-            self._recover(transaction, before_mail, follow)
+            self._recover(transaction, follow)
             raise transaction.blame(transaction.error)
         return transaction.receipt()
+
+    def _take_aboard(self, terms: Terms, follow: Follow | None) -> Passage | None:
+        """Have the next message aboard, if there is one at hand."""
+        follower = follow() if follow is not None else None
+        if follower is None:
+            return None
+        passage = Passage(follower.envelope, terms)
+        self.aboard.append(passage)
+        if follower.before_mail is not None:
+            follower.before_mail(passage.transaction)
+        return passage
+
+    def _take_behind(self, terms: Terms, follow: Follow | None) -> list[Command]:
+        """As `_take_aboard`, where a message by itself is under way. Returns the commands to write with it."""
+        if self.aboard:
+            return []
+        passage = self._take_aboard(terms, follow)
+        # One that is for a window opens it, in its turn.
+        return passage.take() if passage is not None and passage.chunk is None else []
+
+    def _send_in_window(self, passage: Passage, before_final: BeforeFinal | None, follow: Follow | None) -> None:
+        """Keep the window full, and take the replies to the first message in it."""
+        terms = passage.transaction.terms
+        if passage.waiting:
+            self._window.write(passage, before_final)
+        while self._window.has_room(terms.window):
+            behind = self._take_aboard(terms, follow)
+            if behind is None:
+                break
+            if behind.chunk is not None:
+                self._window.write(behind, before_final)
+        self._window.take(passage)
 
     # ------------------------------------------------------------ commands
 
@@ -157,6 +155,7 @@ class Pipeline:
                     wire.require_quiet()
                 group = passage.take()
                 if group:
+                    transaction.phase = passage.unanswered[0].phase
                     wire.write_commands([command.line for command in group])
             if not self._take_answer(transaction, passage.unanswered.popleft(), rode):
                 return
@@ -194,13 +193,7 @@ class Pipeline:
 
     # ------------------------------------------------------------ content
 
-    def _send_content(
-        self,
-        transaction: Transaction,
-        before_mail: BeforeMail | None,
-        before_final: BeforeFinal | None,
-        follow: Follow | None,
-    ) -> None:
+    def _send_content(self, transaction: Transaction, before_final: BeforeFinal | None, follow: Follow | None) -> None:
         wire = self.wire
         wire.require_no_surplus()  # what lies there would be taken for the answer to the content
         transaction.phase = Phase.CONTENT
@@ -213,8 +206,7 @@ class Pipeline:
             before_final(transaction.envelope)
         if (large or before_final is not None) and not wire.quiet():
             _early(wire.read_reply())
-        passage = self._take_aboard(transaction.terms, before_mail, follow)
-        behind = passage.take() if passage is not None else []
+        behind = self._take_behind(transaction.terms, follow)
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
         try:
             wire.write_content(last, [command.line for command in behind])
@@ -230,19 +222,9 @@ class Pipeline:
         if closing:  # though others accepted it, under LMTP
             wire.close()
 
-    def _take_aboard(self, terms: Terms, before_mail: BeforeMail | None, follow: Follow | None) -> Passage | None:
-        """Have the next message aboard, if there is one at hand."""
-        envelope = follow() if follow is not None else None
-        if envelope is None:
-            return None
-        self.aboard = passage = Passage(envelope, terms)
-        if passage.refusal is None and before_mail is not None:
-            before_mail(passage.transaction)
-        return passage
-
     # ------------------------------------------------------------ after a refusal
 
-    def _recover(self, transaction: Transaction, before_mail: BeforeMail | None, follow: Follow | None) -> None:
+    def _recover(self, transaction: Transaction, follow: Follow | None) -> None:
         """Bring the session back to its start, or close it. Raises no MailError: the refusal matters more.
 
         With a next message at hand this takes no round trip of its own: RSET stands at the head of its commands.
@@ -256,17 +238,16 @@ class Pipeline:
             before.insert(0, ".")
         if not wire.is_open:
             return
-        if self.aboard is not None:
-            # It was the content that was refused, which ends a transaction as well (RFC 5321 §4.1.1.4). Where a server
-            # thinks otherwise, the MAIL that was written behind it is answered 503.
+        if any(passage.unanswered for passage in self.aboard):
+            # What was written behind it has an RSET at its head; or it was the content that was refused, which ends a
+            # transaction as well (RFC 5321 §4.1.1.4), and where a server thinks otherwise, the MAIL is answered 503.
             return
         try:
-            passage = self._take_aboard(transaction.terms, before_mail, follow)
-            behind = passage.take() if passage is not None else []
+            behind = self._take_behind(transaction.terms, follow)
             wire.require_quiet()
             wire.write_commands([*before, *(command.line for command in behind)])
-            if passage is not None and behind:
-                passage.before = before
+            if behind:
+                self.aboard[0].before = before
             else:
                 self._back_at_the_start(before)
         except MailError:

@@ -20,7 +20,7 @@ from ._jobs import Job, JobState
 from ._lane import Do, Lane, LaneLife, Withdrawn
 from ._pace import has_enough
 from .config import ServerConfig
-from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, QueueFull, TimedOut
+from .errors import CONNECTING, Aborted, Closed, MailError, Outcome, Phase, QueueFull, TimedOut
 from .receipt import Receipt
 from .retry import Dial, RetryPolicy
 from .throttle import Throttle
@@ -113,7 +113,7 @@ class Dispatcher(Crew):
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
                 lane = self._in_flight[job]
-                if lane is not None and lane.aboard is job:
+                if lane is not None and job in lane.aboard:
                     return True  # its connection is also that of the message ahead, and is dropped when that is settled
                 assert job.client is not None
                 # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
@@ -132,26 +132,32 @@ class Dispatcher(Crew):
     def next(self, lane: Lane) -> Job | Do:
         """Count what the lane has done, and wait for something to do."""
         connected = lane.client.is_connected
+        resumable = lane.client.aboard
         with self._lock:
             if lane.life is not LaneLife.RUNNING:
                 return Do.END
             self._lanes[lane] = None
             self._count(lane, connected)
-            job, lane.aboard = lane.aboard, None
-            if job is not None:
-                if job.called_off:
-                    lane.client.abort()
-                if connected or job.called_off:
-                    return job
-                self._put_back(job)
-            return self._next(lane)
+            return self._resumed(lane, resumable) or self._next(lane)
 
-    def _put_back(self, job: Job) -> None:
-        """The connection was lost under the message ahead: nothing is known of this one, and it was no attempt."""
-        job.walks = True
-        self._throttle.give_back()
-        self._queue.put_first(job)
-        self._off_the_lane(job, None)
+    def _resumed(self, lane: Lane, resumable: Transaction | None) -> Job | None:
+        """The job that was begun behind the last one, if it is still aboard or must be told that it is in doubt."""
+        lost = []
+        while lane.aboard:
+            job = lane.aboard.popleft()
+            if job.called_off:
+                lane.client.abort()
+                return job
+            if job.transaction is not None and (job.transaction is resumable or job.transaction.phase is Phase.FINAL):
+                return job
+            lost.append(job)
+        # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
+        for job in reversed(lost):
+            job.walks = True
+            self._throttle.give_back()
+            self._queue.put_first(job)
+            self._off_the_lane(job, None)
+        return None
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until: Deadline | None = None
@@ -209,14 +215,16 @@ class Dispatcher(Crew):
         with self._lock:
             time = now()
             job = self._queue.first(time)
-            if job is None or job.walks or job.end.at < final.at or self._idle_lanes or not self._is_wanted():
+            if job is None or job.walks or self._idle_lanes or not self._is_wanted():
+                return None
+            if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
                 return None
             if self._throttle.take() != 0.0:
                 return None
             self._take(job, lane, time)
             job.state = JobState.ON_WIRE
             job.client = lane.client
-            lane.aboard = job
+            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:

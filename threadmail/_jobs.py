@@ -101,6 +101,10 @@ class Job:
         self.told = False
         self.walks = False
 
+    def begun(self, transaction: Transaction) -> None:
+        """It is about to be written behind another message."""
+        self.transaction = transaction
+
 
 class SendFuture(Future[Receipt]):
     """The future of one message: its result is the receipt, its exception the MailError of a message not sent.

@@ -10,14 +10,15 @@ from __future__ import annotations
 import enum
 import logging
 import random
+from collections import deque
 from typing import Protocol
 
 from ._deadline import Deadline
+from ._delivery import Follower
 from ._jobs import Job
 from .client import Client
 from .config import ServerConfig
-from .envelope import Envelope
-from .errors import Aborted, Closed, MailError, Outcome, TimedOut, detach, printable
+from .errors import Aborted, Closed, ConnectionLost, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -74,7 +75,7 @@ class Lane:
     Attributes:
         connected: whether the client had a connection when the dispatcher last counted.
         needed_until: how long the connection it is to make is of use to anybody.
-        aboard: the job whose commands left with the content of the one the lane is about; changed by the dispatcher.
+        aboard: jobs that were begun while the one the lane is about was under way, in order; changed by the dispatcher.
         finished: settled jobs whose callbacks have run, to be counted the next time.
         life: how far it has come; changed by the crew.
     """
@@ -84,7 +85,7 @@ class Lane:
         self.client = Client(config, rng=rng, watch_idle=False)
         self.connected = False
         self.needed_until = Deadline()
-        self.aboard: Job | None = None
+        self.aboard: deque[Job] = deque()
         self.finished: list[Job] = []
         self.life = LaneLife.RUNNING
 
@@ -117,17 +118,16 @@ class Lane:
 
     def _transmit(self, job: Job) -> Receipt | None:
         """One attempt. Returns its receipt, or None if the job was withdrawn in the last moment."""
-        resumed = job.transaction is not None
-        if job.called_off and not self.client.is_connected:
-            return Receipt.not_sent(job.envelope, Aborted("the message was called off"))
-        if job.end.passed and not resumed:
+        if job.transaction is not None and job.transaction is not self.client.aboard:
+            return _lost(job, job.transaction)
+        if job.end.passed and job.transaction is None:
             return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
         job.client = self.client
         try:
             return self.client.transmit(
                 job.envelope,
                 deadline=job.end,
-                before_mail=lambda transaction: self._before_mail(job, transaction),
+                before_mail=lambda transaction: self._boss.on_wire(job, transaction),
                 follow=lambda: self._follow(job),
             )
         except Withdrawn:
@@ -141,15 +141,9 @@ class Lane:
             note(logging.ERROR, "a lane was interrupted at message %s", name, exc_info=True)
             return _this_attempt(job, type(exc).__name__)
 
-    def _before_mail(self, job: Job, transaction: Transaction) -> None:
-        if self.aboard is None:
-            self._boss.on_wire(job, transaction)
-        else:
-            self.aboard.transaction = transaction
-
-    def _follow(self, job: Job) -> Envelope | None:
+    def _follow(self, job: Job) -> Follower | None:
         behind = self._boss.follow(self, job)
-        return None if behind is None else behind.envelope
+        return None if behind is None else Follower(behind.envelope, behind.begun)
 
     def _dial(self) -> None:
         try:
@@ -190,6 +184,17 @@ def as_it_stands(job: Job) -> Receipt:
     if job.receipt is None:
         return _this_attempt(job, "an exception")
     return job.receipt if job.transaction is None else job.receipt.followed_by(_this_attempt(job, "an exception"))
+
+
+def _lost(job: Job, transaction: Transaction) -> Receipt:
+    """The receipt of a job that lost its connection while the one ahead was seen through."""
+    error = (
+        Aborted("the message was called off")
+        if job.called_off
+        else ConnectionLost("the connection was lost before the server answered")
+    )
+    transaction.blame(error)
+    return transaction.receipt()
 
 
 def _this_attempt(job: Job, cause: str) -> Receipt:

@@ -14,22 +14,21 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from ._deadline import NEVER, Deadline, now
-from ._delivery import BeforeFinal, BeforeMail, Follow
+from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
 from ._guard import Guarded, holding
 from ._idle import IdleWatch
-from ._message import AnyMessage
 from ._opening import AnySMTP, open_session, unconnected
+from ._turn import Message as Message
+from ._turn import Turn
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import (
-    CONNECTING,
     Aborted,
     BadReply,
     Closed,
@@ -41,14 +40,10 @@ from .errors import (
     Reentered,
     ReplyError,
     TimedOut,
-    detach,
 )
 from .receipt import Receipt, Reply, Report
 from .retry import LOGIN_PAUSE
-from .transaction import Terms
-
-#: What can be sent.
-Message: TypeAlias = "Envelope | AnyMessage | bytes"
+from .transaction import Terms, Transaction
 
 #: Messages of `send_all` after which other threads that share the client come in.
 TURN = 50
@@ -154,11 +149,12 @@ class Client(Guarded):
                 written; if it raises, nothing is. Called again if the connection proves stale and is replaced.
             before_final: called before the last bytes of the content leave; if it raises, the message is surely not
                 sent.
-            follow: asked, where the server offers PIPELINING, for the envelope that the next call will be for, or
-                None. Its commands leave with the content of this one, which saves a round trip, and its transaction
-                is told to `before_mail`. Nothing of its content leaves before that call. If the connection is lost
-                before, that call sends it from its beginning over another one. For owners that let nobody else use
-                the client meanwhile (`sync_root`).
+            follow: asked, where the server offers PIPELINING, for the message that the next call will be for, or None.
+                Its commands leave with the content of this one, which saves a round trip. Nothing of its content does
+                before that call, unless the config has a `window`: then it is asked for so many, and content leaves
+                as well. Who gives them lets nobody else use the client meanwhile (`sync_root`), keeps the transactions
+                that their `before_mail` is called with, and looks at `aboard` before each of those calls: what is not
+                there any more was lost with its connection, and its transaction knows whether it is in doubt.
         """
         end = Deadline.after(deadline)
 
@@ -179,14 +175,14 @@ class Client(Guarded):
             self._stats = replace(self._stats, sent=self._stats.sent + 1)
             return receipt
 
-    def _follower(self, follow: Follow) -> Envelope | None:
+    def _follower(self, follow: Follow) -> Follower | None:
         """What is to come aboard; nobody does on a connection that is to be replaced."""
         if now() >= self._expires_at or self._is_worn():
             return None
-        envelope = follow()
-        if envelope is not None:
+        follower = follow()
+        if follower is not None:
             self._sent_here += 1
-        return envelope
+        return follower
 
     def send_all(self, messages: Iterable[Message], *, deadline: float | Deadline | None = None) -> Report:
         """Send messages one after another. Raises for none of them: the report tells.
@@ -204,52 +200,20 @@ class Client(Guarded):
         """
         end = Deadline.after(deadline)
         receipts: list[Receipt] = []
-        failure: Exception | None = None
         source = iter(messages)
-        while failure is None:
-            turn: list[Envelope | MailError] = []
+        while turn := Turn(islice(source, TURN)):
             try:
-                for message in islice(source, TURN):
-                    turn.append(_fit(message))
-            except Exception as exc:  # noqa: BLE001 - raised below
-                failure = exc
-            if not turn:
-                break
-            receipts += self._send_turn(turn, end, receipts[-1] if receipts else None)
-        if failure is not None:
-            raise failure
+                with holding(self.sync_root, end):
+                    try:
+                        receipts += turn.taken_by(self, end, receipts[-1] if receipts else None)
+                    finally:
+                        if self.aboard is not None:  # an exception from outside has left somebody behind
+                            self._disconnect("lost")
+            except TimedOut as error:
+                receipts += turn.not_sent(error)
+            if turn.failure is not None:
+                raise turn.failure
         return Report(receipts)
-
-    def _send_turn(self, turn: list[Envelope | MailError], end: Deadline, last: Receipt | None) -> list[Receipt]:
-        receipts: list[Receipt] = []
-        try:
-            with holding(self.sync_root, end):
-                for index, envelope in enumerate(turn):
-                    behind = next((e for e in turn[index + 1 :] if isinstance(e, Envelope)), None)
-                    last = self._fate(envelope, end, behind, last)
-                    receipts.append(last)
-        except TimedOut as error:
-            receipts = [Receipt.not_sent(e if isinstance(e, Envelope) else None, copy(error)) for e in turn]
-        return receipts
-
-    def _fate(
-        self, envelope: Envelope | MailError, end: Deadline, behind: Envelope | None, last: Receipt | None
-    ) -> Receipt:
-        if isinstance(envelope, MailError):
-            return Receipt.not_sent(None, envelope)
-        try:
-            if last is not None and last.error is not None and last.phase in CONNECTING:
-                return Receipt.not_sent(envelope, copy(last.error))  # each of them would dial the server in vain
-            if self._smtp is None or self._smtp._aboard is None:
-                end.check("other messages were sent")
-            return self.transmit(envelope, deadline=end, follow=lambda: behind)
-        except (Closed, Reentered):
-            if last is None:
-                raise
-            return Receipt.not_sent(envelope, Closed("this client is closed"))
-        except MailError as error:
-            detach(error)
-            return error.receipt or Receipt.not_sent(envelope, error)
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:
         """Connect if needed, and ask the server for a sign of life."""
@@ -290,6 +254,13 @@ class Client(Guarded):
         """Whether there is a connection. It proves nothing: the server may have hung up since."""
         smtp = self._smtp
         return smtp is not None and smtp.sock is not None and not self.is_inherited
+
+    @property
+    def aboard(self) -> Transaction | None:
+        """The message that was begun while the last one was under way, and that the next call is for."""
+        smtp = self._smtp
+        passage = smtp._aboard if smtp is not None else None
+        return None if passage is None else passage.transaction
 
     @property
     def is_authenticated(self) -> bool:
@@ -381,7 +352,7 @@ class Client(Guarded):
     def _ready(self, end: Deadline, envelope: Envelope | None = None) -> tuple[AnySMTP, bool]:
         """A connection that can be trusted, or that has `envelope` aboard, and whether it is a new one."""
         if self._smtp is not None and self._smtp._aboard is not None:
-            if self._smtp._aboard is envelope:
+            if self._smtp._aboard.envelope is envelope:
                 return self._smtp, False
             self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:
@@ -450,11 +421,15 @@ class Client(Guarded):
         smtp.close()
 
     def _terms(self, smtp: AnySMTP, all_or_nothing: bool) -> Terms:
+        config = self.config
+        offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
+        chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
         return Terms(
-            extensions={name: v for name, v in smtp.esmtp_features.items() if name not in self.config.without},
-            lmtp=self.config.lmtp,
+            extensions=offered,
+            lmtp=config.lmtp,
             all_or_nothing=all_or_nothing,
-            server=self.config.address,
+            server=config.address,
+            window=config.window if chunked and not (all_or_nothing or config.lmtp) else 1,
         )
 
     def _after_fork(self) -> None:
@@ -488,13 +463,6 @@ class Client(Guarded):
                 return None
         except TimedOut:
             return limit  # somebody is using it
-
-
-def _fit(message: Message) -> Envelope | MailError:
-    try:
-        return Envelope.of(message)
-    except MailError as error:
-        return detach(error)
 
 
 def _was_stale(error: MailError) -> bool:

@@ -110,6 +110,9 @@ class ServerConfig:
             at once; None never.
         max_messages: messages after which a connection is replaced; None never.
         without: extensions not to be used although the server offers them, for servers that get them wrong.
+        window: messages that may be under way at once on a connection, content and all, where the server offers
+            PIPELINING and CHUNKING (RFC 3030). Saves round trips, and where a connection is lost, or a server gets BDAT
+            wrong, so many messages are in doubt; 1, the default, sends no content before the message ahead is settled.
         source_address: (host, port) to connect from.
         allow_plaintext_login: send credentials without TLS to another machine.
     Raises:
@@ -132,6 +135,7 @@ class ServerConfig:
     max_age: float | None = 300.0
     max_messages: int | None = 100
     without: frozenset[str] = frozenset()
+    window: int = 1
     source_address: tuple[str, int] | None = None
     allow_plaintext_login: bool = False
 
@@ -163,6 +167,8 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidConfig(f"{name} must be more than 0, not {value!r}")
+        if self.window < 1:
+            raise InvalidConfig(f"window must be at least 1, not {self.window!r}")
         object.__setattr__(self, "without", frozenset(name.lower() for name in self.without))
 
     @property

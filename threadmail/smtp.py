@@ -23,6 +23,7 @@ from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline
 from ._dialogue import UNSET, Answer, Dialogue
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
+from ._passage import Passage
 from .config import Timeouts, is_loopback
 from .envelope import Envelope
 from .errors import (
@@ -365,10 +366,9 @@ class _Client(Dialogue):
                 )
 
     @property
-    def _aboard(self) -> Envelope | None:
-        """The message whose commands were written with the content of the last one."""
-        passage = self._pipeline.aboard if self._pipeline is not None else None
-        return None if passage is None else passage.envelope
+    def _aboard(self) -> Passage | None:
+        """The message that was begun while the last one was under way: the next call must be for it."""
+        return self._pipeline.aboard[0] if self._pipeline is not None and self._pipeline.aboard else None
 
     def send_message(
         self,

@@ -40,6 +40,7 @@ class Terms:
         all_or_nothing: send to every recipient or to none.
         mail_options, rcpt_options: further ESMTP parameters of MAIL and of every RCPT.
         server: "host:port", for the receipt.
+        window: messages that may be under way content and all; more than one only with PIPELINING and CHUNKING.
     """
 
     extensions: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Terms:
     mail_options: Sequence[str] = ()
     rcpt_options: Sequence[str] = ()
     server: str = ""
+    window: int = 1
 
 
 class Command(NamedTuple):

@@ -1,0 +1,329 @@
+"""A window of messages under way, content and all (BDAT): fewer round trips, and each told truly what became of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import threading
+from collections import Counter
+
+import pytest
+
+from tests.support.mail import envelope as named
+from tests.support.mail import intact
+from tests.test_grouping import NothingMore, replies
+from tests.test_transaction import Part
+from threadmail import (
+    Aborted,
+    Client,
+    DataRefused,
+    Envelope,
+    InvalidConfig,
+    Outcome,
+    Phase,
+    Receipt,
+    RetryPolicy,
+    ServerConfig,
+    ThreadedSender,
+)
+from threadmail.testing import (
+    Drop,
+    Expect,
+    Pause,
+    ReadBytes,
+    Reset,
+    ScriptedServer,
+    Serve,
+    Signal,
+    Stall,
+    answer,
+    ehlo,
+    greeting,
+)
+
+HELLO: list[Part] = [greeting(), ehlo("PIPELINING", "CHUNKING")]
+CHUNKS = Serve(extensions=("PIPELINING", "CHUNKING", "8BITMIME"))
+OK = ["250 reset", "250 ok", "250 ok", "250 ok"]  # all but the reply to BDAT
+BYE = answer("QUIT", "221 bye")
+QUICK = RetryPolicy(base=0.01)
+
+
+def bdat(name: str) -> list[Part]:
+    """A message as it comes in a window, read and not answered."""
+    size = len(named(name).content)
+    return [
+        Expect("RSET"),
+        Expect("MAIL"),
+        Expect("RCPT"),
+        Expect("RCPT"),
+        Expect(f"BDAT {size} LAST"),
+        ReadBytes(size),
+    ]
+
+
+def config(server: ScriptedServer, window: int = 3, **changes: object) -> ServerConfig:
+    return dataclasses.replace(server.config, window=window, **changes)  # type: ignore[arg-type]
+
+
+def batch(server: ScriptedServer, *messages: str | Envelope, window: int = 3) -> list[Receipt]:
+    with Client(config(server, window)) as client:
+        return list(client.send_all([named(m) if isinstance(m, str) else m for m in messages]))
+
+
+def outcomes(receipts: list[Receipt]) -> list[Outcome]:
+    return [receipt.outcome for receipt in receipts]
+
+
+SENT, NOT_SENT, IN_DOUBT = Outcome.SENT, Outcome.NOT_SENT, Outcome.IN_DOUBT
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_so_many_are_under_way_at_once() -> None:
+    """As soon as the first is answered the next one follows."""
+    script = [
+        *HELLO, *bdat("a"), *bdat("b"), *bdat("c"), NothingMore(), replies(*OK, "250 2.0.0 a"),
+        *bdat("d"), NothingMore(), replies(*OK, "250 2.0.0 b", *OK, "250 2.0.0 c", *OK, "250 2.0.0 d"), *BYE,
+    ]  # fmt: skip
+    with ScriptedServer(script) as server:
+        assert [str(r.reply) for r in batch(server, *"abcd")] == [f"250 2.0.0 {n}" for n in "abcd"]
+
+
+def test_what_arrives_is_what_was_sent() -> None:
+    """Dots are not doubled; a line end is added where the last line has none."""
+    dots = Envelope("from-d@example.org", ["to-d@example.net"], b"Subject: d\r\n\r\n.dot\r\n..\r\n.\r\nno line end")
+    with ScriptedServer([CHUNKS]) as server:
+        assert outcomes(batch(server, *"abc", dots, *"efghij", window=4)) == [SENT] * 10
+    assert intact(m for m in server.messages if m.sender != dots.sender) == Counter("abcefghij")
+    assert server.messages[3].content == dots.content + b"\r\n"
+
+
+@pytest.mark.parametrize("lacking", ["PIPELINING", "CHUNKING", "without"])
+def test_not_where_the_server_or_the_config_has_no_use_for_it(lacking: str) -> None:
+    offered = tuple(name for name in ("PIPELINING", "CHUNKING") if name != lacking)
+    with ScriptedServer([Serve(extensions=offered)]) as server:
+        without = frozenset({"chunking"} if lacking == "without" else ())
+        with Client(config(server, without=without)) as client:
+            assert outcomes(list(client.send_all([named("a"), named("b")]))) == [SENT, SENT]
+    assert "bdat" not in " ".join(server.received[0]).lower()
+
+
+def test_the_default_sends_no_content_ahead() -> None:
+    with ScriptedServer([CHUNKS]) as server, Client(server.config) as client:
+        client.send_all([named("a"), named("b")]).raise_for_failures()
+    assert not any("bdat" in line.lower() for line in server.received[0])
+    with pytest.raises(InvalidConfig, match="window"):
+        ServerConfig("mail.test", window=0)
+
+
+@pytest.mark.parametrize("kind", ["large", "many recipients", "all or nothing"])
+def test_what_is_not_for_a_window_goes_by_itself(kind: str) -> None:
+    """A large content gains nothing, and the commands of many recipients would fill both sides' buffers."""
+    big = named("big")
+    if kind == "large":
+        big = Envelope(
+            "from-big@example.org", ["to-big@example.net"], b"Subject: b\r\n\r\n" + b"b" * 70 + b"\r\n" * 40000
+        )
+    elif kind == "many recipients":
+        big = Envelope("from-big@example.org", [f"to-{i}@example.net" for i in range(300)], big.content)
+    with ScriptedServer([CHUNKS]) as server, Client(config(server)) as client:
+        if kind == "all or nothing":
+            client.transmit(big, all_or_nothing=True)
+            receipts = [client.send(named(n)) for n in "ab"]
+        else:
+            receipts = list(client.send_all([named("a"), big, named("b"), named("c")]))
+    assert outcomes(receipts) == [SENT] * len(receipts)
+    verbs = [line.partition(" ")[0].upper() for line in server.received[0]]
+    assert verbs.count("DATA") == 1
+    assert verbs.count("BDAT") == len(server.messages) - 1
+    assert len(server.messages) == len(receipts) + (kind == "all or nothing")
+
+
+def test_a_sender_keeps_its_windows_full() -> None:
+    all_there = threading.Event()
+    script: list[Part] = [*HELLO, *bdat("a"), Pause(all_there, 10.0), replies(*OK, "250 ok")]
+    for name in "bcd":
+        script += bdat(name)
+    script += [NothingMore(), *[replies(*OK, "250 ok")] * 3, *BYE]
+    with ScriptedServer(script) as server, ThreadedSender(config(server), workers=1) as sender:
+        first = sender.submit(named("a"))
+        server.wait_for_connections(1)
+        while first.running() is False and not first.done():
+            pass
+        others = [sender.submit(named(n)) for n in "bcd"]
+        all_there.set()
+        assert [f.result(10.0).outcome for f in [first, *others]] == [SENT] * 4
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("said", "error_phase"),
+    [
+        (["250 reset", "550 no", "503 no", "503 no", "503 no"], Phase.MAIL),
+        (["250 reset", "250 ok", "550 no", "550 no", "554 no"], Phase.RCPT),
+        ([*OK, "554 5.7.1 spam"], Phase.DONE),
+        ([*OK, "451 4.3.0 later"], Phase.DONE),
+    ],
+)
+def test_a_refusal_is_that_of_one_message(said: list[str], error_phase: Phase) -> None:
+    script = [*HELLO, *bdat("a"), *bdat("b"), *bdat("c"), replies(*OK, "250 ok", *said, *OK, "250 ok"), *BYE]
+    with ScriptedServer(script) as server:
+        receipts = batch(server, *"abc")
+    assert outcomes(receipts) == [SENT, NOT_SENT, SENT]
+    assert receipts[1].phase is error_phase
+    assert receipts[1].error is not None
+    assert receipts[1].error.transient == said[-1].startswith("451")
+
+
+def test_some_recipients_are_refused() -> None:
+    script = [*HELLO, *bdat("a"), replies("250 reset", "250 ok", "550 no", "250 ok", "250 2.0.0 queued"), *BYE]
+    with ScriptedServer(script) as server:
+        [receipt] = batch(server, "a")
+    assert receipt.outcome is Outcome.PARTIAL
+    assert receipt.accepted == ("too-a@example.net",)
+
+
+def test_the_last_refusal_leaves_a_session_that_can_be_used() -> None:
+    script = [
+        *HELLO,
+        *bdat("a"),
+        replies(*OK, "554 no"),
+        *answer("RSET", "250 ok"),
+        *bdat("b"),
+        replies(*OK, "250 ok"),
+        *BYE,
+    ]
+    with ScriptedServer(script) as server, Client(config(server)) as client:
+        with pytest.raises(DataRefused):
+            client.send(named("a"))
+        assert client.send(named("b")).outcome is SENT
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["250 reset", "550 no", "503 no", "503 no", "250 queued"],
+        ["250 reset", "250 ok", "550 no", "550 no", "250 queued"],
+    ],
+)
+def test_an_acceptance_of_what_was_refused_is_not_believed_and_ends_the_connection(said: list[str]) -> None:
+    with ScriptedServer([*HELLO, *bdat("a"), *bdat("b"), replies(*said, *OK, "250 ok")]) as server:
+        assert outcomes(batch(server, "a", "b")) == [NOT_SENT, IN_DOUBT]
+
+
+def test_a_reply_too_many_or_rset_refused_poisons_the_connection() -> None:
+    """From there on it is not known which reply belongs to what: everything in the window is in doubt."""
+    for said in (["500 what"], ["250 reset", "354 go"], [*OK, "354 go"]):
+        with ScriptedServer([*HELLO, *bdat("a"), *bdat("b"), replies(*said, "250 ok")]) as server:
+            assert outcomes(batch(server, "a", "b")) == [IN_DOUBT, IN_DOUBT]
+
+
+# ---------------------------------------------------------------- lost connections
+
+
+@pytest.mark.parametrize("answered", range(5))
+@pytest.mark.parametrize("end", [Drop(), Reset()])
+def test_a_lost_connection_leaves_all_of_the_window_in_doubt_and_nobody_else(answered: int, end: Part) -> None:
+    said = [replies(*OK, "250 ok"), replies(*[*OK, ""][:answered])] if answered else [replies(*OK, "250 ok")]
+    script = [*HELLO, *bdat("a"), *bdat("b"), *bdat("c"), *said, *bdat("d"), end]
+    with ScriptedServer(script, [CHUNKS]) as server:
+        receipts = batch(server, *"abcde")
+    assert outcomes(receipts) == [SENT, IN_DOUBT, IN_DOUBT, IN_DOUBT, SENT]
+    assert [m.sender for m in server.messages if m.connection == 1] == ["from-e@example.org"]
+
+
+@pytest.mark.parametrize("place", ["RSET", "MAIL", "RCPT", "BDAT"])
+def test_what_stands_behind_a_421_is_surely_not_sent(place: str) -> None:
+    """A server answers in order and closes: it has not come to them. They go over another connection."""
+    at = ["RSET", "MAIL", "RCPT", "RCPT", "BDAT"].index(place)
+    said = [*OK, "250 ok", *OK[:at], "421 4.3.2 shutting down"]
+    script = [*HELLO, *bdat("a"), *bdat("b"), *bdat("c"), replies(*said), Drop()]
+    with ScriptedServer(script, [CHUNKS]) as server:
+        with ThreadedSender(config(server), workers=1, retry=QUICK) as sender:
+            receipts = list(sender.send_all([named(n) for n in "abc"]))
+    assert outcomes(receipts) == [SENT, SENT, SENT]
+    assert intact(m for m in server.messages if m.connection == 1) == Counter("bc")
+
+
+def test_a_server_that_hangs_up_while_we_write_is_heard_out() -> None:
+    """It took the first message and said so, then that it closes, and reads no more: one write fails."""
+    gone = threading.Event()
+    script = [*HELLO, *bdat("a"), replies(*OK, "250 ok", "421 4.3.2 enough"), Reset(), Signal(gone)]
+    with ScriptedServer(script, [CHUNKS], last="repeat") as server, Client(config(server)) as client:
+        assert client.send(named("a")).outcome is SENT
+        assert gone.wait(10.0)
+        assert client.send(named("b")).outcome is SENT
+    assert intact(server.messages) == Counter("b")  # the other one was read by the script
+
+
+def test_what_was_not_handed_over_whole_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = [*HELLO, *bdat("a"), Stall()]
+    send = socket.socket.send
+
+    def broken(sock: socket.socket, data: bytes) -> int:
+        if re.search(rb"from:<from-b", bytes(data)):
+            raise BrokenPipeError(32, "Broken pipe")
+        return send(sock, data)
+
+    with ScriptedServer([*script[:-1], replies(*OK, "250 ok"), Drop()], [CHUNKS]) as server:
+        with ThreadedSender(config(server), workers=1, retry=QUICK) as sender:
+            sender.throttle.pause(0.2)
+            futures = [sender.submit(named("a")), sender.submit(named("b"))]
+            monkeypatch.setattr(socket.socket, "send", broken)
+            first = futures[0].result(10.0)
+            monkeypatch.undo()
+            second = futures[1].result(10.0)
+    assert (first.outcome, second.outcome, second.attempts) == (SENT, SENT, 1)
+    assert [m.sender for m in server.messages if m.connection == 1] == ["from-b@example.org"]
+
+
+def test_aborting_one_in_the_window_waits_for_its_turn() -> None:
+    read, go_on = threading.Event(), threading.Event()
+    script = [
+        *HELLO, *bdat("a"), *bdat("b"), *bdat("c"), Signal(read), Pause(go_on, 10.0),
+        replies(*OK, "250 2.0.0 a"), Stall(),
+    ]  # fmt: skip
+    with ScriptedServer(script) as server, ThreadedSender(config(server), workers=1) as sender:
+        sender.throttle.pause(0.2)
+        futures = [sender.submit(named(n)) for n in "abc"]
+        assert read.wait(10.0)
+        assert sender.abort(futures[1])
+        go_on.set()
+        assert futures[0].result(10.0).outcome is SENT
+        error = futures[1].exception(10.0)
+        assert isinstance(error, Aborted)
+        assert error.outcome is IN_DOUBT
+        assert futures[2].exception(10.0).outcome is IN_DOUBT  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_replies_outstanding_are_bounded() -> None:
+    """A window of a thousand messages is one of so many as both sides can keep the replies to."""
+    with ScriptedServer([CHUNKS], last="repeat") as server:
+        assert outcomes(batch(server, *[f"m{i}" for i in range(200)], window=1000)) == [SENT] * 200
+    assert intact(server.messages) == Counter(f"m{i}" for i in range(200))
+
+
+def test_a_server_that_writes_before_it_reads_is_not_waited_for_forever() -> None:
+    """Long replies to each command, more than a small buffer holds, while more is written."""
+    long = "250-" + "x" * 490 + "\r\n250 ok"
+    serve = Serve(extensions=CHUNKS.extensions, replies={"RCPT": long, "MAIL": long, "RSET": long})
+    with ScriptedServer([serve], last="repeat") as server:
+        assert outcomes(batch(server, *[f"m{i}" for i in range(120)], window=64)) == [SENT] * 120
+
+
+def test_data_between_windows() -> None:
+    """A message that goes by DATA takes its neighbour aboard, and windows open again behind it."""
+    big = Envelope("from-big@example.org", ["to-big@example.net"], b"Subject: b\r\n\r\n" + b"b\r\n" * 40000)
+    with ScriptedServer([CHUNKS]) as server:
+        receipts = batch(server, "a", big, big, "b", "c", big, "d")
+    assert outcomes(receipts) == [SENT] * 7
+    assert [m.sender.removeprefix("from-").partition("@")[0] for m in server.messages] == [
+        *("a", "big", "big", "b", "c", "big", "d")
+    ]

@@ -1,0 +1,122 @@
+"""A row of messages that one client sends one after another, while no other thread comes in.
+
+Owns what becomes of each: which is behind which, what is not tried, what was lost with its connection. Guarantees: a
+receipt for each message, in order; nothing that may have been accepted is sent again. Leaves the lock to the client.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from copy import copy
+from typing import Protocol, TypeAlias
+
+from ._deadline import Deadline
+from ._delivery import Follow, Follower
+from ._message import AnyMessage
+from .envelope import Envelope
+from .errors import CONNECTING, Closed, ConnectionLost, MailError, Phase, Reentered, detach
+from .receipt import Receipt
+from .transaction import Transaction
+
+#: What can be sent.
+Message: TypeAlias = "Envelope | AnyMessage | bytes"
+
+
+class Taker(Protocol):
+    """The client."""
+
+    @property
+    def aboard(self) -> Transaction | None: ...
+    def transmit(
+        self, envelope: Envelope, *, deadline: float | Deadline | None = None, follow: Follow | None = None
+    ) -> Receipt: ...
+
+
+class _Entry:
+    """A message, or why it is none; its transaction, once it was begun while another one was under way."""
+
+    __slots__ = ("envelope", "invalid", "transaction")
+
+    def __init__(self, message: Message) -> None:
+        self.envelope: Envelope | None = None
+        self.invalid: MailError | None = None
+        self.transaction: Transaction | None = None
+        try:
+            self.envelope = Envelope.of(message)
+        except MailError as error:
+            self.invalid = detach(error)
+
+    def begun(self, transaction: Transaction) -> None:
+        self.transaction = transaction
+
+
+class Turn:
+    """Messages pulled from an iterable.
+
+    Attributes:
+        failure: what the iterable raised instead of another one.
+    """
+
+    def __init__(self, messages: Iterable[Message]) -> None:
+        self.failure: Exception | None = None
+        self._entries: list[_Entry] = []
+        try:
+            for message in messages:
+                self._entries.append(_Entry(message))
+        except Exception as exc:  # noqa: BLE001 - for the caller to raise
+            self.failure = exc
+
+    def __bool__(self) -> bool:
+        return bool(self._entries) or self.failure is not None
+
+    def not_sent(self, error: MailError) -> list[Receipt]:
+        """The receipts if none of them can be sent, because of `error`."""
+        return [Receipt.not_sent(entry.envelope, entry.invalid or copy(error)) for entry in self._entries]
+
+    def taken_by(self, client: Taker, end: Deadline, last: Receipt | None) -> list[Receipt]:
+        """Have all of them sent.
+
+        Args:
+            last: the receipt of the message before.
+        """
+        receipts: list[Receipt] = []
+        ahead = deque(entry for entry in self._entries if entry.envelope is not None)
+
+        def follow() -> Follower | None:
+            if not ahead:
+                return None
+            entry = ahead.popleft()
+            assert entry.envelope is not None
+            return Follower(entry.envelope, entry.begun)
+
+        for entry in self._entries:
+            if ahead and ahead[0] is entry:
+                ahead.popleft()
+            last = self._fate(entry, client, end, follow, last)
+            receipts.append(last)
+        return receipts
+
+    def _fate(
+        self, entry: _Entry, client: Taker, end: Deadline, follow: Callable[[], Follower | None], last: Receipt | None
+    ) -> Receipt:
+        envelope, transaction = entry.envelope, entry.transaction
+        if envelope is None:
+            assert entry.invalid is not None
+            return Receipt.not_sent(None, entry.invalid)
+        resumed = transaction is not None and transaction is client.aboard
+        try:
+            if not resumed and transaction is not None and transaction.phase is Phase.FINAL:
+                raise transaction.blame(ConnectionLost("the connection was lost before the server answered"))
+            if not resumed:
+                if last is not None and last.error is not None and last.phase in CONNECTING:
+                    return Receipt.not_sent(envelope, copy(last.error))  # each would dial the server in vain
+                end.check("other messages were sent")
+            return client.transmit(envelope, deadline=end, follow=follow)
+        except (Closed, Reentered):
+            if last is None:
+                raise
+            return Receipt.not_sent(envelope, Closed("this client is closed"))
+        except MailError as error:
+            detach(error)
+            return error.receipt or Receipt.not_sent(envelope, error)

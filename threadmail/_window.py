@@ -1,0 +1,116 @@
+"""Messages under way content and all.
+
+Owns the I/O of a window: commands and content of several messages written one behind the other (CHUNKING, RFC 3030, and
+PIPELINING), their replies read as they are due. Guarantees: each message begins with RSET, so that none inherits
+what a refused one left behind; every reply is counted; no more replies are outstanding than both sides can keep. What
+is given up for it: a connection that is lost leaves each message in doubt whose content had been written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from copy import copy
+
+from ._passage import IN_FLIGHT, Passage
+from ._wire import Wire
+from .envelope import Envelope
+from .errors import BadReply, ConnectionLost, MailError, Phase
+from .receipt import Reply
+
+
+class Window:
+    """What is under way on one connection, of those that leave content and all.
+
+    Args:
+        aboard: the messages behind the one that is being seen through, in order; those written are in the window.
+    """
+
+    def __init__(self, wire: Wire, aboard: deque[Passage]) -> None:
+        self._wire = wire
+        self._aboard = aboard
+        self._outstanding = 0  # replies
+        self._broken: ConnectionLost | None = None  # nothing can be written any more; what was said can still be read
+
+    def has_room(self, size: int) -> bool:
+        """Whether another message may be asked for, of `size` at once."""
+        return (
+            len(self._aboard) < size - 1
+            and self._outstanding <= IN_FLIGHT // 2
+            and self._broken is None
+            and not (self._aboard and self._aboard[-1].waiting)
+        )
+
+    def write(self, passage: Passage, before_final: Callable[[Envelope], None] | None) -> None:
+        """Write a message. A connection that breaks is noticed when its replies are due.
+
+        The server may have said why it hangs up, and that it took the messages ahead, before it did.
+        """
+        if self._broken is not None:
+            return
+        wire, transaction = self._wire, passage.transaction
+        if not self._outstanding:
+            wire.require_quiet()
+            wire.acknowledges_at_once = True
+        lines = [*passage.before, *(command.line for command in passage.take())]
+        self._outstanding += len(lines)
+        assert passage.chunk is not None
+        if before_final is not None:
+            before_final(transaction.envelope)
+        transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
+        try:
+            wire.write_chunk(lines, passage.chunk)
+        except ConnectionLost as error:
+            if not wire.is_open:
+                raise
+            if wire.content_left > 0:
+                transaction.phase = Phase.MAIL  # the server cannot have the last byte, and takes no part for the whole
+            self._broken = error
+
+    def take(self, passage: Passage) -> None:
+        """Take the replies to a message, all of them, whatever the first one says."""
+        wire, transaction = self._wire, passage.transaction
+        if passage.waiting:
+            assert self._broken is not None
+            raise copy(self._broken)
+        for _ in passage.before:
+            reply = self._read()
+            if reply.code == 421:
+                transaction.phase = Phase.MAIL
+                self._closing()
+                raise ConnectionLost(f"the server is closing: {reply}")
+            if reply.code != 250:
+                raise BadReply(f"RSET was answered {reply}")
+        while passage.unanswered and wire.is_open:
+            command = passage.unanswered.popleft()
+            decided = transaction.error is not None
+            try:
+                reply = self._read(final=command.phase is Phase.FINAL)
+                if command.phase is not Phase.FINAL:
+                    transaction.take(command, reply)
+                elif not decided:
+                    transaction.take_final("", reply)
+                elif reply.positive:
+                    raise BadReply(f"what was refused before was accepted with {reply}")
+            except MailError:
+                if not decided:
+                    raise
+                wire.close()  # what was refused stays refused, however the rest goes
+                return
+            if transaction.error is not None and not decided and command.phase is not Phase.FINAL:
+                transaction.phase = command.phase
+            if reply.code == 421:
+                self._closing()
+
+    def _read(self, *, final: bool = False) -> Reply:
+        timeouts = self._wire.timeouts
+        reply = self._wire.read_reply(timeouts.final if final else timeouts.command)
+        self._outstanding -= 1
+        return reply
+
+    def _closing(self) -> None:
+        """The server is closing (RFC 5321 §3.8). It answers in order, so it has not come to what stands behind."""
+        for passage in self._aboard:
+            if passage.transaction.phase is Phase.FINAL:
+                passage.transaction.phase = Phase.MAIL
+        self._wire.close()
