@@ -33,6 +33,7 @@ from threadmail import (
     Receipt,
     Reentered,
     RetryPolicy,
+    ServerConfig,
     ThreadedSender,
     Throttle,
     TimedOut,
@@ -518,13 +519,16 @@ def test_a_callback_does_not_wait_for_a_place_in_a_full_queue() -> None:
         except QueueFull as error:
             full.append(error)
 
-    with CaptureServer() as server, ThreadedSender(server.url, workers=1, queue_size=1, on_receipt=tell) as sender:
+    with CaptureServer() as server:
+        config = ServerConfig.from_url(server.url, without=frozenset({"pipelining"}))  # else b may be aboard behind a
+        sender = ThreadedSender(config, workers=1, queue_size=1, on_receipt=tell)
         first = sender.submit(one("a"))
         while not first.running() and not first.done() and not server.messages:
             threading.Event().wait(0.001)
         sender.submit(one("b"))
         filled.set()
         first.result(10.0)
+        sender.close()
     assert full
 
 
