@@ -72,27 +72,44 @@ def test_receipts_that_are_there_are_taken_at_once(rests: list[float]) -> None:
     assert rests == []
 
 
-@pytest.mark.parametrize(("messages", "rest"), [(1, None), (20, None), (102, 0.001), (10_000, LONGEST_REST)])
-def test_who_had_to_wait_rests_for_as_long_as_the_queue_lasts(
-    messages: int, rest: float | None, rests: list[float], monkeypatch: pytest.MonkeyPatch
+def timed(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
+    """What the clock says whenever a batch asks; the last time from then on."""
+    left = list(times)
+    monkeypatch.setattr("threadmail._batch.now", lambda: left.pop(0) if len(left) > 1 else left[0])
+
+
+@pytest.mark.parametrize(
+    ("messages", "each", "rest"), [(6, 1.0, None), (15, 1e-6, None), (18, 2e-4, 0.001), (1000, 1.0, LONGEST_REST)]
+)
+def test_who_had_to_wait_rests_for_half_as_long_as_the_queue_lasts(
+    messages: int, each: float, rest: float | None, rests: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At first nobody knows how long that is."""
     batch, jobs = filled(messages, lanes=2)
     wait = batch._wait
+    ready = iter(jobs)
 
     def woken() -> tuple[int, Receipt]:
-        jobs[0].future.settle(SENT)
+        next(ready).future.settle(SENT)
         first = wait()
-        if messages > 1:
-            jobs[1].future.settle(SENT)  # came up while the caller rested
+        next(ready).future.settle(SENT)  # comes up while the caller rests
         return first
 
     monkeypatch.setattr(batch, "_wait", woken)
-    assert len(list(batch.receipts())) == min(messages, 2)
+    timed(monkeypatch, 100.0, 100.0 + 2 * each)
+    assert len(list(batch.receipts())) == 2
+    assert len(list(batch.receipts())) == 2
+    assert rests == []
+    assert len(batch) == messages - 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "_wait", lambda: (4, SENT))
+        assert len(list(batch.receipts())) == 1
     assert rests == ([] if rest is None else [pytest.approx(rest)])
 
 
 def test_nobody_rests_past_the_deadline(rests: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, jobs = filled(1000, end=Deadline.after(1e-9))
+    batch, jobs = filled(1000, end=Deadline.after(0))
+    batch._begun, batch._came = 0.0, 1
     monkeypatch.setattr(batch, "_wait", lambda: (0, SENT))
     assert list(batch.receipts()) == [(0, SENT)]
     assert rests == []
