@@ -146,6 +146,8 @@ class Dispatcher(Crew):
         lost = []
         while lane.aboard:
             job = lane.aboard.popleft()
+            if self._in_flight.get(job) is not lane:
+                continue  # the lane was interrupted before it had it
             if job.called_off:
                 lane.client.abort()
                 return job
@@ -155,9 +157,12 @@ class Dispatcher(Crew):
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
+            job.state = JobState.QUEUED
             self._throttle.give_back()
-            self._queue.put_first(job)
+            self._queue.restore(job)
             self._off_the_lane(job, None)
+        if lost:
+            self._queue.count()
         return None
 
     def _next(self, lane: Lane) -> Job | Do:
@@ -223,10 +228,10 @@ class Dispatcher(Crew):
                     return None
             if self._throttle.take() != 0.0:
                 return None
+            lane.aboard.append(job)  # first: an interrupted lane may go on, and finds it there
             self._take(job, lane, time)
             job.state = JobState.ON_WIRE
             job.client = lane.client
-            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:
