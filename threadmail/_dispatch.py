@@ -13,6 +13,7 @@ import copy
 import random
 import threading
 from collections.abc import Callable
+from math import inf
 
 from ._crew import Crew
 from ._deadline import Deadline, now
@@ -216,14 +217,15 @@ class Dispatcher(Crew):
         None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
         waited for, and where it has lost its connection that way before.
         """
-        final = ahead.end.within(self.config.timeouts.final)
         with self._lock:
             time = now()
             job = self._queue.first(time)
             if job is None or job.walks or self._idle_lanes or not self._is_wanted():
                 return None
-            if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
-                return None
+            if job.end.at != inf:
+                final = ahead.end.within(self.config.timeouts.final)
+                if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
+                    return None
             if self._throttle.take() != 0.0:
                 return None
             lane.aboard.append(job)  # first: an interrupted lane may go on, and finds it there
