@@ -13,6 +13,7 @@ import copy
 import random
 import threading
 from collections.abc import Callable
+from math import inf
 
 from ._crew import Crew
 from ._deadline import Deadline, now
@@ -113,18 +114,29 @@ class Dispatcher(Crew):
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
                 lane = self._in_flight[job]
-                if lane is not None and job in lane.aboard:
-                    return True  # its connection is also that of the message ahead, and is dropped when that is settled
-                assert job.client is not None
-                # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
-                # is shut down, nothing is sent or awaited.
-                job.client.abort()
-                return True
-            if job.state is not JobState.QUEUED:
+                if lane is None or job not in lane.aboard:
+                    assert job.client is not None
+                    # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the
+                    # socket is shut down, nothing is sent or awaited.
+                    job.client.abort()
+                    return True
+                if not self._calls_off(job):
+                    return True  # its connection is also that of those ahead, and is dropped when they are settled
+            elif job.state is JobState.QUEUED:
+                self._queue.withdraw(job)
+            else:
                 return False
-            self._queue.withdraw(job)
             self._finish(job, job.receipt or Receipt.not_sent(job.envelope, Aborted("the message was called off")))
         self._announce([job])
+        return True
+
+    def _calls_off(self, job: Job) -> bool:
+        """Take a job out of the hands of a lane that has begun it behind another one, and has sent no content of it."""
+        lane = self._in_flight[job]
+        if lane is None or job not in lane.aboard or self.config.window > 1:
+            return False
+        lane.aboard.remove(job)
+        self._throttle.give_back()
         return True
 
     # ------------------------------------------------------------ steps of a lane
@@ -145,6 +157,8 @@ class Dispatcher(Crew):
         lost = []
         while lane.aboard:
             job = lane.aboard.popleft()
+            if self._in_flight.get(job) is not lane:
+                continue  # the lane was interrupted before it had it
             if job.called_off:
                 lane.client.abort()
                 return job
@@ -154,9 +168,12 @@ class Dispatcher(Crew):
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
+            job.state = JobState.QUEUED
             self._throttle.give_back()
-            self._queue.put_first(job)
+            self._queue.restore(job)
             self._off_the_lane(job, None)
+        if lost:
+            self._queue.count()
         return None
 
     def _next(self, lane: Lane) -> Job | Do:
@@ -212,26 +229,20 @@ class Dispatcher(Crew):
         None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
         waited for, and where it has lost its connection that way before.
         """
-        final = ahead.end.within(self.config.timeouts.final)
         with self._lock:
             time = now()
             job = self._queue.first(time)
             if job is None or job.walks or self._idle_lanes or not self._is_wanted():
                 return None
-            if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
-                return None
+            if job.end.at != inf:
+                final = ahead.end.within(self.config.timeouts.final)
+                if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
+                    return None
             if self._throttle.take() != 0.0:
                 return None
-            try:
-                self._take(job, lane, time)
-            except BaseException:  # from outside: the lane goes on, and nobody would see to this one
-                self._in_flight.pop(job, None)
-                job.state = JobState.QUEUED
-                self._queue.restore(job)
-                self._queue.count()
-                raise
+            lane.aboard.append(job)  # first: an interrupted lane may go on, and finds it there
+            self._take(job, lane, time)
             job.state = JobState.ON_WIRE
-            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:
@@ -366,6 +377,9 @@ class Dispatcher(Crew):
             self._room.notify_all()
             self._wait(lambda: not (drain and self._lane_count and (self._queue or self._in_flight)), end)
             self._end_all(closed)
+            for job in [job for lane in self._lanes for job in list(lane.aboard) if self._calls_off(job)]:
+                self._cut_short[job] = None
+                self._finish(job, job.receipt or Receipt.not_sent(job.envelope, copy.copy(closed)))
             unsent = [job for job in self._cut_short if not job.future.done()]
         if unsent:
             self._announce(unsent)

@@ -15,7 +15,7 @@ from copy import copy
 from ._passage import IN_FLIGHT, Passage
 from ._wire import Wire
 from .envelope import Envelope
-from .errors import BadReply, ConnectionLost, MailError, Phase
+from .errors import BadReply, ConnectionLost, MailError, Phase, ReplyTimedOut
 from .receipt import Reply
 
 
@@ -31,6 +31,7 @@ class Window:
         self._aboard = aboard
         self._outstanding = 0  # replies
         self._broken: ConnectionLost | None = None  # nothing can be written any more; what was said can still be read
+        self._closing = False  # 421 was the last reply
 
     def has_room(self, size: int) -> bool:
         """Whether another message may be asked for, of `size` at once."""
@@ -74,23 +75,22 @@ class Window:
             assert self._broken is not None
             raise copy(self._broken)
         for _ in passage.before:
-            reply = self._read()
-            if reply.code == 421:
-                transaction.phase = Phase.MAIL
-                self._closing()
-                raise ConnectionLost(f"the server is closing: {reply}")
+            reply = self._read(passage)
             if reply.code != 250:
+                if self._closing:
+                    self._read(passage)  # hung up on, it was not come to; else what stands ahead is unknown
                 raise BadReply(f"RSET was answered {reply}")
         while passage.unanswered and wire.is_open:
             command = passage.unanswered.popleft()
             decided = transaction.error is not None
             try:
-                reply = self._read(final=command.phase is Phase.FINAL)
+                reply = self._read(passage, final=command.phase is Phase.FINAL)
                 if command.phase is not Phase.FINAL:
                     transaction.take(command, reply)
                 elif not decided:
                     transaction.take_final("", reply)
                 elif reply.positive:
+                    transaction.phase = Phase.FINAL  # whom it was taken for, nobody knows
                     raise BadReply(f"what was refused before was accepted with {reply}")
             except MailError:
                 if not decided:
@@ -99,18 +99,32 @@ class Window:
                 return
             if transaction.error is not None and not decided and command.phase is not Phase.FINAL:
                 transaction.phase = command.phase
-            if reply.code == 421:
-                self._closing()
+        if self._broken is not None and not self._outstanding:
+            wire.close()
 
-    def _read(self, *, final: bool = False) -> Reply:
+    def _read(self, passage: Passage, *, final: bool = False) -> Reply:
+        """Read the next reply, which is to `passage`."""
         timeouts = self._wire.timeouts
-        reply = self._wire.read_reply(timeouts.final if final else timeouts.command)
+        announced, self._closing = self._closing, False
+        seconds = timeouts.quit if announced else timeouts.final if final else timeouts.command
+        try:
+            reply = self._wire.read_reply(seconds)
+        except ReplyTimedOut:
+            raise
+        except ConnectionLost:
+            if announced:
+                self._not_come_to(passage)
+            raise
         self._outstanding -= 1
+        if reply.code == 421:
+            # It is closing (RFC 5321 §3.8): nothing more is written. But some say so, to put off one recipient, and go
+            # on (field: Exim's `defer message = 421`); what they took they tell in their next replies.
+            self._closing = True
+            self._broken = self._broken or ConnectionLost(f"the server is closing: {reply}")
         return reply
 
-    def _closing(self) -> None:
-        """The server is closing (RFC 5321 §3.8). It answers in order, so it has not come to what stands behind."""
-        for passage in self._aboard:
-            if passage.transaction.phase is Phase.FINAL:
-                passage.transaction.phase = Phase.MAIL
-        self._wire.close()
+    def _not_come_to(self, passage: Passage) -> None:
+        """The server said that it is closing, and hung up: it answers in order, so what stands behind it has not."""
+        for each in (passage, *self._aboard):
+            if each.transaction.phase is Phase.FINAL:
+                each.transaction.phase = Phase.MAIL

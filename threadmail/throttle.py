@@ -46,13 +46,14 @@ class Throttle:
             self._pid = pid
             # Guards tokens, when they were counted, and the pause; a leaf: nothing is called under it.
             self._lock = threading.Lock()
-            # Taken by itself, never by way of the condition: an exception from outside can come up where that's own
-            # `__exit__` begins, and the lock would be held for ever.
+            # Taken by itself, never by way of the condition: its `__exit__` is a function, and an exception from
+            # outside that comes up where that begins would leave the lock held.
             self._changed = threading.Condition(self._lock)
 
     def take(self) -> float:
         """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
-        # Most senders are not limited, and all their lanes come by here: a pause is a while off by the time it is seen.
+        # Most senders are not limited, and all their lanes come by here for each message. Who looks just before a pause
+        # begins has asked before it began.
         if self._rate is None and not self._paused_until:
             return 0.0
         with self._lock:

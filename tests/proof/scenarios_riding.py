@@ -8,8 +8,10 @@ threads, which take turns on it.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import FrameType
 from unittest import mock
 
 from tests.detsched import Run
@@ -21,6 +23,7 @@ from tests.detsched.smtpmodel import EVERY, Faults
 from threadmail import Client, Envelope, MailError, Throttle, TimedOut
 from threadmail import client as client_module
 from threadmail._delivery import Pipeline
+from threadmail._dispatch import Dispatcher
 from threadmail._lane import Lane
 
 from .scenario import CLIENT, CONFIG, LOST, OWNER, QUIET, SENDER, Scenario, by_envelope, orders
@@ -37,6 +40,26 @@ def riding(
     return Scenario(
         f"sender, riding, {name}", program, schedules, False, (*SENDER, Lane), OWNER, {"timeouts": timeouts}, long
     )
+
+
+class _Interrupt(BaseException):
+    """Comes from outside."""
+
+
+def interrupted_asking(dispatcher: Dispatcher, lane: Lane) -> None:
+    """A lane that is interrupted while it is given a message to have aboard."""
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        asked_by = frame.f_back and frame.f_back.f_back
+        if event == "call" and frame.f_code.co_name == "notify" and asked_by and asked_by.f_code.co_name == "follow":
+            sys.setprofile(None)
+            raise _Interrupt
+
+    sys.setprofile(look)
+    try:
+        dispatcher._lane(lane)
+    finally:
+        sys.setprofile(None)
 
 
 # ---------------------------------------------------------------- batches of one client
@@ -132,9 +155,9 @@ SCENARIOS = [
     riding("the one aboard called off", 56, 1, 3, abort(1), failures=["Aborted"]),
     riding("the one ahead called off", 46, 1, 3, abort(0), failures=["Aborted"]),
     riding("both called off", 889, 1, 2, abort(0), abort(1), failures=["Aborted"]),
-    riding("closed, and the queue worked off", 32, 1, 2, close(drain=True)),
-    riding("closed", 129, 1, 3, close(), failures=["Closed"]),
-    riding("closed in a hurry", 1343, 1, 2, close(timeout=1.0), failures=_ENDED, timeouts=1),
+    riding("closed, and the queue worked off", 11, 1, 2, close(drain=True)),
+    riding("closed", 108, 1, 3, close(), failures=["Closed"]),
+    riding("closed in a hurry", 1079, 1, 2, close(timeout=1.0), failures=_ENDED, timeouts=1),
     riding("dropped at the final reply", 1, 1, 3, faults=_DROPPED, failures=LOST),
     riding(
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST
@@ -177,7 +200,7 @@ SCENARIOS = [
         faults=_BETWEEN,
         failures=["Aborted"],
     ),
-    riding("hung up on after the final reply, and closed", 81, 1, 2, close(), faults=_BETWEEN, failures=["Closed"]),
+    riding("hung up on after the final reply, and closed", 69, 1, 2, close(), faults=_BETWEEN, failures=["Closed"]),
     riding("hung up on in the middle of the replies to the one aboard", 1, 1, 3, faults=Faults(drop={0: 6})),
     riding("421 to the one aboard", 1, 1, 3, faults=_CLOSING),
     riding("421 to the one aboard, called off", 46, 1, 2, abort(1), faults=_CLOSING, failures=["Aborted"]),
@@ -204,6 +227,25 @@ SCENARIOS = [
         failures=["DataRefused 554", "Aborted"],
     ),
     riding("content put off", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "451 4.3.0 later"})),
+    riding("interrupted as one comes aboard", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
+    riding(
+        "interrupted as one comes aboard, which is cancelled",
+        14,
+        1,
+        2,
+        cancel(1),
+        body=interrupted_asking,
+        failures=["MailError", "cancelled"],
+    ),
+    riding(
+        "interrupted as one comes aboard, which is called off",
+        50,
+        1,
+        2,
+        abort(1),
+        body=interrupted_asking,
+        failures=["MailError", "Aborted"],
+    ),
     riding("no token for the next one", 1, 1, 2, throttle=_one_token),
     riding("no token for the next one, 2 lanes", 40, 2, 2, connected=True, throttle=_one_token),
     riding("a deadline too short to be aboard", 1, 1, 2, ends={1: 100.0}),

@@ -125,7 +125,9 @@ def test_whatever_is_interrupted_the_others_are_sent_and_nobody_waits() -> None:
     watcher = Interrupter(None)
     assert interrupted(watcher) == []
     # From where one is asked aboard to where it asks for the next one.
-    begin, end, *_ = (n for n, place in enumerate(watcher.places) if place[0] is Dispatcher.follow.__code__)
+    begin, end, *_ = (
+        n for n, place in enumerate(watcher.places) if place[0] is Dispatcher.follow.__code__ and place[2] == "call"
+    )
     assert end - begin > 150, "fewer places than there were"
     wrong = {}
     for number in range(begin, end):

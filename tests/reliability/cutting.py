@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -39,6 +39,7 @@ class Mode:
             under TLS, whose signatures and tickets vary, nor where the system's buffers decide how much was handed
             over; what may come out is known there as well.
         padding: octets of content beyond the few that are needed.
+        doubts: messages of a batch that one fault leaves in doubt, at most.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Mode:
     settings: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
     padding: int = 0
+    doubts: int = 1
 
 
 @cache
@@ -83,7 +85,8 @@ class Layout:
         go_ahead: the reply that lets the content go is whole.
         final: the reply to the end of data is whole.
         ready: the last reply before the transaction is whole.
-        first_up, first_down: where the message that is watched begins; a way may send another one before it.
+        first_up, first_down: where the faults begin; a way may send another message before, for that alone.
+        handed_over: up to here the same write may reach that has the end of data: the commands of the next message.
     """
 
     up: int
@@ -95,25 +98,34 @@ class Layout:
     ready: int = 0
     first_up: int = 0
     first_down: int = 0
+    handed_over: int = 0
 
     @classmethod
-    def of(cls, passage: Passage, content: bytes, before: int) -> Layout:
-        """Read it off a session that went well, in which `before` other messages came first."""
+    def of(cls, passage: Passage, content: bytes, before: int, *, whole: bool = False) -> Layout:
+        """Read it off a session that went well, in which `before` other messages came first.
+
+        Args:
+            whole: the faults begin with the session all the same.
+        """
         up, down = passage.client_said, passage.server_said
         begin = up.index(content)
         replies = [(int(m[1]), m.end()) for m in re.finditer(rb"(?m)^(\d{3})(?: [^\n]*)?\r\n", down)]
         finals = [i + 1 for i, (code, _) in enumerate(replies) if code == 354]
         final = finals[before]
+        end = up.index(b"\r\n.\r\n", begin) + 5
+        following = up.find(content[:10], end)  # each begins with its Message-ID
+        skipped = before and not whole
         return cls(
             up=len(up),
             down=len(down),
             content=begin,
-            end=up.index(b"\r\n.\r\n", begin) + 5,
+            end=end,
             go_ahead=replies[final - 1][1],
             final=replies[final][1],
             ready=replies[final - 2 - 1 - RECIPIENTS][1],  # before 354, RCPT and MAIL
-            first_up=up.index(b"\r\n.\r\n") + 6 if before else 0,  # 5: the other message would be cut off as well
-            first_down=replies[finals[before - 1]][1] if before else 0,
+            first_up=up.index(b"\r\n.\r\n") + 6 if skipped else 0,  # 5: the other message would be cut off as well
+            first_down=replies[finals[before - 1]][1] if skipped else 0,
+            handed_over=following if following > 0 else end,
         )
 
     def expected(self, place: Place, way: Way) -> set[Outcome]:
@@ -125,10 +137,12 @@ class Layout:
             if self.excludes_doubt(place):
                 return {surely_not}
             # Where only the way up is held, the reply to what has passed still comes.
-            return {doubt} if n < self.end or (cut and n == self.end) else {Outcome.SENT}
+            if n < self.end or (cut and n == self.end):
+                return {doubt}
+            return {doubt, Outcome.SENT} if cut and n <= self.handed_over > self.end else {Outcome.SENT}
         if n == self.go_ahead and cut:
             # The content meets the cut, or the kernel has taken it before. Content is nothing to begin anew in silence.
-            return {Outcome.NOT_SENT, Outcome.IN_DOUBT, surely_not, doubt}
+            return {Outcome.IN_DOUBT, surely_not, doubt, *(() if way.after else (Outcome.NOT_SENT,))}
         if n == self.ready and cut and way.dials:
             return {Outcome.SENT, surely_not}  # a look at the connection may show that it has gone
         return {surely_not} if n < self.go_ahead else {doubt} if n < self.final else {Outcome.SENT}
@@ -176,17 +190,22 @@ FAULTS: dict[str, Callable[[int], Cut | Hold | Garble]] = {
 }
 
 
-def places(layout: Layout, fault: str, sample: int | None, seed: int) -> list[Place]:
-    """A fault at each position of each direction; or at about `sample` of each, the turning points among them."""
+def places(layouts: Sequence[Layout], fault: str, sample: int | None, seed: int) -> list[Place]:
+    """A fault at each position of each direction; or at about `sample` of each, the turning points among them.
+
+    Args:
+        layouts: of each message of the session.
+    """
     found: list[Place] = []
+    begin = layouts[0]
     for direction, first, last, points in (
-        ("up", layout.first_up, layout.up, (layout.content, layout.end)),
-        ("down", layout.first_down, layout.down, (layout.go_ahead, layout.final)),
+        ("up", begin.first_up, begin.up, [point for layout in layouts for point in (layout.content, layout.end)]),
+        ("down", begin.first_down, begin.down, [p for layout in layouts for p in (layout.go_ahead, layout.final)]),
     ):
         positions = list(range(first, last + 1))
         if sample is not None:
             rng = random.Random(f"{seed}/{fault}/{direction}")
-            near = {p + d for p in points for d in (-1, 0, 1)} if layout.content else set()
+            near = {p + d for p in points for d in (-1, 0, 1)} if begin.content else set()
             # The end is dear: that is where the message changes hands, and under TLS the handshake takes most bytes.
             tail = positions[-last // 8 :]
             drawn = [

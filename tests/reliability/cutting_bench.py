@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from tests.reliability.cutting import Layout, Mode, Place
-from tests.reliability.cutting_ways import Fate, Way
+from tests.reliability.cutting_ways import Fate, Other, Way
 from threadmail import Envelope, Outcome, ServerConfig, Timeouts
 from threadmail.testing import FaultProxy
 
@@ -39,7 +39,7 @@ class Trial:
         spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
         arrived: how often the server took the message.
         intact: whether each of those is the message as it was sent.
-        others: the same of the messages that went with it: what was told, and how often each arrived.
+        others: the same of the messages that went with it: what was told, and how often each arrived whole.
     """
 
     place: Place
@@ -51,7 +51,7 @@ class Trial:
     spoken: frozenset[str]
     arrived: int = 0
     intact: bool = True
-    others: tuple[tuple[Outcome, int], ...] = ()
+    others: tuple[tuple[Other, int], ...] = ()
 
 
 def new_envelope(padding: int) -> Envelope:
@@ -67,28 +67,33 @@ class Bench:
     def __init__(self, mode: Mode, way: Way) -> None:
         self.mode = mode
         self.way = way
-        self.exact = mode.exact and way.exact
         self._server = mode.server()
 
     def __enter__(self) -> Bench:
         self._server.start()
         try:
-            self.layout = self._look()
+            self.layout, *self.others = self.layouts = self._look()
         except BaseException:
             self._server.close()
             raise
         return self
 
-    def _look(self) -> Layout:
+    def _look(self) -> list[Layout]:
+        """The layout of the message that is watched, and of those that go with it."""
         envelope = new_envelope(self.mode.padding)
         with FaultProxy(self._server, record=not self.mode.padding) as proxy:
             fate = self.way.send(self._config(proxy, CALM), envelope, CALM)
             assert fate.outcome is Outcome.SENT, fate
             proxy.wait_until_idle()
             passage = proxy.passages[0]
-        if not self.exact:
-            return Layout(passage.from_client, passage.from_server)
-        return Layout.of(passage, envelope.content[:-6], self.way.before)
+        if not self.mode.exact:
+            return [Layout(passage.from_client, passage.from_server)] * (1 + len(fate.others))
+        others = [number for number in range(1 + len(fate.others)) if number != self.way.before] if fate.others else []
+        sent = [envelope, *(other.envelope for other in fate.others)]
+        return [
+            Layout.of(passage, envelope.content[:-6], place, whole=bool(fate.others))
+            for envelope, place in zip(sent, [self.way.before, *others], strict=True)
+        ]
 
     def __exit__(self, *exc: object) -> None:
         self._server.close()
@@ -124,7 +129,7 @@ class Bench:
         for trial in trials:
             sent = trial.envelope.content
             taken = contents.get(_first_line(sent), [])
-            others = tuple((told, len(contents.get(_first_line(e.content), ()))) for e, told in trial.fate.others)
+            others = tuple((other, _whole(other.envelope, contents)) for other in trial.fate.others)
             yield replace(trial, arrived=len(taken), intact=all(content == sent for content in taken), others=others)
 
     def run_one(self, place: Place) -> Trial:
@@ -133,6 +138,10 @@ class Bench:
         trial = self._attempt(place)
         self._server.wait_for_connections(0)
         return replace(trial, arrived=len(self._server.messages) - before)
+
+
+def _whole(envelope: Envelope, contents: Mapping[bytes, list[bytes]]) -> int:
+    return contents.get(_first_line(envelope.content), []).count(envelope.content)
 
 
 def _first_line(content: bytes) -> bytes:

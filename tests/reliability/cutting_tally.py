@@ -7,10 +7,10 @@ deadline; and the sum of many, one line for people.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tests.reliability.cutting import Layout, Mode, places
+from tests.reliability.cutting import Layout, Mode, Place, places
 from tests.reliability.cutting_bench import Bench, Trial, run_damaged
 from tests.reliability.cutting_ways import Way
 from threadmail import Outcome
@@ -19,12 +19,23 @@ from threadmail.testing import Garble
 SLACK = 2.0  # seconds by which a loaded machine may be late
 
 
-def complaints(trial: Trial, layout: Layout, way: Way, *, exact: bool) -> Iterator[str]:
-    """What is wrong with what the sender was told."""
+def complaints(
+    trial: Trial, layout: Layout, way: Way, *, exact: bool, others: Sequence[Layout] = (), doubts: int = 1
+) -> Iterator[str]:
+    """What is wrong with what the sender was told.
+
+    Args:
+        layout: of the message that is watched; `others`: of those that went with it.
+        exact: what must come out is known for each position, not only what may.
+        doubts: messages that may be in doubt at once.
+    """
     fate, fault = trial.fate, trial.place.fault
-    for told, arrived in ((fate.outcome, trial.arrived), *trial.others):
-        if arrived not in _may_arrive(told, 2 if way.resends else 1):
-            yield f"false: {told.value}, and it arrived {arrived} times"
+    told = [(fate.outcome, trial.arrived), *((other.outcome, arrived) for other, arrived in trial.others)]
+    for outcome, arrived in told:
+        if arrived not in _may_arrive(outcome, 2 if way.resends else 1):
+            yield f"false: {outcome.value}, and it arrived {arrived} times"
+    if sum(outcome is Outcome.IN_DOUBT for outcome, _ in told) > doubts:
+        yield f"more than {doubts} in doubt"
     if not trial.intact:
         yield "it arrived damaged"
     if fate.seconds > trial.deadline + SLACK:
@@ -33,18 +44,41 @@ def complaints(trial: Trial, layout: Layout, way: Way, *, exact: bool) -> Iterat
         yield "in doubt, though the end of data was not handed over"
     if isinstance(fault, Garble):
         return
-    if trial.spoken - {trial.envelope.message_id}:
+    if trial.spoken - {trial.envelope.message_id, *(other.envelope.message_id for other, _ in trial.others)}:
         yield f"another Message-ID: {sorted(trial.spoken)}"
     # On a loaded machine the deadline may pass before the fault; or the short time-out of whoever tries again, on the
     # first connection before the fault or on the second, where there is none.
     again = trial.place.is_silent and trial.connections > 1 and (not trial.heard or "TimedOut" in fate.error)
     if not exact or again:
         return
-    if fate.outcome is Outcome.IN_DOUBT and layout.excludes_doubt(trial.place):
+    in_time = fate.seconds < trial.deadline
+    yield from _unexpected(fate.outcome, trial.place, layout, way, in_time=in_time)
+    if trial.place.is_silent or not in_time:
+        return
+    yield from _charged(fate.attempts, trial.place, layout, way, first=not way.before)
+    for number, ((other, _), itself) in enumerate(zip(trial.others, others, strict=True)):
+        yield from _unexpected(other.outcome, trial.place, itself, way, in_time=in_time)
+        yield from _charged(other.attempts, trial.place, itself, way, first=number == 0 < way.before)
+
+
+def _unexpected(outcome: Outcome, place: Place, layout: Layout, way: Way, *, in_time: bool) -> Iterator[str]:
+    if outcome is Outcome.IN_DOUBT and layout.excludes_doubt(place):
         yield "in doubt, though the end of data cannot have left"
-    expected = layout.expected(trial.place, way)
-    if fate.outcome not in expected and fate.seconds < trial.deadline:
-        yield f"{fate.outcome.value} instead of {' or '.join(sorted(o.value for o in expected))}"
+    expected = layout.expected(place, way)
+    if outcome not in expected and in_time:
+        yield f"{outcome.value} instead of {' or '.join(sorted(o.value for o in expected))}"
+
+
+def _charged(attempts: int, place: Place, layout: Layout, way: Way, *, first: bool) -> Iterator[str]:
+    """In a batch who meets the fault on a kept connection before his content leaves goes over another one, unseen."""
+    leaving = place.direction == "down" and place.fault.after == layout.go_ahead
+    if way.after and attempts > 1 and not first and not leaving:
+        yield f"{attempts} attempts, though its content had not left"
+
+
+def _of(trial: Trial, bench: Bench) -> Iterator[str]:
+    mode = bench.mode
+    return complaints(trial, bench.layout, bench.way, exact=mode.exact, others=bench.others, doubts=mode.doubts)
 
 
 def _may_arrive(told: Outcome, copies: int) -> range:
@@ -76,7 +110,7 @@ class Tally:
     def sweep(self, mode: Mode, way: Way, fault: str, sample: int | None = None, seed: int = 0) -> None:
         """Break a session at every byte; or at about `sample` bytes of each direction, drawn by `seed`."""
         with Bench(mode, way) as bench:
-            where = places(bench.layout, fault, sample, seed)
+            where = places(bench.layouts, fault, sample, seed)
             # Whose message is damaged nobody can tell from the message.
             trials = run_damaged(mode, way, where) if fault == "garble" else bench.run(where)
             self.add(trials, bench)
@@ -90,7 +124,7 @@ class Tally:
             self.longest[trial.deadline] = max(trial.fate.seconds, self.longest.get(trial.deadline, 0.0))
             self.wrong += [
                 f"{bench.mode.name}, {bench.way.name}, {trial.place}: {complaint} ({trial.fate.error})"
-                for complaint in complaints(trial, bench.layout, bench.way, exact=bench.exact)
+                for complaint in _of(trial, bench)
             ]
 
     def include(self, other: Tally) -> None:

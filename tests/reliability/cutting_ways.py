@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from threadmail import (
     SMTP,
@@ -26,13 +27,21 @@ from threadmail import (
 )
 
 
+class Other(NamedTuple):
+    """What a sender was told of a message that went with the one that is watched."""
+
+    envelope: Envelope
+    outcome: Outcome
+    attempts: int = 1
+
+
 @dataclass(frozen=True)
 class Fate:
     """What a sender was told of its message.
 
     Attributes:
         handed_over: whether the end of data was about to leave at some time; None: this way does not tell.
-        others: what was told of the messages that went with it.
+        others: what was told of the messages that went with it, in their order.
     """
 
     outcome: Outcome
@@ -40,7 +49,7 @@ class Fate:
     error: str = ""
     attempts: int = 1
     handed_over: bool | None = None
-    others: tuple[tuple[Envelope, Outcome], ...] = ()
+    others: tuple[Other, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,19 +59,19 @@ class Way:
     Args:
         send: sends the envelope within the deadline (seconds).
         before: messages that it sends first, over the same connection.
+        after: messages that it sends behind it. With any, all of them are judged, wherever the fault meets them.
         replaced: a message that is surely not sent gets another connection.
         resends: so does one in doubt.
         dials: it connects first, and takes another look at the connection when it sends.
-        exact: what must come out is known for each position, not only what may.
     """
 
     name: str
     send: Callable[[ServerConfig, Envelope, float], Fate]
     before: int = 0
+    after: int = 0
     replaced: bool = False
     resends: bool = False
     dials: bool = False
-    exact: bool = True
 
 
 def _told(begin: float, send: Callable[[], Receipt | Outcome], handed_over: list[Envelope] | None = None) -> Fate:
@@ -144,16 +153,15 @@ def by_resending_sender(config: ServerConfig, envelope: Envelope, deadline: floa
 
 
 def by_batch(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
-    """One of three that go over one connection, as long as it holds."""
+    """The middle one of three that go over one connection, as long as it holds."""
     batch = [another(envelope, "v"), envelope, another(envelope, "w")]
     retry = RetryPolicy(attempts=3, base=0.002)
     with ThreadedSender(config, workers=1, retry=retry) as sender:
         begin = time.monotonic()
         report = sender.send_all(batch, deadline=deadline)
         seconds = time.monotonic() - begin
-    first, watched, last = report
-    others = ((batch[0], first.outcome), (batch[2], last.outcome))
-    return Fate(watched.outcome, seconds, str(watched.error or ""), watched.attempts, others=others)
+    others = tuple(Other(batch[i], report[i].outcome, report[i].attempts) for i in (0, 2))
+    return Fate(report[1].outcome, seconds, str(report[1].error or ""), report[1].attempts, others=others)
 
 
 def by_raw_smtplib(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
@@ -182,8 +190,7 @@ KEPT = Way("Client, second message", by_kept_client, before=1, replaced=True)
 POOL = Way("ClientPool", by_pool, dials=True)
 SENDER = Way("ThreadedSender", by_sender, replaced=True)
 RESENDER = Way("ThreadedSender, resend_in_doubt", by_resending_sender, replaced=True, resends=True)
-
-BATCH = Way("ThreadedSender, batch", by_batch, replaced=True, exact=False)
+BATCH = Way("ThreadedSender, batch", by_batch, before=1, after=1, replaced=True)
 RAW = Way("smtplib", by_raw_smtplib)
 
 WAYS = (SMTP_WAY, CLIENT, KEPT, POOL, SENDER, RESENDER, BATCH)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .servers import (
-    HOST,
+    Certified,
     Delivered,
     Unavailable,
     alive,
@@ -57,7 +56,7 @@ def slower_than(messages: float, per: str) -> str:
     return f"defer message = 451 4.7.0 Slow down\nratelimit = {messages} / {per} / per_mail / leaky"
 
 
-class Exim:
+class Exim(Certified):
     """A running Exim; use it in a ``with`` statement.
 
     Args:
@@ -70,8 +69,6 @@ class Exim:
     with its log, if it does not start.
     """
 
-    host = HOST
-
     def __init__(
         self,
         *,
@@ -81,24 +78,11 @@ class Exim:
         data: str = "",
         users: Mapping[str, str] | None = None,
     ) -> None:
-        self.port = self.tls_port = 0
+        super().__init__()
+        self.tls_port = 0
         self._settings = {"message_size_limit": "64M", **(settings or {})}  # Exim takes each but once
         self._rules = {name: _indented(rule) for name, rule in (("mail", mail), ("rcpt", rcpt), ("data", data))}
         self._users = dict(users or {})
-        import trustme  # here, so that what needs no server is run where it has no wheel
-
-        self._ca = trustme.CA()
-
-    @property
-    def url(self) -> str:
-        """The server as threadmail's configuration names it, without TLS."""
-        return f"smtp://{self.host}:{self.port}"
-
-    def tls_context(self) -> ssl.SSLContext:
-        """A client's context that trusts this server, as localhost and as 127.0.0.1."""
-        context = ssl.create_default_context()
-        self._ca.configure_trust(context)
-        return context
 
     def messages(self) -> list[Delivered]:
         """What Exim has taken so far: a message is complete when its envelope is in place."""
@@ -169,7 +153,7 @@ class Exim:
         spool.mkdir(parents=True)
         os.chown(spool, _UID, _GID)
         certificate = self._folder / "tls.pem"
-        self._ca.issue_cert("localhost", self.host).private_key_and_cert_chain_pem.write_to_path(certificate)
+        self._certificate().private_key_and_cert_chain_pem.write_to_path(certificate)
         os.chown(certificate, _UID, _GID)
         (self._folder / "passwd").write_text(
             f"root:x:0:0:root:/root:/bin/sh\n{_USER}:x:{_UID}:{_GID}::/nonexistent:/bin/false\n"

@@ -16,7 +16,6 @@ import base64
 import json
 import os
 import shutil
-import ssl
 import subprocess
 import threading
 from collections import Counter
@@ -25,13 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .servers import HOST, Delivered, Unavailable, cached, end, install_npm
+from .servers import Certified, Delivered, Unavailable, cached, end, install_npm
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "data" / "nodemailer" / "server.mjs"
 _PACKAGE = "smtp-server@3"
 
 
-class Nodemailer:
+class Nodemailer(Certified):
     """A running server; use it in a ``with`` statement.
 
     Args:
@@ -41,12 +40,11 @@ class Nodemailer:
         idle: seconds after which a silent client is hung up on, with 421.
         greylist: seconds for which a new pair of sender and recipient is put off, with 451 4.7.1.
         rate: (messages, seconds); more are put off at MAIL, with 450 4.7.1.
+        refuse: how the addresses begin that are refused for good, as senders and as recipients.
         bad_logins: so many logins are first answered 454.
         bad_greetings: so many connections are first answered 421.
     Entering raises Unavailable if it cannot be had here, TimeoutError if it does not start.
     """
-
-    host = HOST
 
     def __init__(
         self,
@@ -57,14 +55,13 @@ class Nodemailer:
         idle: float | None = None,
         greylist: float | None = None,
         rate: tuple[int, float] | None = None,
+        refuse: str | None = None,
         bad_logins: int = 0,
         bad_greetings: int = 0,
     ) -> None:
-        self.port = self.tls_port = 0
-        import trustme  # here, so that what needs no server is run where it has no wheel
-
-        self._ca = trustme.CA()
-        certificate = self._ca.issue_cert("localhost", self.host)
+        super().__init__()
+        self.tls_port = 0
+        certificate = self._certificate()
         settings: dict[str, Any] = {
             "users": users,
             "key": certificate.private_key_pem.bytes().decode(),
@@ -74,6 +71,7 @@ class Nodemailer:
             "socketTimeout": None if idle is None else idle * 1000,
             "greylist": None if greylist is None else greylist * 1000,
             "rate": None if rate is None else {"messages": rate[0], "per": rate[1] * 1000},
+            "refuse": refuse,
             "logins": bad_logins,
             "greetings": bad_greetings,
         }
@@ -82,17 +80,6 @@ class Nodemailer:
         self._asked = 0
         self._events: Counter[str] = Counter()
         self._messages: list[Delivered] = []
-
-    @property
-    def url(self) -> str:
-        """The server as threadmail's configuration names it, without TLS."""
-        return f"smtp://{self.host}:{self.port}"
-
-    def tls_context(self) -> ssl.SSLContext:
-        """A client's context that trusts this server, as localhost and as 127.0.0.1."""
-        context = ssl.create_default_context()
-        self._ca.configure_trust(context)
-        return context
 
     def messages(self) -> list[Delivered]:
         """What it has taken so far."""

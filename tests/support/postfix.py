@@ -19,7 +19,6 @@ import pwd
 import re
 import shutil
 import socketserver
-import ssl
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .servers import (
-    HOST,
+    Certified,
     Delivered,
     Unavailable,
     alive,
@@ -88,7 +87,7 @@ def find_postfix() -> Installation:
     return Installation(root / "usr/sbin", root / "usr/lib/postfix/sbin", libraries)
 
 
-class Postfix:
+class Postfix(Certified):
     """A running Postfix; use it in a ``with`` statement.
 
     `folder` receives its configuration, queue and log. `settings` are merged into main.cf, for instance
@@ -99,26 +98,10 @@ class Postfix:
     it does not start.
     """
 
-    host = HOST
-
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
-        self.port = 0
+        super().__init__()
         self._folder = folder.resolve()
         self._settings = dict(settings or {})
-        import trustme  # here, so that what needs no server is run where it has no wheel
-
-        self._ca = trustme.CA()
-
-    @property
-    def url(self) -> str:
-        """The server as threadmail's configuration names it."""
-        return f"smtp://{self.host}:{self.port}"
-
-    def tls_context(self) -> ssl.SSLContext:
-        """A client's context that trusts this server, as localhost and as 127.0.0.1."""
-        context = ssl.create_default_context()
-        self._ca.configure_trust(context)
-        return context
 
     def messages(self) -> list[Delivered]:
         """What has been delivered so far, in the order of arrival at the sink."""
@@ -190,7 +173,7 @@ class Postfix:
         for name in _QUEUES:
             (queue / name).mkdir(mode=0o755 if name == "public" else 0o700)
             os.chown(queue / name, owner, -1)
-        self._ca.issue_cert("localhost", self.host).private_key_and_cert_chain_pem.write_to_path(config / "tls.pem")
+        self._certificate().private_key_and_cert_chain_pem.write_to_path(config / "tls.pem")
         main = (_TEMPLATES / "main.cf").read_text().format(
             folder=self._folder, daemons=installation.daemons, commands=installation.commands,
             owner=_OWNER, group=_GROUP, sink=self._sink.port,

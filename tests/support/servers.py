@@ -1,9 +1,9 @@
 """What the real servers of the suite have in common: how they are had, watched and ended, with nothing installed.
 
-Owns the cache folder in which Debian's and npm's packages are unpacked, each once, and the waiting for processes that
-offer no event to wait for. Guarantees that a folder of the cache is whole, whatever cut its making short, and that a
-machine where a server cannot be had is told so once, with the reason. Leaves configuration and life to each server's
-own module.
+Owns the cache folder in which Debian's and npm's packages are unpacked, each once, the waiting for processes that offer
+no event to wait for, and a server's address and certificate. Guarantees that a folder of the cache is whole, whatever
+cut its making short, and that a machine where a server cannot be had is told so once, with the reason. Leaves
+configuration and life to each server's own module.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trustme import LeafCert
 
 HOST = "127.0.0.1"
 
@@ -38,6 +43,32 @@ class Delivered:
     recipients: tuple[str, ...]
     content: bytes
     received: bytes = b""
+
+
+class Certified:
+    """A server on loopback as its clients know it: where it is, and a certificate from an authority of its own."""
+
+    host = HOST
+
+    def __init__(self) -> None:
+        self.port = 0
+        import trustme  # here, so that what needs no server is run where it has no wheel
+
+        self._ca = trustme.CA()
+
+    @property
+    def url(self) -> str:
+        """The server as threadmail's configuration names it, without TLS."""
+        return f"smtp://{self.host}:{self.port}"
+
+    def tls_context(self) -> ssl.SSLContext:
+        """A client's context that trusts this server, as localhost and as 127.0.0.1."""
+        context = ssl.create_default_context()
+        self._ca.configure_trust(context)
+        return context
+
+    def _certificate(self) -> LeafCert:
+        return self._ca.issue_cert("localhost", self.host)
 
 
 def cached(name: str, make: Callable[[Path], Path]) -> Path:

@@ -4,6 +4,7 @@
 //   users {user: password}, key, cert (PEM), size, maxClients, socketTimeout (ms),
 //   greylist (ms): a sender and recipient seen for the first time are put off until that much later,
 //   rate {messages, per (ms)}: more are put off with 450 4.7.1,
+//   refuse: addresses that begin so are refused for good,
 //   logins: so many are answered 454 before one is looked at,
 //   greetings: so many connections are answered 421 before one is greeted.
 import { SMTPServer } from 'smtp-server';
@@ -16,6 +17,10 @@ let taken = [];
 
 function refusal(code, text) {
   return Object.assign(new Error(text), { responseCode: code });
+}
+
+function unwanted(address) {
+  return settings.refuse !== undefined && address.address.startsWith(settings.refuse);
 }
 
 function print(event) {
@@ -37,6 +42,7 @@ const hooks = {
     else done(refusal(535, '5.7.8 Authentication credentials invalid'));
   },
   onMailFrom(address, session, done) {
+    if (unwanted(address)) return done(refusal(550, '5.7.1 not from you'));
     const now = Date.now();
     const { messages, per } = settings.rate ?? {};
     taken = taken.filter((time) => time > now - per);
@@ -49,6 +55,7 @@ const hooks = {
     }
   },
   onRcptTo(address, session, done) {
+    if (unwanted(address)) return done(refusal(550, '5.1.1 nobody here'));
     if (settings.greylist !== undefined) {
       const key = session.envelope.mailFrom.address + ' ' + address.address;
       if (!seen.has(key)) seen.set(key, Date.now());
