@@ -157,8 +157,6 @@ class Dispatcher(Crew):
         lost = []
         while lane.aboard:
             job = lane.aboard.popleft()
-            if self._in_flight.get(job) is not lane:
-                continue  # the lane was interrupted before it had it
             if job.called_off:
                 lane.client.abort()
                 return job
@@ -168,12 +166,9 @@ class Dispatcher(Crew):
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
-            job.state = JobState.QUEUED
             self._throttle.give_back()
-            self._queue.restore(job)
+            self._queue.put_first(job)
             self._off_the_lane(job, None)
-        if lost:
-            self._queue.count()
         return None
 
     def _next(self, lane: Lane) -> Job | Do:
@@ -217,6 +212,7 @@ class Dispatcher(Crew):
 
     def _take(self, job: Job, lane: Lane, time: float) -> Job:
         job.pauses_seen = self._pace.pauses
+        job.client = lane.client
         self._in_flight[job] = lane
         self._queue.take(job, time)
         self._room.notify()
@@ -239,10 +235,19 @@ class Dispatcher(Crew):
                     return None
             if self._throttle.take() != 0.0:
                 return None
-            lane.aboard.append(job)  # first: an interrupted lane may go on, and finds it there
-            self._take(job, lane, time)
+            try:
+                self._take(job, lane, time)
+            except BaseException:
+                # From outside. The lane goes on, and nobody would see to this one: so now, for the next one who has the
+                # lock may take it back.
+                job.state = JobState.QUEUED
+                self._throttle.give_back()
+                self._queue.restore(job)
+                self._queue.count()
+                self._off_the_lane(job, None)
+                raise
             job.state = JobState.ON_WIRE
-            job.client = lane.client
+            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:
@@ -270,6 +275,7 @@ class Dispatcher(Crew):
                 self._throttle.give_back()
                 return self._off_the_lane(job, None)
             if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
+                self._throttle.give_back()
                 self._queue.put_first(job)
                 return self._off_the_lane(job, receipt.error)
             job.spared += self._pace.learn(receipt, self._lane_count, job.pauses_seen)
