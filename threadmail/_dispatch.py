@@ -114,18 +114,29 @@ class Dispatcher(Crew):
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
                 lane = self._in_flight[job]
-                if lane is not None and job in lane.aboard:
-                    return True  # its connection is also that of the message ahead, and is dropped when that is settled
-                assert job.client is not None
-                # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
-                # is shut down, nothing is sent or awaited.
-                job.client.abort()
-                return True
-            if job.state is not JobState.QUEUED:
+                if lane is None or job not in lane.aboard:
+                    assert job.client is not None
+                    # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the
+                    # socket is shut down, nothing is sent or awaited.
+                    job.client.abort()
+                    return True
+                if not self._calls_off(job):
+                    return True  # its connection is also that of those ahead, and is dropped when they are settled
+            elif job.state is JobState.QUEUED:
+                self._queue.withdraw(job)
+            else:
                 return False
-            self._queue.withdraw(job)
             self._finish(job, job.receipt or Receipt.not_sent(job.envelope, Aborted("the message was called off")))
         self._announce([job])
+        return True
+
+    def _calls_off(self, job: Job) -> bool:
+        """Take a job out of the hands of a lane that has begun it behind another one, and has sent no content of it."""
+        lane = self._in_flight[job]
+        if lane is None or job not in lane.aboard or self.config.window > 1:
+            return False
+        lane.aboard.remove(job)
+        self._throttle.give_back()
         return True
 
     # ------------------------------------------------------------ steps of a lane
@@ -371,6 +382,9 @@ class Dispatcher(Crew):
             self._room.notify_all()
             self._wait(lambda: not (drain and self._lane_count and (self._queue or self._in_flight)), end)
             self._end_all(closed)
+            for job in [job for lane in self._lanes for job in list(lane.aboard) if self._calls_off(job)]:
+                self._cut_short[job] = None
+                self._finish(job, job.receipt or Receipt.not_sent(job.envelope, copy.copy(closed)))
             unsent = [job for job in self._cut_short if not job.future.done()]
         if unsent:
             self._announce(unsent)
