@@ -136,6 +136,7 @@ class Dispatcher(Crew):
         if lane is None or job not in lane.aboard or self.config.window > 1:
             return False
         lane.aboard.remove(job)
+        self._in_flight[job] = None  # who ends it tells of it; else a lane that ends meanwhile would as well
         self._throttle.give_back()
         return True
 
