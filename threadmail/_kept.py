@@ -21,7 +21,6 @@ from ._guard import Guarded, holding
 from ._idle import IdleWatch
 from ._opening import AnySMTP, open_session, unconnected
 from .config import ServerConfig
-from .envelope import Envelope
 from .errors import (
     Aborted,
     BadReply,
@@ -167,8 +166,8 @@ class KeptConnection(Guarded):
         if self._busy:
             raise Reentered("this thread is in the middle of a call on this client")
 
-    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], envelope: Envelope | None = None) -> _T:
-        smtp, fresh = self._ready(end, envelope)
+    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], begun: Transaction | None = None) -> _T:
+        smtp, fresh = self._ready(end, begun)
         try:
             return action(smtp)
         except MailError as error:
@@ -179,10 +178,10 @@ class KeptConnection(Guarded):
         self._disconnect("stale")
         return action(self._connect(end))
 
-    def _ready(self, end: Deadline, envelope: Envelope | None = None) -> tuple[AnySMTP, bool]:
-        """A connection that can be trusted, or that has `envelope` aboard, and whether it is a new one."""
+    def _ready(self, end: Deadline, begun: Transaction | None = None) -> tuple[AnySMTP, bool]:
+        """A connection that can be trusted, or that has the message of `begun` aboard, and whether it is a new one."""
         if self._smtp is not None and self._smtp._aboard is not None:
-            if self._smtp._aboard.envelope is envelope:
+            if self._smtp._aboard.transaction is begun:
                 return self._smtp, False
             self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:

@@ -25,6 +25,7 @@ from .config import ServerConfig
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, MailError, TimedOut
 from .receipt import Receipt, Reply, Report
+from .transaction import Transaction
 
 #: Messages of `send_all` after which other threads that share the client come in.
 TURN = 50
@@ -98,6 +99,7 @@ class Client(KeptConnection):
         before_mail: BeforeMail | None = None,
         before_final: BeforeFinal | None = None,
         follow: Follow | None = None,
+        begun: Transaction | None = None,
     ) -> Receipt:
         """As `send`, for an envelope, with more say.
 
@@ -113,6 +115,7 @@ class Client(KeptConnection):
                 as well. Who gives them lets nobody else use the client meanwhile (`sync_root`), keeps the transactions
                 that their `before_mail` is called with, and looks at `aboard` before each of those calls: what is not
                 there any more was lost with its connection, and its transaction knows whether it is in doubt.
+            begun: the transaction of this message, if it is the one aboard.
         """
         end = Deadline.after(deadline)
         asked = None if follow is None or all_or_nothing else partial(self._follower, follow)
@@ -130,7 +133,7 @@ class Client(KeptConnection):
             self._require_usable()
             self._busy, self._aborted = True, False
             try:
-                receipt = self._with_connection(end, attempt, envelope)
+                receipt = self._with_connection(end, attempt, begun)
                 self._sent += 1
                 return receipt
             finally:
