@@ -152,6 +152,7 @@ class Pipeline:
         while passage.unanswered or (passage.waiting and transaction.error is None):
             if passage.waiting and transaction.error is None:
                 if not passage.unanswered:
+                    transaction.phase = passage.waiting[0].phase  # in which a surplus reply is found
                     wire.require_quiet()
                 group = passage.take()
                 if group:
