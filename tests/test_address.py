@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import InvalidAddress
+from threadmail import InvalidAddress, _address
 from threadmail._address import address_list, mailbox, sender_mailbox
 
 # Characters that mean something to a command line, a header or IDNA, so that random text is nasty text.
@@ -180,6 +182,40 @@ def test_what_is_no_mailbox_is_refused(text: str) -> None:
     assert str(info.value).startswith("recipient 3 ")
     assert str(info.value).isprintable()
     assert len(str(info.value)) < 700  # escapes included: it does not repeat a long input
+
+
+# Names and addresses that nearly are plain.
+PLAIN = st.from_regex(
+    r"[ ]{0,5}([a-zA-Z0-9 .'=?_-]{0,9}<)?[a-z.+_-]{1,4}@[a-zA-Z0-9_.-]{1,9}>?[ ]{0,2}", fullmatch=True
+)
+
+
+def _read(read: Callable[[str], object], text: str) -> object:
+    try:
+        return read(text)
+    except InvalidAddress as error:
+        return str(error)
+
+
+@given(PLAIN | LIKELY | st.lists(PLAIN | LIKELY, max_size=4).map(",".join))
+def test_the_short_way_reads_what_the_grammar_reads(text: str) -> None:
+    """Plain addresses and lists of them pass by without the parser, which would say the same; errors are the same."""
+    readers: list[Callable[[str], object]] = [mailbox, sender_mailbox, lambda t: address_list(t, "To field")]
+    short = [_read(read, text) for read in readers]
+    with (
+        mock.patch.object(_address, "_IS_PLAIN", return_value=None),
+        mock.patch.object(_address, "_PLAIN_ITEM", return_value=None),
+    ):
+        assert [_read(read, text) for read in readers] == short
+
+
+@pytest.mark.parametrize(
+    "text", ["a@b.example", "x-y+z_0@sub.mail.b-c.example", "Ann Lee <a@b.example>", "=?utf-8?q?A=2C?= <a@b.example>"]
+)
+def test_plain_addresses_take_the_short_way(text: str) -> None:
+    """A list of what most mail holds is not read character by character."""
+    with mock.patch.object(_address, "mailbox", side_effect=AssertionError("the long way")):
+        assert len(address_list(f"{text}, {text}", "To")) == 2
 
 
 @pytest.mark.parametrize("value", [None, 3, b"a@b.example", ["a@b.example"]])

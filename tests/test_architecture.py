@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 
 #: From left to right. A new module needs a place here, and a sentence of its own at its head.
 ORDER = [
-    *("errors", "_deadline", "_address", "_message", "_file", "_content", "_sevenbit", "envelope", "receipt", "config"),
-    *("_wire", "transaction", "_passage", "_window", "_delivery"),
+    *("errors", "_deadline", "_address", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
+    *("envelope", "receipt", "config", "_tls", "_wire", "transaction", "_passage", "_window", "_delivery"),
     *("_lookup", "_guard", "_dialogue", "_login", "_connecting", "smtp"),
     *("retry", "throttle"),
     *("_opening", "_idle", "_turn", "client"),

@@ -464,6 +464,30 @@ def test_no_more_octets_than_may_be_in_hand(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(ahead) <= 3
 
 
+def test_a_large_file_is_read_while_it_is_sent(
+    sink: CaptureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It never is in memory as a whole, and does not count as if it were; one that has gone is one that is not read."""
+    path, gone = tmp_path / "large.eml", tmp_path / "gone.eml"
+    content = MESSAGE.replace(b"\n", b"\r\n") + b"a line\r\n" * 20_000
+    path.write_bytes(content)
+    gone.write_bytes(content)
+    monkeypatch.setattr(_cli_sources, "LARGE", 100_000)
+    real = _cli_sources.items
+
+    def items(paths: list[str], stdin: Any) -> Iterator[Item]:
+        for item in real(paths, stdin):
+            assert item.content == b""
+            if item.name == str(gone):
+                gone.unlink()
+            yield item
+
+    monkeypatch.setattr(_cli_sources, "items", items)
+    assert main(["send", "--server", sink.url, str(path), str(gone)]) == Exit.NO_INPUT
+    assert [message.content for message in sink.messages] == [content]
+    assert "cannot be read: No such file" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- terminals
 
 

@@ -18,14 +18,15 @@ from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.utils import parsedate_to_datetime
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import Envelope, InvalidAddress, InvalidEnvelope
+from threadmail import Envelope, InvalidAddress, InvalidEnvelope, _message
 from threadmail._delivery import stuffed
-from threadmail._message import normalise_line_ends
+from threadmail._message import header_fields, header_length, message_id, normalise_line_ends
 
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"
 
@@ -760,3 +761,44 @@ def test_arbitrary_bytes_are_a_message_or_our_own_error(data: bytes) -> None:
         Envelope.of(data)
     except InvalidEnvelope:
         pass
+
+
+# ---------------------------------------------------------------- read once, and by block
+
+LINES = st.lists(st.sampled_from([b"a", b"\r", b"\n", b"\r\n", b"\r\n.\r\n", b"\0", b"aa"]), max_size=40).map(b"".join)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1 << 15])
+@given(content=LINES)
+def test_right_line_ends_are_known_block_by_block(size: int, content: bytes) -> None:
+    """Content is taken as it is if and only if no CR and no LF of it stands alone, wherever the blocks end."""
+    with mock.patch.object(_message, "_BLOCK", size):
+        found = _message._ends_in_crlf(content)
+    assert found == (re.search(rb"\r(?!\n)|(?<!\r)\n", content) is None)
+
+
+@pytest.mark.parametrize("number", [0, 1, 63, 64, 65, 128, 129, 1000])
+def test_every_field_belongs_to_the_header(number: int) -> None:
+    """However many there are, folded ones too; what is no field ends it."""
+    fields = b"X-Field: a\r\n b\r\n" * number
+    for rest in (b"", b"\r\nX: y\r\n", b"no field\r\nX: y\r\n"):
+        assert header_length(fields + rest) == len(fields)
+
+
+IDS = ["Message-ID: <a@b>", "MESSAGE-id \t:\r\n <a@b>\r\n c", "Message-ID-Of: <x@y>", "X-Message-ID: <x@y>"]
+IDS += [
+    "Message-ID:",
+    "Message-ID: é\tx",
+    "Subject: Message-ID: <x@y>",
+    "Subject: a\r\n Message-ID: <x@y>",
+    "",
+    "bad line",
+]
+
+
+@given(st.lists(st.sampled_from(IDS), max_size=6).map("\r\n".join))
+def test_the_message_id_is_the_first_of_the_header(text: str) -> None:
+    """Found without reading the other fields; the same that reading them all finds."""
+    content = text.encode()
+    first = [" ".join(v.split()) for n, v in header_fields(content) if n.lower() == "message-id"][:1]
+    assert message_id(content) == (first[0] if first else None)

@@ -28,9 +28,11 @@ from threadmail import (
     ReplyTimedOut,
     Timeouts,
     TLSFailed,
+    _wire,
 )
 from threadmail._deadline import Deadline
-from threadmail._wire import BLOCK, MAX_LINE, MAX_LINES, Wire, protocol_log, wrap_tls
+from threadmail._tls import wrap_tls
+from threadmail._wire import BLOCK, MAX_LINE, MAX_LINES, Wire, protocol_log
 from threadmail.testing import TestCA
 
 FAST = Timeouts(command=5.0, content=5.0, final=5.0)
@@ -355,6 +357,66 @@ def test_no_limit_means_no_limit(pair: tuple[Wire, socket.socket]) -> None:
     assert waits == [None, None]
     wire.rest()
     assert sock.gettimeout() == 3.0
+
+
+@pytest.mark.parametrize("standing", [0.04, 0.3, None, 0.0])
+def test_a_wait_in_ticks_is_no_longer_and_no_shorter(
+    pair: tuple[Wire, socket.socket], monkeypatch: pytest.MonkeyPatch, standing: float | None
+) -> None:
+    """Whatever time-out stands on the socket: a reply after several ticks is read, and none at all ends in time."""
+    monkeypatch.setattr(_wire, "TICK", 0.05)
+    wire, theirs = pair
+    wire.sock.settimeout(standing)
+    answer = threading.Timer(0.3, theirs.sendall, [b"250 OK\r\n"])
+    answer.start()
+    try:
+        assert wire.read_reply(10.0) == Reply(250, b"OK")
+    finally:
+        answer.join(10.0)
+    begin = time.monotonic()
+    with pytest.raises(ReplyTimedOut):
+        wire.read_reply(0.3)
+    assert 0.28 < time.monotonic() - begin < 4.0
+
+
+def test_a_time_out_is_set_once(pair: tuple[Wire, socket.socket]) -> None:
+    """Setting it is a system call, made once for all steps of all messages and not at each of them."""
+    sock, theirs = pair[0].sock, pair[1]
+    calls: list[float | None] = []
+
+    class Watching:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sock, name)
+
+        def settimeout(self, value: float | None) -> None:
+            calls.append(value)
+            sock.settimeout(value)
+
+    wire = Wire(Watching(), Timeouts())  # type: ignore[arg-type]
+    wire.deadline = Deadline.after(1000.0)
+    for _ in range(20):
+        theirs.sendall(b"250 OK\r\n" * 2)
+        wire.write_commands(["rset"])
+        wire.read_reply()
+        wire.write_content(b"x")
+        wire.read_reply(wire.timeouts.final)
+    assert calls == [_wire.TICK]
+
+
+def test_a_look_finds_what_lies_there_and_who_has_gone(pair: tuple[Wire, socket.socket]) -> None:
+    """Without waiting, without taking anything that a reply is made of, and without touching the time-out."""
+    wire, theirs = pair
+    wire.sock.settimeout(30.0)
+    assert wire.quiet()
+    theirs.sendall(b"250 OK\r\n")
+    assert not wire.quiet()
+    assert wire.sock.gettimeout() == 30.0
+    assert wire.read_reply() == Reply(250, b"OK")
+    assert wire.quiet()
+    theirs.close()
+    assert not wire.quiet()
+    wire.close()
+    assert not wire.quiet()
 
 
 def test_a_known_reply_is_as_strict_as_a_new_one(pair: tuple[Wire, socket.socket]) -> None:

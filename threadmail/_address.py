@@ -27,6 +27,12 @@ _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _MAILBOX = re.compile(rf"(?P<local>{_ATOMS}|{_QUOTED})(?:@(?P<domain>{_DOMAIN.pattern}|{_LITERAL}))?")
 _NAMED = re.compile(rf"(?:[^<>\"]|{_QUOTED})*<(?P<inner>{_QUOTED}@[^<>]*|[^<>\"]*)>")
 
+# Nearly all addresses, alone and behind a name without quotes: what these match, the grammar reads as they do.
+_PLAIN_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9_])?"
+_PLAIN = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,128}}@(?:{_PLAIN_LABEL}\.){{0,4}}{_PLAIN_LABEL}"
+_IS_PLAIN = re.compile(_PLAIN).fullmatch
+_PLAIN_ITEM = re.compile(rf" {{0,4}}(?:({_PLAIN})|[A-Za-z0-9 .!#$%&'*+/=?^_`{{|}}~-]{{0,200}}<({_PLAIN})>) ?").fullmatch
+
 # A command line holds 512 octets (RFC 5321 §4.5.3.1.4). The shorter limits for local part and domain are left to
 # servers: addresses with return-path encoding pass them daily.
 _LONGEST = 480
@@ -47,6 +53,8 @@ def mailbox(text: str, what: str = "address") -> str:
     Raises:
         InvalidAddress: it is no mailbox.
     """
+    if type(text) is str and _IS_PLAIN(text):
+        return text
     if not isinstance(text, str):
         raise InvalidAddress(f"{what} must be a string, not {type(text).__name__}")
     if not text.isprintable():
@@ -87,6 +95,9 @@ def address_list(text: str, what: str) -> list[str]:
     Raises:
         InvalidAddress: one of them is none. Nothing is skipped: a recipient left out in silence is a mail lost.
     """
+    plain = [_PLAIN_ITEM(item) for item in text.split(",")]
+    if all(plain):
+        return [match[1] or match[2] for match in plain if match]
     items: list[str] = []
     item: list[str] = []
     closing = ""  # what ends the quoted string, bracket or comment we are in

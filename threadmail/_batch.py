@@ -13,6 +13,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
+from math import inf
 
 from ._deadline import Deadline, now
 from ._jobs import Job, Keeper
@@ -25,9 +26,6 @@ LAST_WORD = 1.0
 
 #: Seconds for which the caller lets the lanes work before it takes what has come up. A receipt is that late at most.
 LONGEST_REST = 0.005
-
-#: Seconds of it for each message that no lane has yet: no interpreter sends them faster, so that no lane runs dry.
-REST = 1e-5
 
 #: Less is not worth to lie down for, in seconds.
 SHORTEST_REST = 0.0002
@@ -70,7 +68,9 @@ class Batch:
 
     def __init__(self, size: int, lanes: int, end: Deadline) -> None:
         self._size = size
-        self._lanes = lanes
+        self._reserve = 2 * lanes
+        self._begun = inf  # when the first receipt was there
+        self._came = 0  # receipts after it
         self._end = end
         self._news: queue.SimpleQueue[tuple[int, Receipt]] = queue.SimpleQueue()
         self._pending: dict[int, tuple[Job, Keeper]] = {}
@@ -104,14 +104,24 @@ class Batch:
         else:
             first = self._news.get()
         came = [first, *(self._news.get() for _ in range(self._news.qsize()))]
+        if self._begun == inf:
+            self._begun = now()
+        else:
+            self._came += len(came)
         for index, receipt in came:
             if self._pending.pop(index, None) is not None:
                 yield index, receipt
 
     def _rest(self) -> None:
-        rest = min(LONGEST_REST, (len(self._pending) - self._lanes) * REST, self._end.at - now())
-        if rest >= SHORTEST_REST:
-            time.sleep(rest)
+        # Half as long as the queue lasts at the pace so far, so that no lane runs dry; what the lanes have now, and
+        # what they take up if all of them are done at once, is no part of it.
+        spare = len(self._pending) - self._reserve
+        if spare > 0 and self._came:
+            time_now = now()
+            lasts = spare * (time_now - self._begun) / self._came
+            rest = min(LONGEST_REST, lasts / 2, self._end.at - time_now)
+            if rest >= SHORTEST_REST:
+                time.sleep(rest)
 
     def _wait(self) -> tuple[int, Receipt]:
         try:

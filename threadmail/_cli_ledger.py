@@ -88,7 +88,7 @@ class Ledger:
 
     def fit(self, name: str, envelope: Envelope) -> None:
         """A message could be sent; nobody wants it sent."""
-        size = len(envelope.content)
+        size = envelope.size
         shown = {"outcome": "fit", "sender": envelope.sender, "recipients": list(envelope.recipients), "size": size}
         self._write(name, shown)
         if self._verbose:

@@ -169,7 +169,7 @@ class Mailing:
             return None
 
     def _submit(self, name: str, envelope: Envelope) -> None:
-        octets = len(envelope.content)
+        octets = envelope.size if isinstance(envelope.source, bytes) else 0  # in memory
         while self._in_hand and (len(self._in_hand) >= MOST_MESSAGES or self._octets + octets > MOST_OCTETS):
             self._take_news()
             if self._reason() is not None:
@@ -216,9 +216,13 @@ def _envelope(item: Item, options: argparse.Namespace, ledger: Ledger) -> Envelo
         ledger.unread(item.name, item.problem)
         return None
     try:
+        if item.path is not None:
+            return Envelope.from_file(item.path, options.sender, options.to)
         return Envelope.from_bytes(item.content, options.sender, options.to)
     except MailError as error:
         ledger.unfit(item.name, error)
+    except OSError as error:
+        ledger.unread(item.name, f"cannot be read: {error.strerror or error}")
     except Exception as error:  # noqa: BLE001 - whatever one message does to us, the others are to be sent
         ledger.broken(item.name, error)
     return None

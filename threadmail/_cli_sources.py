@@ -1,8 +1,9 @@
 """Where the messages of `threadmail send` come from.
 
 Owns the way from paths to the bytes of single messages: files, folders, Maildirs, mbox files, standard input.
-Guarantees: one message is in memory at a time (of a folder also the names in it); what cannot be read comes out as an
-item that says so, and the next one follows. Leaves what a message must look like to `Envelope`.
+Guarantees: one message is in memory at a time (of a folder also the names in it), and a large `*.eml` file not at all;
+what cannot be read comes out as an item that says so, and the next one follows. Leaves what a message must look like to
+`Envelope`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 STDIN = "-"
+LARGE = 1024 * 1024  # octets; a larger file is read while it is sent, and must not change until then
 MBOX_LINE = b"From "  # and a blank: how an mbox file, and each message in it, begins (RFC 4155)
 
 
@@ -25,11 +27,12 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """A message, or the reason why there is none (`problem`)."""
+    """A message, as `content` or, where that is large, as the `path` of its file; or why there is none (`problem`)."""
 
     name: str
     content: bytes = field(default=b"", repr=False)
     problem: str | None = None
+    path: str | None = None
 
 
 def items(paths: Iterable[str], stdin: Readable) -> Iterator[Item]:
@@ -46,6 +49,9 @@ def items(paths: Iterable[str], stdin: Readable) -> Iterator[Item]:
                 yield file
                 continue
             try:
+                if _is_eml(file) and os.path.getsize(file) > LARGE:
+                    yield Item(file, path=file)
+                    continue
                 with open(file, "rb") as stream:
                     yield from _content(file, stream, may_be_mbox=not _is_eml(file))
             except OSError as exc:

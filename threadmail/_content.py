@@ -31,7 +31,11 @@ def stuffed(content: bytes) -> bytes:
 
     RFC 5321 §4.5.2. Looking first is cheaper than replacing: 0.6 ms against 3.9 ms a MiB.
     """
-    return _ended(_doubled(content, at_line_start=True))
+    if _DOT in content:
+        content = content.replace(_DOT, b"\r\n..")
+    if content.startswith(b"."):
+        content = b"." + content
+    return content + (b".\r\n" if content.endswith(_CRLF) else b"\r\n.\r\n")
 
 
 def stuffed_blocks(content: Content, size: int = BLOCK) -> Pieces:
@@ -87,9 +91,9 @@ def _stuffed_file(content: FileContent, size: int) -> Pieces:
 
 
 def _stuffed_bytes(content: bytes, size: int) -> Pieces:
-    """The last piece has about `size` octets; one before it may have any number."""
+    """The last piece fits into `size` octets with its end, unless dots are doubled; one before it may be long."""
     view = memoryview(content)
-    at, last = 0, _border(content, len(content) - size)
+    at, last = 0, _border(content, len(content) - max(size - 5, 2))
     while at < last:
         dot = content.find(_DOT, max(0, at - 2), last)
         plain = last if dot < 0 else dot + 2

@@ -141,7 +141,8 @@ class Crew(Boss):
             for job in lane.finished:
                 self._in_flight.pop(job, None)
             lane.finished.clear()
-            self._calm.notify()
+            if not self._in_flight:
+                self._calm.notify()  # nobody waits for less
 
     def _finish(self, job: Job, receipt: Receipt, owner: Lane | None = None) -> Receipt:
         """The job has its final receipt; it stays in flight until that has been told."""

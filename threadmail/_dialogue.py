@@ -130,10 +130,10 @@ class Dialogue(Guarded, smtplib.SMTP):
                 wire = self._wire
                 if wire is not None:
                     wire.deadline = outer
-                    if wire.is_open:
-                        wire.rest()
-                    else:
+                    if not wire.is_open:
                         self._drop()
+                    elif self._own_timeouts is None:
+                        wire.rest()  # smtplib's `timeout` is that of the socket, as everybody can see
 
     def _require_turn(self, reading: bool = False) -> None:
         if self._state is State.DRIVING or (self._state is State.AWAITING and not reading):
@@ -225,12 +225,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         """Whether there is a connection on which nothing lies unread and nobody has hung up: one look, no waiting."""
         with self.sync_root:  # not _step(): it costs more than the look
             self._require_turn()
-            if self.sock is None:
-                return False
-            wire = self._connected()
-            quiet = wire.quiet()
-            wire.rest()
-            return quiet
+            return self.sock is not None and self._connected().quiet()
 
     # ------------------------------------------------------------ commands and replies
 

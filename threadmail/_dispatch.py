@@ -13,6 +13,7 @@ import copy
 import random
 import threading
 from collections.abc import Callable
+from math import inf
 
 from ._crew import Crew
 from ._deadline import Deadline, now
@@ -145,6 +146,8 @@ class Dispatcher(Crew):
         lost = []
         while lane.aboard:
             job = lane.aboard.popleft()
+            if self._in_flight.get(job) is not lane:
+                continue  # the lane was interrupted before it had it
             if job.called_off:
                 lane.client.abort()
                 return job
@@ -154,9 +157,12 @@ class Dispatcher(Crew):
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
+            job.state = JobState.QUEUED
             self._throttle.give_back()
-            self._queue.put_first(job)
+            self._queue.restore(job)
             self._off_the_lane(job, None)
+        if lost:
+            self._queue.count()
         return None
 
     def _next(self, lane: Lane) -> Job | Do:
@@ -211,20 +217,21 @@ class Dispatcher(Crew):
         None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
         waited for, and where it has lost its connection that way before.
         """
-        final = ahead.end.within(self.config.timeouts.final)
         with self._lock:
             time = now()
             job = self._queue.first(time)
             if job is None or job.walks or self._idle_lanes or not self._is_wanted():
                 return None
-            if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
-                return None
+            if job.end.at != inf:
+                final = ahead.end.within(self.config.timeouts.final)
+                if job.end.at < max((other.end.at for other in lane.aboard), default=final.at):
+                    return None
             if self._throttle.take() != 0.0:
                 return None
+            lane.aboard.append(job)  # first: an interrupted lane may go on, and finds it there
             self._take(job, lane, time)
             job.state = JobState.ON_WIRE
             job.client = lane.client
-            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:

@@ -90,8 +90,7 @@ class Window:
                 elif not decided:
                     transaction.take_final("", reply)
                 elif reply.positive:
-                    if transaction.error is not None and transaction.error.transient:
-                        transaction.phase = Phase.FINAL  # it would go out again, and whom it was taken for nobody knows
+                    transaction.phase = Phase.FINAL  # whom it was taken for, nobody knows
                     raise BadReply(f"what was refused before was accepted with {reply}")
             except MailError:
                 if not decided:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import logging
 import re
+import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ._deadline import LONGEST, NEVER, Deadline, now
+from ._tls import wrap_tls
 from .config import Timeouts
-from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, TLSFailed, printable
+from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, printable
 from .receipt import Reply
 
 protocol_log = logging.getLogger("threadmail.protocol")
@@ -29,9 +31,17 @@ MAX_LINE = 8192
 MAX_LINES = 256
 BLOCK = 65536
 
+#: Who waits for longer than this many seconds looks up once in so many.
+TICK = 15.0
+
 #: Servers say the same few lines again and again. So many of at most so many octets are known at sight.
 _KNOWN_REPLIES = 32
 _KNOWN_LINE = 64
+
+_SystemSocket = socket.socket  # not what may stand there later
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 _AS_COMMANDS: Any = object()  # "the time-out for commands"; not None, which waits for ever
 
@@ -74,6 +84,8 @@ class Wire:
         self._at = 0  # so much has been read
         self._known: dict[bytes, Reply] = {}  # whole replies of one line, by that line
         self._resting_timeout = sock.gettimeout()
+        # For a look at a socket that has nothing in store itself; not one of TLS, or of whatever stands for one.
+        self._poll = _poll_of(sock) if type(sock) is _SystemSocket else None
 
     # ------------------------------------------------------------ writing
 
@@ -135,8 +147,8 @@ class Wire:
     ) -> None:
         try:
             while data:
-                self._limit(timeout, "the server takes no more bytes")
-                sent = self.sock.send(data if len(data) <= BLOCK else memoryview(data)[:BLOCK])
+                block = data if len(data) <= BLOCK else memoryview(data)[:BLOCK]
+                sent = self._patiently(self.sock.send, block, timeout, "the server takes no more bytes")
                 self.content_left -= sent
                 if sent == len(data):
                     return
@@ -228,10 +240,9 @@ class Wire:
 
     def _receive(self, seconds: float | None) -> None:
         """Wait for more; what has been read already is dropped."""
-        self._limit(seconds, "no whole reply came")
         if self.acknowledges_at_once:
             self._acknowledge_at_once()
-        data = self.sock.recv(MAX_LINE)
+        data = self._patiently(self.sock.recv, MAX_LINE, seconds, "no whole reply came")
         rest = self._unread[self._at :]
         if not data:
             cut = " in the middle of a reply" if rest else ""
@@ -259,9 +270,14 @@ class Wire:
         if self._at < len(self._unread):
             return False
         try:
-            if self.sock.gettimeout() != 0.0:
-                self.sock.settimeout(0.0)
-            data = self.sock.recv(MAX_LINE)
+            if self.is_open and self._poll is not None and not self._poll.poll(0):
+                return True
+            standing = self.sock.gettimeout()
+            self.sock.settimeout(0.0)
+            try:
+                data = self.sock.recv(MAX_LINE)
+            finally:
+                self.sock.settimeout(standing)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True  # a TLS record that is no data, such as a session ticket, has been taken off by the look
         except OSError:
@@ -317,6 +333,7 @@ class Wire:
 
     def _replace(self, sock: ssl.SSLSocket) -> None:
         self.sock = sock
+        self._poll = None
         if self.aborted:  # it met the socket that this one took the connection from
             self.abort()
 
@@ -352,25 +369,40 @@ class Wire:
             return None
 
     def rest(self) -> None:
-        """Give the socket its own time-out back, for others to use. Whatever waits here sets the one it needs."""
+        """Give the socket its own time-out back, for others to use. Whoever waits here looks after the one he needs."""
         try:
             if self.is_open and self.sock.gettimeout() != self._resting_timeout:
                 self.sock.settimeout(self._resting_timeout)
         except OSError:
             pass  # somebody closed it
 
-    def _limit(self, seconds: float | None, what: str) -> None:
-        """Let the next call on the socket take `seconds`; less where the call under way must be over before."""
-        if not self.is_open:
-            raise NotConnected("there is no connection")
-        if self.deadline is not NEVER:  # only then is a look at the clock needed
-            left = min(self.deadline.at - now(), LONGEST)
-            if seconds is None or left < seconds:
-                seconds = left
-        if seconds is not None and seconds <= 0.0:
-            raise ReplyTimedOut(f"{what} in time")
-        if self.sock.gettimeout() != seconds:  # setting it is a system call, asking is none
-            self.sock.settimeout(seconds)
+    def _patiently(self, call: Callable[[_A], _R], argument: _A, seconds: float | None, what: str) -> _R:
+        """Call `send` or `recv`, for at most `seconds`; less where the call under way must be over before.
+
+        Setting a time-out on a socket is a system call, which lets go of the GIL; so one that stands there is left
+        where it is no longer than what is left. It may end a call too early: then nothing was sent or received, and the
+        call is made again.
+        """
+        while True:
+            if not self.is_open:
+                raise NotConnected("there is no connection")
+            if self.deadline is not NEVER:
+                left = min(self.deadline.at - now(), LONGEST)
+                if seconds is None or left < seconds:
+                    seconds = left
+            if seconds is not None and seconds <= 0.0:
+                raise ReplyTimedOut(f"{what} in time")
+            tick = self.sock.gettimeout()
+            if tick != seconds and (tick is None or seconds is None or not TICK <= tick <= seconds):
+                tick = seconds if seconds is None or seconds < TICK else TICK
+                self.sock.settimeout(tick)
+            try:
+                return call(argument)
+            except TimeoutError as exc:
+                if tick is None or tick == seconds or exc.errno is not None:  # the system's own has one
+                    raise
+                if seconds is not None:
+                    seconds -= tick
 
     def _give_up(self, exc: OSError, what: str) -> NoReturn:
         """Close, and say what happened. Errors of our own are OSErrors as well."""
@@ -397,56 +429,13 @@ class Wire:
             pass
 
 
+def _poll_of(sock: socket.socket) -> select.poll | None:
+    if not hasattr(select, "poll") or sock.fileno() < 0:
+        return None
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return poll
+
+
 def _joined(lines: Sequence[str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode()
-
-
-def wrap_tls(
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    hostname: str,
-    limit: Deadline,
-    publish: Callable[[ssl.SSLSocket], None] | None = None,
-    *,
-    offered: bool = False,
-) -> ssl.SSLSocket:
-    """Do the TLS handshake within `limit`; on any failure `sock` is closed.
-
-    Args:
-        publish: called with the TLS socket before the handshake, for whoever may want to end it.
-        offered: the server has just said that it speaks TLS.
-    Raises:
-        TLSFailed: permanent where the certificate is at fault, with the cause in words.
-    """
-    resting = sock.gettimeout()
-    left = limit.remaining()
-    try:
-        sock.settimeout(0.001 if left == 0.0 else left)  # 0 would mean: do not block
-        sock = wrapped = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
-        if publish is not None:
-            publish(wrapped)
-        wrapped.do_handshake()
-        wrapped.settimeout(resting)
-    except ssl.SSLCertVerificationError as exc:
-        sock.close()
-        raise TLSFailed(f"the certificate of {hostname} is not valid: {exc.verify_message}", transient=False) from exc
-    except (OSError, ValueError) as exc:
-        sock.close()
-        # A port that does not speak TLS will not learn it; everything else may have been bad luck.
-        stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
-        cause = _tls_cause(exc, stranger)
-        raise TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger) from exc
-    except BaseException:
-        sock.close()
-        raise
-    return wrapped
-
-
-def _tls_cause(exc: Exception, stranger: bool) -> str:
-    if isinstance(exc, TimeoutError):
-        return "the server did not respond in time"
-    if stranger:
-        return "the server does not speak TLS on this port (is it one for STARTTLS?)"
-    if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)):
-        return "the server closed the connection"
-    return str(getattr(exc, "strerror", None) or exc)

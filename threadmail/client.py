@@ -106,7 +106,10 @@ class Client(Guarded):
         self._sent_here = 0  # messages on this connection
         self._logged_in = False
         self._login_refused: tuple[LoginRefused, float] | None = None
-        self._stats = ClientStats()  # replaced whole, so that a look at it needs no lock
+        self._terms = Terms()  # of this connection
+        # What `stats` tells; each can be looked at without the lock.
+        self._opened = self._sent = 0
+        self._closed: Mapping[str, int] = {}  # replaced whole
         self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
 
     # ------------------------------------------------------------ sending
@@ -157,23 +160,29 @@ class Client(Guarded):
                 there any more was lost with its connection, and its transaction knows whether it is in doubt.
         """
         end = Deadline.after(deadline)
+        asked = None if follow is None or all_or_nothing else partial(self._follower, follow)
 
         def attempt(smtp: AnySMTP) -> Receipt:
             if smtp._aboard is None:
                 self._sent_here += 1
+            terms = replace(self._terms, all_or_nothing=True, window=1) if all_or_nothing else self._terms
             return smtp._transact(
-                envelope,
-                self._terms(smtp, all_or_nothing),
-                deadline=end,
-                before_mail=before_mail,
-                before_final=before_final,
-                follow=None if follow is None or all_or_nothing else partial(self._follower, follow),
+                envelope, terms, end, before_mail=before_mail, before_final=before_final, follow=asked
             )
 
-        with self._call(end):
-            receipt = self._with_connection(end, attempt, envelope)
-            self._stats = replace(self._stats, sent=self._stats.sent + 1)
-            return receipt
+        # As `_call`, which costs more than all else that is done here.
+        with holding(self.sync_root, end):
+            self._require_usable()
+            self._busy, self._aborted = True, False
+            try:
+                receipt = self._with_connection(end, attempt, envelope)
+                self._sent += 1
+                return receipt
+            finally:
+                self._busy = False
+                self._last_used = now()
+                if self._smtp is not None and self._smtp.sock is None:
+                    self._disconnect("lost")
 
     def _follower(self, follow: Follow) -> Follower | None:
         """What is to come aboard; nobody does on a connection that is to be replaced."""
@@ -269,7 +278,7 @@ class Client(Guarded):
 
     def stats(self) -> ClientStats:
         """What the client has done so far."""
-        return self._stats
+        return ClientStats(self._opened, self._sent, self._closed)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.config.url}>"
@@ -324,10 +333,7 @@ class Client(Guarded):
     @contextmanager
     def _call(self, end: Deadline) -> Iterator[None]:
         with holding(self.sync_root, end):
-            if self._life is _Life.CLOSED:
-                raise Closed("this client is closed")
-            if self._busy:
-                raise Reentered("this thread is in the middle of a call on this client")
+            self._require_usable()
             self._busy, self._aborted = True, False
             try:
                 yield
@@ -336,6 +342,12 @@ class Client(Guarded):
                 self._last_used = now()
                 if self._smtp is not None and self._smtp.sock is None:
                     self._disconnect("lost")
+
+    def _require_usable(self) -> None:
+        if self._life is _Life.CLOSED:
+            raise Closed("this client is closed")
+        if self._busy:
+            raise Reentered("this thread is in the middle of a call on this client")
 
     def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], envelope: Envelope | None = None) -> _T:
         smtp, fresh = self._ready(end, envelope)
@@ -398,8 +410,9 @@ class Client(Guarded):
                 self._login_refused = exc, now() + LOGIN_PAUSE
             raise
         self._logged_in = self.config.needs_login
-        self._stats = replace(self._stats, opened=self._stats.opened + 1)
+        self._opened += 1
         self._sent_here = 0
+        self._terms = self._offered(smtp)
         max_age = self.config.max_age
         self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)
         if self._watch is not None:
@@ -411,8 +424,7 @@ class Client(Guarded):
         self._logged_in = False
         if smtp is None:
             return
-        closed = {**self._stats.closed, reason: self._stats.closed.get(reason, 0) + 1}
-        self._stats = replace(self._stats, closed=closed)
+        self._closed = {**self._closed, reason: self._closed.get(reason, 0) + 1}
         if smtp.sock is not None and smtp._aboard is None and reason not in ("stale", "lost"):
             try:
                 smtp.quit(deadline=end)
@@ -420,16 +432,15 @@ class Client(Guarded):
                 pass  # the farewell is a courtesy, for which nobody's deadline is missed
         smtp.close()
 
-    def _terms(self, smtp: AnySMTP, all_or_nothing: bool) -> Terms:
+    def _offered(self, smtp: AnySMTP) -> Terms:
         config = self.config
         offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
         chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
         return Terms(
             extensions=offered,
             lmtp=config.lmtp,
-            all_or_nothing=all_or_nothing,
             server=config.address,
-            window=config.window if chunked and not (all_or_nothing or config.lmtp) else 1,
+            window=config.window if chunked and not config.lmtp else 1,
         )
 
     def _after_fork(self) -> None:

@@ -21,6 +21,7 @@ from . import _message
 from ._address import mailbox, sender_mailbox
 from ._content import BLOCK, Content, blocks
 from ._file import read_file
+from ._flatten import flatten, message_fields
 from ._message import AnyMessage
 from ._sevenbit import seven_bit
 from .errors import InvalidEnvelope
@@ -49,16 +50,20 @@ class Envelope:
     eight_bit: bool = field(default=False, repr=False)
 
     def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
-        wire = _message.normalise_line_ends(_message.as_bytes(content), strict=strict)
-        self._fill(sender, recipients, _message.without_bcc(wire), _message.header_fields(wire))
+        wire = _message.without_bcc(_message.normalise_line_ends(_message.as_bytes(content), strict=strict))
+        self._fill(sender, recipients, wire, wire)
 
-    def _fill(self, sender: str, recipients: Recipients, source: Content, fields: _message.Fields) -> Envelope:
-        self._set("sender", sender_mailbox(sender))
-        self._set("recipients", _mailboxes(recipients))
-        self._set("source", source)
-        self._set("message_id", _message.message_id(fields))
-        self._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in self.recipients)))
-        self._set("eight_bit", not source.isascii())
+    def _fill(self, sender: str, recipients: Recipients, source: Content, header: bytes) -> Envelope:
+        """Check and set everything. `header` begins with that of the message."""
+        bare, to = sender_mailbox(sender), _mailboxes(recipients)
+        self.__dict__.update(
+            sender=bare,
+            recipients=to,
+            source=source,
+            message_id=_message.message_id(header),
+            smtputf8=not (bare.isascii() and all(map(str.isascii, to))),
+            eight_bit=not source.isascii(),
+        )
         return self
 
     def _set(self, name: str, value: object) -> None:
@@ -84,13 +89,14 @@ class Envelope:
         """
         if not isinstance(message, Message):
             raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(message).__name__}")
-        fields = _message.message_fields(message)
+        fields = message_fields(message)
         sender, recipients = _complete(fields, sender, recipients)
         bare = sender_mailbox(sender)
         to = _mailboxes(recipients)
         utf8 = not (bare.isascii() and all(r.isascii() for r in to))
-        content = _message.flatten(message, utf8=utf8, before=_message.missing_fields(fields, bare))
-        return cls(bare, to, content, strict=strict)
+        before = _message.missing_fields(fields, bare)
+        content = flatten(message, utf8=utf8, fields=fields, before=before)
+        return cls.__new__(cls)._fill(bare, to, content, content)
 
     @classmethod
     def from_bytes(
@@ -110,9 +116,9 @@ class Envelope:
         if content.startswith(b"From "):
             content = content.partition(b"\r\n")[2]
         _message.require_message(content)
-        fields = _message.header_fields(content)
-        sender, recipients = _complete(fields, sender, recipients)
-        return cls.__new__(cls)._fill(sender, recipients, _message.without_bcc(content), fields)
+        sender, recipients = _complete(_message.header_fields(content), sender, recipients)
+        content = _message.without_bcc(content)
+        return cls.__new__(cls)._fill(sender, recipients, content, content)
 
     @classmethod
     def from_file(
@@ -141,9 +147,8 @@ class Envelope:
             with open(path, "rb") as file:
                 return cls.from_bytes(file.read(), sender, recipients, strict=strict)
         content, header = read_file(path, strict=strict)
-        fields = _message.header_fields(header)
-        sender, recipients = _complete(fields, sender, recipients)
-        return cls.__new__(cls)._fill(sender, recipients, content, fields)
+        sender, recipients = _complete(_message.header_fields(header), sender, recipients)
+        return cls.__new__(cls)._fill(sender, recipients, content, header)
 
     @property
     def content(self) -> bytes:

@@ -117,7 +117,10 @@ def detach(error: MailError) -> MailError:
 
 
 class InvalidEnvelope(MailError, ValueError):
-    """An address, a header or the content is not fit to be sent. Raised before a byte is written."""
+    """An address, a header or the content is not fit to be sent. Raised before a byte is written.
+
+    Or before the end of data, of a file that changes while it is sent.
+    """
 
 
 class InvalidAddress(InvalidEnvelope):

@@ -21,7 +21,8 @@ from . import _delivery, _login, _message
 from ._address import mailbox, sender_mailbox
 from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline
-from ._dialogue import UNSET, Answer, Dialogue
+from ._dialogue import UNSET, Answer, Dialogue, State
+from ._flatten import flatten, message_fields
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
 from ._passage import Passage
 from .config import Timeouts, is_loopback
@@ -341,29 +342,41 @@ class _Client(Dialogue):
         Raises:
             MailError: with a receipt.
         """
-        return self._transact(envelope, terms, deadline=deadline, before_mail=before_mail, before_final=before_final)
+        with self._step(deadline):
+            return self._transact(envelope, terms, NEVER, before_mail=before_mail, before_final=before_final)
 
     def _transact(
         self,
         envelope: Envelope,
         terms: Terms | None,
+        end: Deadline,
         *,
-        deadline: float | Deadline | None,
         before_mail: _delivery.BeforeMail | None,
         before_final: _delivery.BeforeFinal | None,
         follow: _delivery.Follow | None = None,
     ) -> Receipt:
-        """As `transact`, for owners who alone use this client: with `follow` the next message may be aboard after."""
-        with self._step(deadline):
-            self._require_no_transaction()
-            self.ehlo_or_helo_if_needed()
+        """As `transact`, for who holds `sync_root` and, with `follow`, uses this client alone."""
+        self._require_turn()
+        self._require_no_transaction()
+        self.ehlo_or_helo_if_needed()
+        if terms is None or terms.lmtp != (self.ehlo_msg == "lhlo"):
             terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
-            with self._driving() as wire:
-                if self._pipeline is None or self._pipeline.wire is not wire:
-                    self._pipeline = _delivery.Pipeline(wire)
-                return self._pipeline.send(
-                    envelope, terms, before_mail=before_mail, before_final=before_final, follow=follow
-                )
+        wire = self._connected()
+        if self._pipeline is None or self._pipeline.wire is not wire:
+            self._pipeline = _delivery.Pipeline(wire)
+        outer = wire.deadline
+        self._state = State.DRIVING
+        try:
+            if end is not NEVER:
+                wire.deadline = outer.within(end)
+            return self._pipeline.send(
+                envelope, terms, before_mail=before_mail, before_final=before_final, follow=follow
+            )
+        finally:
+            self._state = State.IDLE
+            wire.deadline = outer
+            if not wire.is_open:
+                self._drop()
 
     @property
     def _aboard(self) -> Passage | None:
@@ -388,9 +401,8 @@ class _Client(Dialogue):
         end = Deadline.after(deadline)
         if not isinstance(msg, Message):
             raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(msg).__name__}")
-        by_header = (
-            _message.sender_and_recipients(_message.message_fields(msg)) if None in (from_addr, to_addrs) else None
-        )
+        fields = message_fields(msg)
+        by_header = _message.sender_and_recipients(fields) if None in (from_addr, to_addrs) else None
         if by_header is not None:
             from_addr = by_header[0] if from_addr is None else from_addr
             to_addrs = by_header[1] if to_addrs is None else to_addrs
@@ -400,7 +412,7 @@ class _Client(Dialogue):
         # As they go out: a display name is not written, and a domain has its A-label.
         bare = [sender_mailbox(from_addr), *(mailbox(r, "recipient") for r in given)]
         international = not all(address.isascii() for address in bare)
-        content = _message.flatten(msg, utf8=international)
+        content = flatten(msg, utf8=international, fields=fields)
         with self._step(end):
             self._require_no_transaction()
             self.ehlo_or_helo_if_needed()

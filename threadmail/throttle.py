@@ -49,7 +49,8 @@ class Throttle:
 
     def take(self) -> float:
         """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
-        # Most senders are not limited, and all their lanes come by here: a pause is a while off by the time it is seen.
+        # Most senders are not limited, and all their lanes come by here for each message. Who looks just before a pause
+        # begins has asked before it began.
         if self._rate is None and not self._paused_until:
             return 0.0
         with self._changed:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -55,12 +56,17 @@ class Mutant:
     function: str
     kind: str
     description: str
-    tree: ast.Module = field(repr=False, compare=False)
     original: ast.Module = field(repr=False, compare=False)
+    _change: Callable[[ast.Module], ast.Module] = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
         return f"{self.module}:{self.function}: {self.description}"
+
+    @property
+    def tree(self) -> ast.Module:
+        """The mutated module, made anew each time: a hundred kept ones would slow down every garbage collection."""
+        return self._change(copy.deepcopy(self.original))
 
     @property
     def source(self) -> str:
@@ -81,12 +87,16 @@ def mutants_of(source: str, module: str, names: Names | None = None) -> Iterator
     # A copy keeps the tree's shape, so a node is found again by its number in the walk.
     numbers = {id(node): number for number, node in enumerate(ast.walk(tree))}
     for site in sorted(finder.sites, key=lambda site: (site.line, site.column)):
-        changed = copy.deepcopy(tree)
-        nodes = list(ast.walk(changed))
-        for node in site.nodes:
-            site.change(nodes[numbers[id(node)]])
-        changed = ast.fix_missing_locations(_Rewriter().visit(changed))
-        yield Mutant(module, site.line, site.function, site.kind, site.description, changed, tree)
+        change = functools.partial(_changed, site, [numbers[id(node)] for node in site.nodes])
+        yield Mutant(module, site.line, site.function, site.kind, site.description, tree, change)
+
+
+def _changed(site: _Site, numbers: Iterable[int], copied: ast.Module) -> ast.Module:
+    nodes = list(ast.walk(copied))
+    for number in numbers:
+        site.change(nodes[number])
+    changed: ast.Module = ast.fix_missing_locations(_Rewriter().visit(copied))
+    return changed
 
 
 def package_mutants(package: str, names: Names | None = None, *, skip: Iterable[str] = ()) -> Iterator[Mutant]:

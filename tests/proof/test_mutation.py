@@ -11,6 +11,7 @@ bound of some seconds, and must fail.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -32,6 +33,13 @@ def _quiet() -> Iterator[None]:
     logging.getLogger("threadmail").addHandler(handler)
     yield
     logging.getLogger("threadmail").removeHandler(handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _swept() -> Iterator[None]:
+    """A hundred packages imported afresh are garbage by now, which every later collection would look at."""
+    yield
+    gc.collect()
 
 
 def test_every_mutant_is_killed_or_argued_for() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.reliability.programs import finished, program
+from tests.reliability.programs import finished, next_line, program
 from tests.support.mail import envelope, intact
 from threadmail import Client, ClientPool, Closed, ThreadedSender
 from threadmail.testing import Pause, Reply, ScriptedServer, Serve, Signal, TestCA
@@ -76,14 +76,13 @@ def test_forked_in_the_midst_of_transactions(how: str) -> None:
     with ScriptedServer(*scripts, [Serve()], last="repeat") as server:
         with program("forking", server.url, "", how, "transactions") as process:
             assert process.stdin is not None
-            assert process.stdout is not None
-            assert json.loads(process.stdout.readline()) == "ready"
+            assert json.loads(next_line(process)) == "ready"
             assert all(event.wait(10.0) for event in reached)
             process.stdin.write("fork\n")
             process.stdin.flush()
-            child = json.loads(process.stdout.readline())
+            child = json.loads(next_line(process))
             assert child == {"opened in child": [2, 1, 1], "still inherited": 0}
-            assert json.loads(process.stdout.readline()) == {"child": 0}
+            assert json.loads(next_line(process)) == {"child": 0}
             assert not go_on.is_set(), "the child waited for the parent"
             go_on.set()
             assert told(finished(process)) == {"opened": [1, 1, 1]}

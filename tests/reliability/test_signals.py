@@ -16,7 +16,7 @@ from subprocess import Popen
 
 import pytest
 
-from tests.reliability.programs import ROOT, program
+from tests.reliability.programs import ROOT, next_line, program
 from tests.reliability.test_exit import REST, stalling
 from threadmail._cli_exit import Exit
 from threadmail.testing import Pause, Reply, ScriptedServer, Serve, Signal
@@ -26,16 +26,14 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids
 
 def begin(process: Popen[str]) -> None:
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write("leave\n")
     process.stdin.flush()
-    assert process.stdout.readline() == "leaving\n"
+    assert next_line(process) == "leaving\n"
 
 
 def called_off(process: Popen[str]) -> None:
     """Wait until the first signal has come through: what was queued is taken back."""
-    assert process.stdout is not None
-    assert [process.stdout.readline() for _ in range(3)] == ["not sent\n"] * 3
+    assert [next_line(process) for _ in range(3)] == ["not sent\n"] * 3
 
 
 def status(number: signal.Signals) -> int:

@@ -62,6 +62,16 @@ def _kill_group(leader: int) -> None:
         pass  # all of it has ended by itself
 
 
+def next_line(process: subprocess.Popen[str]) -> str:
+    """The next line the program prints; if it ends instead, what it complained of is told."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        out, err = process.communicate(timeout=PATIENCE)
+        raise AssertionError(f"{process.args!r}: ended with {process.returncode} before its next line\n{out}\n{err}")
+    return line
+
+
 def finished(process: subprocess.Popen[str]) -> str:
     """What the program printed; it must have ended well, and without a word of complaint."""
     out, err = process.communicate(timeout=PATIENCE)

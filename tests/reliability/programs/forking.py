@@ -11,9 +11,12 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 HOW = sys.argv[3]
 
@@ -29,7 +32,35 @@ PATIENCE = 20.0
 def fork() -> int:
     if HOW != "libc":
         return os.fork()
+    settle()
     return int(ctypes.PyDLL(None).fork())  # PyDLL keeps the GIL, as a server does that embeds Python
+
+
+def settle() -> None:
+    """Wait until every other thread sleeps in a system call, and none waits for the GIL.
+
+    Such a waiter is counted in the GIL's condition variable, the child has it too, and glibc waits there for ever for
+    it to leave: no code of ours can help a child that was forked then. That the server has a thread's last byte does
+    not tell that the thread has come to wait for the reply. What does: while this one sleeps, the GIL is free, and who
+    waited for it has run, or is about to; so who slept before and after, and has not run between, waits for another.
+    """
+    end = time.monotonic() + PATIENCE
+    before, now = None, others()
+    while now != before or not all("State:\tS (sleeping)" in status for status in now.values()):
+        assert time.monotonic() < end, f"the other threads do not come to rest: {now}"
+        time.sleep(0.005)
+        before, now = now, others()
+
+
+def others() -> dict[str, list[str]]:
+    """How the kernel sees each other thread: what it is about, and how often it has come and gone."""
+    found = {}
+    for thread in Path("/proc/self/task").iterdir():
+        if thread.name != str(threading.get_native_id()):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                lines = (thread / "status").read_text().splitlines()
+                found[thread.name] = [line for line in lines if re.match("State:|.*_switches:", line)]
+    return found
 
 
 def sockets() -> set[str]:
