@@ -87,17 +87,20 @@ class Turn:
         """
         receipts: list[Receipt] = []
         ahead = deque(entry for entry in self._entries if entry.envelope is not None)
+        begun = deque[_Entry]()
 
         def follow() -> Follower | None:
-            if not ahead:
-                return None
+            if not ahead or (begun and begun[0].transaction is not client.aboard):
+                return None  # or this is another connection than the one they were aboard: they are to be seen to first
             entry = ahead.popleft()
+            begun.append(entry)
             assert entry.envelope is not None
             return Follower(entry.envelope, entry.begun)
 
         for entry in self._entries:
-            if ahead and ahead[0] is entry:
-                ahead.popleft()
+            for waiting in (ahead, begun):
+                if waiting and waiting[0] is entry:
+                    waiting.popleft()
             last = self._fate(entry, client, end, follow, last)
             receipts.append(last)
         return receipts
