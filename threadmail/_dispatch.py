@@ -155,22 +155,25 @@ class Dispatcher(Crew):
 
     def _resumed(self, lane: Lane, resumable: Transaction | None) -> Job | None:
         """The job that was begun behind the last one, if it is still aboard or must be told that it is in doubt."""
-        lost = []
-        while lane.aboard:
+        lost: list[Job] = []
+        found: Job | None = None
+        while lane.aboard and found is None:
             job = lane.aboard.popleft()
+            begun = job.transaction
             if job.called_off:
                 lane.client.abort()
-                return job
-            if job.transaction is not None and (job.transaction is resumable or job.transaction.phase is Phase.FINAL):
-                return job
-            lost.append(job)
+                found = job
+            elif begun is not None and (begun is resumable or begun.phase is Phase.FINAL):
+                found = job
+            else:
+                lost.append(job)
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
             self._throttle.give_back()
             self._queue.put_first(job)
             self._off_the_lane(job, None)
-        return None
+        return found
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until: Deadline | None = None

@@ -128,6 +128,7 @@ class Lane:
                 deadline=job.end,
                 before_mail=lambda transaction: self._boss.on_wire(job, transaction),
                 follow=lambda: self._follow(job),
+                begun=job.transaction,
             )
         except Withdrawn:
             return None
@@ -141,6 +142,8 @@ class Lane:
             return _this_attempt(job, type(exc).__name__)
 
     def _follow(self, job: Job) -> Follower | None:
+        if self.aboard and self.aboard[0].transaction is not self.client.aboard:
+            return None  # this is another connection than the one they were aboard: they are to be seen to first
         behind = self._boss.follow(self, job)
         return None if behind is None else Follower(behind.envelope, behind.begun)
 
