@@ -38,8 +38,6 @@ _ASKED = {
     "threadmail._kept": ("Client", "deadline", "idle"),
     "threadmail._mailing": ("SMTP", "deadline", "Client"),
     "threadmail._jobs": ("sender, settled", "sender"),
-    "threadmail._kept": ("Client", "deadline", "idle"),
-    "threadmail._mailing": ("SMTP", "deadline", "Client"),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),
     "threadmail.pool": ("pool", "idle"),
