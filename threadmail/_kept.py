@@ -171,8 +171,7 @@ class KeptConnection(Guarded):
         try:
             return action(smtp)
         except MailError as error:
-            # With somebody aboard it speaks on: some servers say 421 to put off one message, and take the rest.
-            if fresh or end.passed or smtp._aboard is not None or not _was_stale(error):
+            if fresh or end.passed or not _was_stale(error):
                 raise
         # The server had hung up on a kept connection before anything of value was on it. Nobody needs to know. Once
         # only: a new connection that fails as well is news.
