@@ -136,6 +136,7 @@ class Dispatcher(Crew):
         if lane is None or job not in lane.aboard or self.config.window > 1:
             return False
         lane.aboard.remove(job)
+        self._in_flight[job] = None  # who ends it tells of it; else a lane that ends meanwhile would as well
         self._throttle.give_back()
         return True
 
@@ -227,7 +228,10 @@ class Dispatcher(Crew):
         None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
         waited for, and where it has lost its connection that way before.
         """
+        begun = lane.client.aboard
         with self._lock:
+            if lane.aboard and lane.aboard[0].transaction is not begun:
+                return None  # this is another connection than the one they were aboard: they are to be seen to first
             time = now()
             job = self._queue.first(time)
             if job is None or job.walks or self._idle_lanes or not self._is_wanted():

@@ -142,8 +142,6 @@ class Lane:
             return _this_attempt(job, type(exc).__name__)
 
     def _follow(self, job: Job) -> Follower | None:
-        if self.aboard and self.aboard[0].transaction is not self.client.aboard:
-            return None  # this is another connection than the one they were aboard: they are to be seen to first
         behind = self._boss.follow(self, job)
         return None if behind is None else Follower(behind.envelope, behind.begun)
 
