@@ -1,7 +1,10 @@
 """threadmail beside its peers: throughput, round trips, CPU and memory, in one run on one machine.
 
-    python -m stress.bench                          about eight minutes, and `--growth` two more
-    python -m stress.bench --quick                  one or two
+    python -m stress.bench --fetch                  only fetch the peers, for a run without a network
+    python -m stress.bench                          about fifteen minutes, growth among them
+    python -m stress.bench --quick                  two or three
+    python -m stress.bench --onto X.json            go on with a run that was cut short
+    python -m stress.bench --onto X.json --part core    measure a part of it anew
     python -m stress.bench --only threadmail --only nodemailer --part speed --rtt 10 --connections 8
 
 Peers that are not there (Django, aiosmtplib, nodemailer, Postfix with smtp-source and smtp-sink) are fetched by name
@@ -20,14 +23,14 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import growth, plots, table
 from .peers import PEERS, about
 from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells, minutes
 from .rounds import Bench, Results
-from .tools import Tools, Unavailable
+from .tools import CACHE, Tools, Unavailable
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BUILD = Path("build/bench")
@@ -35,6 +38,8 @@ BUILD = Path("build/bench")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if options.fetch:
+        return fetch(Tools(options.cache))
     earlier: Path | None = options.again
     results = Results.from_json(earlier.read_text(encoding="utf-8")) if earlier else measure(options)
     print()
@@ -56,7 +61,17 @@ def measure(options: argparse.Namespace) -> Results:
     runs = sum(len(cell.peers) * cell.rounds for cell in plan)
     print(f"{runs:,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}")
     load = os.getloadavg()[0]
-    with Bench(tools, random.Random(options.seed), lambda line: print(line, flush=True)) as bench:
+    earlier = _earlier(options, plan)
+    kept = BUILD / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    print(f"results so far are in {kept}: go on with --onto")
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    def save(results: Results) -> None:
+        _store({kept: results.to_json()})
+
+    with Bench(tools, random.Random(options.seed), tell, earlier=earlier, save=save) as bench:
         bench.results.about.update(
             command=_command(options),
             machine=f"{platform.python_implementation()} {platform.python_version()}, {platform.system()}, "
@@ -72,7 +87,35 @@ def measure(options: argparse.Namespace) -> Results:
         except KeyboardInterrupt:
             bench.results.failures.append("interrupted: what is shown is what there was by then")
         bench.results.about["versions"] = _versions(tools, bench.results)
+        save(bench.results)
         return bench.results
+
+
+def fetch(tools: Tools) -> int:
+    """Have everybody in the cache, and say who is not to be had."""
+    short = 0
+    for peer in PEERS.values():
+        try:
+            print(f"{peer.label}: {about(peer, tools) or 'comes with Python or with this repository'}")
+        except Unavailable as error:
+            short += 1
+            print(f"{peer.label}: not to be had: {error}")
+    return 1 if short else 0
+
+
+def _earlier(options: argparse.Namespace, plan: list[Cell]) -> Results | None:
+    """What is to be gone on with: without the cells that are asked for by name, which are measured anew."""
+    if options.onto is None:
+        return None
+    results = Results.from_json(options.onto.read_text(encoding="utf-8"))
+    anew = set(plan) if any(_chosen(options)) else set()
+    places = {dataclasses.replace(cell, rounds=0, seconds=0.0, peers=()) for cell in anew}
+    results.keep(lambda cell: dataclasses.replace(cell, rounds=0, seconds=0.0, peers=()) not in places)
+    return results
+
+
+def _chosen(options: argparse.Namespace) -> tuple[object, ...]:
+    return (options.only, options.part, options.server, options.rtt, options.connections, options.size)
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -119,19 +162,23 @@ def _versions(tools: Tools, results: Results) -> dict[str, str]:
 
 
 def _write(results: Results, options: argparse.Namespace) -> None:
-    chosen = (options.only, options.part, options.server, options.rtt, options.connections, options.size)
-    partial = any(chosen) or options.profile == "quick" or options.again
+    partial = (any(_chosen(options)) and not options.onto) or options.profile == "quick" or options.again
     folder: Path = options.out or (BUILD if partial else DOCS)
     drawn = plots.pictures(results)
     written = {folder / "performance.md": table.page(results, drawn)}
     written |= {folder / name: svg for name, svg in drawn.items()}
-    if not options.again:
-        written[BUILD / f"{time.strftime('%Y%m%d-%H%M%S')}.json"] = results.to_json()
     print()
+    _store(written)
+    print(*(f"wrote {path}" for path in written), sep="\n")
+
+
+def _store(written: Mapping[Path, str]) -> None:
+    """Write files so that each is whole, whenever the run ends."""
     for path, content in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-        print(f"wrote {path}")
+        draft = path.with_name(path.name + ".part")
+        draft.write_text(content, encoding="utf-8")
+        draft.replace(path)
 
 
 def _size(text: str) -> int:
@@ -161,11 +208,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="in place of the profile's")
     parser.add_argument("--seconds", type=float, help="for a run, in place of the profile's")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
-    parser.add_argument("--cache", type=Path, default=Path("build/bench-cache"), help="where what is fetched is kept")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where what is fetched is kept")
+    parser.add_argument("--fetch", action="store_true", help="fetch the peers, and end")
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
     parser.add_argument(
         "--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, with --quick and --again"
     )
+    parser.add_argument("--onto", type=Path, metavar="JSON", help="go on with an earlier run, or measure parts anew")
     parser.add_argument("--again", type=Path, metavar="JSON", help="write the page of an earlier run anew")
     return parser
 
