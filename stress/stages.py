@@ -99,7 +99,8 @@ def _blocks() -> Iterator[Block]:
     yield Heading(2, "What no client can see")
     yield Text(
         "A reply that nobody asked for is found if it lies there when the next command is to be written. One that "
-        "comes later, in the place of the right one, looks like the right one: the next look then finds the surplus. A "
+        "comes later, in the place of the right one, looks like the right one: the next look then finds the surplus. "
+        "In a window, where no 354 tells them apart, that look comes when all of its messages have been answered. A "
         "server that says 250 to a content that it does not keep cannot be told from one that does."
     )
 
@@ -119,12 +120,23 @@ def _verdicts() -> Table:
 
 
 def _modes() -> Iterator[Block]:
-    names = " and ".join(f"*{mode.name}*" for mode in MODES)
-    yield Text(f"The table holds for every way of sending: {names}. Cell by cell, what differs is:")
+    *names, last = (f"*{mode.name}*" for mode in MODES)
+    yield Text(
+        f"The table holds for every way of sending: {', '.join(names)} and {last}. Where three messages are there at "
+        "once for one lane, as in the last two, it tells of the one under way; the others are sent, and none of them "
+        "needs a second attempt. Cell by cell, what differs is:"
+    )
     for mode in MODES:
-        differs = [f"{stage}, {act}: `{word(verdict)}`" for (stage, act), verdict in mode.differs.items()]
+        differs: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for act in ACTS:
+            words = {stage: word(verdict) for (stage, a), verdict in mode.differs.items() if a == act}
+            for verdict in dict.fromkeys(words.values()):
+                stages = tuple(stage for stage in words if words[stage] == verdict)
+                differs.setdefault((verdict, stages), []).append(act)
+        said = [f"{', '.join(acts)}: `{verdict}` at {', '.join(at)}" for (verdict, at), acts in differs.items()]
         found = [f"{stage}, unasked: found in phase {phase.name}" for stage, phase in mode.found.items()]
-        yield Text(f"*{mode.name}*, {len(mode.cells())} cells: {'; '.join(differs + found) or 'nothing'}.")
+        doubts = ["what stands behind it may be in doubt as well"] if mode.doubts else []
+        yield Text(f"*{mode.name}*, {len(mode.cells())} cells: {'; '.join(said + found + doubts) or 'nothing'}.")
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 ORDER = [
     *("errors", "_deadline", "_address", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
     *("envelope", "receipt", "config", "_tls", "_wire", "transaction", "_passage", "_window", "_delivery"),
-    *("_lookup", "_guard", "_dialogue", "_login", "_connecting", "smtp"),
+    *("_lookup", "_guard", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle"),
     *("_opening", "_idle", "_turn", "client"),
     "pool",

@@ -107,7 +107,7 @@ class Mode:
 
 def window(name: str, send: Callable[[ServerConfig, Sequence[Envelope], Queued], list[Receipt]], retries: bool) -> Mode:
     offers = ("PIPELINING", "CHUNKING", "8BITMIME")
-    return Mode(name, send, offers, {"window": 3}, retries=retries, doubts=3, batch=5, blind=("surplus",))
+    return Mode(name, send, offers, {"window": 3}, retries=retries, doubts=3, blind=("surplus",))
 
 
 LOCK_STEP = Mode("lock-step", one_by_one, ("8BITMIME",), {"without": frozenset({"pipelining"})}, retries=False)

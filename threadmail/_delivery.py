@@ -152,10 +152,10 @@ class Pipeline:
         while passage.unanswered or (passage.waiting and transaction.error is None):
             if passage.waiting and transaction.error is None:
                 if not passage.unanswered:
+                    transaction.phase = passage.waiting[0].phase
                     wire.require_quiet()
                 group = passage.take()
                 if group:
-                    transaction.phase = passage.unanswered[0].phase
                     wire.write_commands([command.line for command in group])
             if not self._take_answer(transaction, passage.unanswered.popleft(), rode):
                 return

@@ -13,12 +13,11 @@ import re
 import smtplib
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import _delivery, _message
-from ._address import mailbox, sender_mailbox
+from . import _delivery
 from ._deadline import NEVER, Deadline
 from ._guard import Guarded, holding
 from ._lookup import Waiter
@@ -26,14 +25,11 @@ from ._wire import Wire
 from .config import Timeouts
 from .errors import (
     BadReply,
-    DataRefused,
     HeloRefused,
     InvalidAddress,
     InvalidConfig,
     InvalidEnvelope,
-    MailError,
     NotConnected,
-    Outcome,
     Phase,
     Reentered,
     printable,
@@ -41,7 +37,7 @@ from .errors import (
 from .receipt import Reply
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    pass
 
 Answer: TypeAlias = tuple[int, bytes]
 
@@ -330,55 +326,6 @@ class Dialogue(Guarded, smtplib.SMTP):
     def expn(self, address: str) -> Answer:
         with self._step():
             return super().expn(_one_line(address))
-
-    def rset(self) -> Answer:
-        with self._step():
-            answer = super().rset()
-            self._state = State.IDLE
-            return answer
-
-    def mail(self, sender: str, options: Sequence[str] = ()) -> Answer:
-        """Begin a transaction by hand. Hold `sync_root` from here to `data()` or `rset()`."""
-        with self._step():
-            answer = super().mail(sender_mailbox(sender), options)
-            if answer[0] == 250:
-                self._state = State.OPEN
-            return answer
-
-    def rcpt(self, recip: str, options: Sequence[str] = ()) -> Answer:
-        with self._step():
-            return super().rcpt(mailbox(recip, "recipient"), options)
-
-    def data(self, msg: ReadableBuffer | str, *, deadline: float | Deadline | None = None) -> Answer:
-        """Send the content of a transaction begun with `mail()`; line ends become CRLF, bytes too.
-
-        Raises:
-            DataRefused: the server did not answer 354. Any other answer is returned as (code, text).
-        """
-        content = _message.normalise_line_ends(_message.as_bytes(msg), strict=False)
-        with self._step(deadline), self._driving() as wire:
-            self.command_encoding = "ascii"  # SMTPUTF8 was for this message; smtplib leaves it on
-            phase = Phase.DATA
-            try:
-                reply = wire.command("data")
-                if reply.code == 354:
-                    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
-                    phase = Phase.CONTENT
-                    wire.write(_delivery.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
-                    phase = Phase.FINAL
-                    reply = wire.read_reply(wire.timeouts.final)
-            except MailError as error:
-                error.phase = phase
-                error.outcome = Outcome.IN_DOUBT if phase is Phase.FINAL else Outcome.NOT_SENT
-                raise
-            except BaseException:
-                wire.close()  # after a 354 the next command would be taken for content
-                raise
-            if reply.code == 421:
-                wire.close()
-            if phase is Phase.DATA:
-                raise DataRefused(*reply.pair)
-            return reply.pair
 
 
 def _one_line(address: str) -> str:

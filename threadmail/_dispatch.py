@@ -114,18 +114,29 @@ class Dispatcher(Crew):
             if job.state is JobState.ON_WIRE:
                 job.called_off = True
                 lane = self._in_flight[job]
-                if lane is not None and job in lane.aboard:
-                    return True  # its connection is also that of the message ahead, and is dropped when that is settled
-                assert job.client is not None
-                # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the socket
-                # is shut down, nothing is sent or awaited.
-                job.client.abort()
-                return True
-            if job.state is not JobState.QUEUED:
+                if lane is None or job not in lane.aboard:
+                    assert job.client is not None
+                    # Under the lock, so that the lane cannot have gone on to another message. It blocks nobody: the
+                    # socket is shut down, nothing is sent or awaited.
+                    job.client.abort()
+                    return True
+                if not self._calls_off(job):
+                    return True  # its connection is also that of those ahead, and is dropped when they are settled
+            elif job.state is JobState.QUEUED:
+                self._queue.withdraw(job)
+            else:
                 return False
-            self._queue.withdraw(job)
             self._finish(job, job.receipt or Receipt.not_sent(job.envelope, Aborted("the message was called off")))
         self._announce([job])
+        return True
+
+    def _calls_off(self, job: Job) -> bool:
+        """Take a job out of the hands of a lane that has begun it behind another one, and has sent no content of it."""
+        lane = self._in_flight[job]
+        if lane is None or job not in lane.aboard or self.config.window > 1:
+            return False
+        lane.aboard.remove(job)
+        self._throttle.give_back()
         return True
 
     # ------------------------------------------------------------ steps of a lane
@@ -146,8 +157,6 @@ class Dispatcher(Crew):
         lost = []
         while lane.aboard:
             job = lane.aboard.popleft()
-            if self._in_flight.get(job) is not lane:
-                continue  # the lane was interrupted before it had it
             if job.called_off:
                 lane.client.abort()
                 return job
@@ -157,12 +166,9 @@ class Dispatcher(Crew):
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
-            job.state = JobState.QUEUED
             self._throttle.give_back()
-            self._queue.restore(job)
+            self._queue.put_first(job)
             self._off_the_lane(job, None)
-        if lost:
-            self._queue.count()
         return None
 
     def _next(self, lane: Lane) -> Job | Do:
@@ -206,6 +212,7 @@ class Dispatcher(Crew):
 
     def _take(self, job: Job, lane: Lane, time: float) -> Job:
         job.pauses_seen = self._pace.pauses
+        job.client = lane.client
         self._in_flight[job] = lane
         self._queue.take(job, time)
         self._room.notify()
@@ -228,10 +235,19 @@ class Dispatcher(Crew):
                     return None
             if self._throttle.take() != 0.0:
                 return None
-            lane.aboard.append(job)  # first: an interrupted lane may go on, and finds it there
-            self._take(job, lane, time)
+            try:
+                self._take(job, lane, time)
+            except BaseException:
+                # From outside. The lane goes on, and nobody would see to this one: so now, for the next one who has the
+                # lock may take it back.
+                job.state = JobState.QUEUED
+                self._throttle.give_back()
+                self._queue.restore(job)
+                self._queue.count()
+                self._off_the_lane(job, None)
+                raise
             job.state = JobState.ON_WIRE
-            job.client = lane.client
+            lane.aboard.append(job)
             return job
 
     def _is_wanted(self) -> bool:
@@ -259,6 +275,7 @@ class Dispatcher(Crew):
                 self._throttle.give_back()
                 return self._off_the_lane(job, None)
             if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING and not job.called_off:
+                self._throttle.give_back()
                 self._queue.put_first(job)
                 return self._off_the_lane(job, receipt.error)
             job.spared += self._pace.learn(receipt, self._lane_count, job.pauses_seen)
@@ -365,6 +382,9 @@ class Dispatcher(Crew):
             self._room.notify_all()
             self._wait(lambda: not (drain and self._lane_count and (self._queue or self._in_flight)), end)
             self._end_all(closed)
+            for job in [job for lane in self._lanes for job in list(lane.aboard) if self._calls_off(job)]:
+                self._cut_short[job] = None
+                self._finish(job, job.receipt or Receipt.not_sent(job.envelope, copy.copy(closed)))
             unsent = [job for job in self._cut_short if not job.future.done()]
         if unsent:
             self._announce(unsent)

@@ -67,8 +67,11 @@ def _close_all() -> None:
     for sender in senders:
         try:
             unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else GRACE / len(senders))
-        except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the sender has said what it means; the others end at once
+        except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
             interrupt = exc
+            unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began
+            if unsent:
+                log.error("the closing was interrupted, and %s", in_words(unsent))
         else:
             if unsent:
                 log.error("the interpreter ends, and %s", in_words(unsent))

@@ -122,7 +122,6 @@ class Lane:
             return _lost(job, job.transaction)
         if job.end.passed and job.transaction is None:
             return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
-        job.client = self.client
         try:
             return self.client.transmit(
                 job.envelope,

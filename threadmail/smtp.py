@@ -12,21 +12,15 @@ import smtplib
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from email.message import Message
 from typing import TYPE_CHECKING, Any
 
-from . import _delivery, _login, _message
-from ._address import mailbox, sender_mailbox
+from . import _login
 from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline
-from ._dialogue import UNSET, Answer, Dialogue, State
-from ._flatten import flatten, message_fields
+from ._dialogue import UNSET, Answer
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
-from ._passage import Passage
+from ._mailing import Mailing
 from .config import Timeouts, is_loopback
-from .envelope import Envelope
 from .errors import (
     Aborted,
     BadReply,
@@ -35,24 +29,20 @@ from .errors import (
     ConnectTimedOut,
     GreetingRefused,
     InsecureLogin,
-    InvalidEnvelope,
     MailError,
     NotSupported,
     Phase,
-    RecipientsRefused,
     ReplyTimedOut,
     StartTLSRefused,
 )
-from .receipt import Receipt
-from .transaction import Terms, Transaction
 
 if TYPE_CHECKING:
-    from _typeshed import SizedBuffer
+    pass
 
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-class _Client(Dialogue):
+class _Client(Mailing):
     """What the three classes have in common."""
 
     #: Send credentials without TLS to another machine.
@@ -284,144 +274,6 @@ class _Client(Dialogue):
             raise ConnectionLost("the server closed the connection", phase=Phase.AUTH) from exc
         return not isinstance(peer, tuple) or is_loopback(str(peer[0]))  # the name of a Unix socket is no tuple
 
-    # ------------------------------------------------------------ mail
-
-    def sendmail(
-        self,
-        from_addr: str,
-        to_addrs: str | Sequence[str],
-        msg: SizedBuffer | str,
-        mail_options: Sequence[str] = (),
-        rcpt_options: Sequence[str] = (),
-        *,
-        deadline: float | Deadline | None = None,
-    ) -> dict[str, Answer]:
-        """Send one message, as smtplib's `sendmail`: the refused recipients come back, each with (code, text).
-
-        Line ends become CRLF (bytes too), addresses are checked before the first byte, and every error carries
-        `outcome` and `receipt`.
-
-        Args:
-            deadline: seconds that waiting for the client and all of the transaction may take.
-        Raises:
-            MailError: nobody got the message, or (`outcome` IN_DOUBT) nobody knows.
-        """
-        given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
-        envelope = Envelope(from_addr, given, _message.as_bytes(msg))
-        with self._step(deadline):
-            self._require_no_transaction()  # before the EHLO, which would end it
-            self.ehlo_or_helo_if_needed()
-            asked = {option.lower() for option in mail_options}
-            if envelope.smtputf8 and not self.esmtp_features.keys() | asked >= {"smtputf8"}:
-                # smtplib's own error here, for which callers may wait; it comes before the first byte.
-                "".join([envelope.sender, *envelope.recipients]).encode("ascii")
-            terms = Terms(self.esmtp_features, mail_options=mail_options, rcpt_options=rcpt_options)
-            try:
-                receipt = self.transact(envelope, terms)
-            except RecipientsRefused as error:
-                error.recipients = _as_given(error.recipients, given)
-                error.args = (error.recipients,)
-                raise
-        return _as_given({r: reply.pair for r, reply in receipt.refused.items()}, given)
-
-    def transact(
-        self,
-        envelope: Envelope,
-        terms: Terms | None = None,
-        *,
-        deadline: float | Deadline | None = None,
-        before_mail: Callable[[Transaction], None] | None = None,
-        before_final: Callable[[Envelope], None] | None = None,
-    ) -> Receipt:
-        """Send an envelope and return its receipt.
-
-        Args:
-            terms: on which terms; None uses every extension the server offers.
-            deadline: seconds that waiting for the client and all of the transaction may take.
-            before_mail, before_final: as in `_delivery.send`.
-        Raises:
-            MailError: with a receipt.
-        """
-        with self._step(deadline):
-            return self._transact(envelope, terms, NEVER, before_mail=before_mail, before_final=before_final)
-
-    def _transact(
-        self,
-        envelope: Envelope,
-        terms: Terms | None,
-        end: Deadline,
-        *,
-        before_mail: _delivery.BeforeMail | None,
-        before_final: _delivery.BeforeFinal | None,
-        follow: _delivery.Follow | None = None,
-    ) -> Receipt:
-        """As `transact`, for who holds `sync_root` and, with `follow`, uses this client alone."""
-        self._require_turn()
-        self._require_no_transaction()
-        self.ehlo_or_helo_if_needed()
-        if terms is None or terms.lmtp != (self.ehlo_msg == "lhlo"):
-            terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
-        wire = self._connected()
-        if self._pipeline is None or self._pipeline.wire is not wire:
-            self._pipeline = _delivery.Pipeline(wire)
-        outer = wire.deadline
-        self._state = State.DRIVING
-        try:
-            if end is not NEVER:
-                wire.deadline = outer.within(end)
-            return self._pipeline.send(
-                envelope, terms, before_mail=before_mail, before_final=before_final, follow=follow
-            )
-        finally:
-            self._state = State.IDLE
-            wire.deadline = outer
-            if not wire.is_open:
-                self._drop()
-
-    @property
-    def _aboard(self) -> Passage | None:
-        """The message that was begun while the last one was under way: the next call must be for it."""
-        return self._pipeline.aboard[0] if self._pipeline is not None and self._pipeline.aboard else None
-
-    def send_message(
-        self,
-        msg: _message.AnyMessage,
-        from_addr: str | None = None,
-        to_addrs: str | Sequence[str] | None = None,
-        mail_options: Sequence[str] = (),
-        rcpt_options: Sequence[str] = (),
-        *,
-        deadline: float | Deadline | None = None,
-    ) -> dict[str, Answer]:
-        """Send a message object, as smtplib's `send_message`. It is written out before the client is locked.
-
-        Raises:
-            MailError: as `sendmail`; also no sender, or a header field that holds a line end.
-        """
-        end = Deadline.after(deadline)
-        if not isinstance(msg, Message):
-            raise InvalidEnvelope(f"a message must be an email.message.Message, not {type(msg).__name__}")
-        fields = message_fields(msg)
-        by_header = _message.sender_and_recipients(fields) if None in (from_addr, to_addrs) else None
-        if by_header is not None:
-            from_addr = by_header[0] if from_addr is None else from_addr
-            to_addrs = by_header[1] if to_addrs is None else to_addrs
-        if from_addr is None or to_addrs is None:
-            raise InvalidEnvelope("the message has no sender: neither Sender nor From names one")
-        given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
-        # As they go out: a display name is not written, and a domain has its A-label.
-        bare = [sender_mailbox(from_addr), *(mailbox(r, "recipient") for r in given)]
-        international = not all(address.isascii() for address in bare)
-        content = flatten(msg, utf8=international, fields=fields)
-        with self._step(end):
-            self._require_no_transaction()
-            self.ehlo_or_helo_if_needed()
-            if international:
-                if not self.has_extn("smtputf8"):
-                    raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
-                mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-            return self.sendmail(from_addr, given, content, mail_options, rcpt_options)
-
     # ------------------------------------------------------------ the end
 
     def quit(self, *, deadline: float | Deadline | None = None) -> Answer:
@@ -502,11 +354,3 @@ class LMTP(_Client, smtplib.LMTP):
             sock.close()
             raise
         return sock
-
-
-def _as_given(replies: dict[str, Answer], given: Sequence[str]) -> dict[str, Answer]:
-    """`replies` under the addresses as the caller wrote them, which is where code written for smtplib looks."""
-    if not replies or all(r in given for r in replies):
-        return replies
-    written = {recipient: name for name in reversed(given) for recipient in Envelope("", name, b"x").recipients}
-    return {written[r]: answer for r, answer in replies.items()}

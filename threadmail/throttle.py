@@ -45,7 +45,10 @@ class Throttle:
         if self._pid != pid:
             self._pid = pid
             # Guards tokens, when they were counted, and the pause; a leaf: nothing is called under it.
-            self._changed = threading.Condition(threading.Lock())
+            self._lock = threading.Lock()
+            # Taken by itself, never by way of the condition: its `__exit__` is a function, and an exception from
+            # outside that comes up where that begins would leave the lock held.
+            self._changed = threading.Condition(self._lock)
 
     def take(self) -> float:
         """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
@@ -53,7 +56,7 @@ class Throttle:
         # begins has asked before it began.
         if self._rate is None and not self._paused_until:
             return 0.0
-        with self._changed:
+        with self._lock:
             time = now()
             if time < self._paused_until:
                 return self._paused_until - time
@@ -68,12 +71,12 @@ class Throttle:
 
     def give_back(self) -> None:
         """Return a token that was taken for nothing."""
-        with self._changed:
+        with self._lock:
             self._tokens = min(self._burst, self._tokens + 1.0)
 
     def pause(self, seconds: float) -> None:
         """Give no token for `seconds` from now; a longer pause that is under way stays."""
-        with self._changed:
+        with self._lock:
             self._paused_until = max(self._paused_until, now() + seconds)
 
     def acquire(self, deadline: float | Deadline | None = None) -> None:
@@ -89,5 +92,5 @@ class Throttle:
             left = end.remaining()
             if left is not None and left < pause:
                 raise TimedOut(f"the throttle gives no token for another {pause:.1f} s")
-            with self._changed:
+            with self._lock:
                 self._changed.wait(pause)

@@ -23,7 +23,7 @@ class ModelServer(Shared):
     """
 
     __slots__ = ("_real", "bound", "connections", "delivered", "extensions", "faults", "lockset", "most_open",
-                 "ordered", "read_timeouts")  # fmt: skip
+                 "ordered", "read_timeouts", "refused")  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class ModelServer(Shared):
         self.ordered = ordered or bound is not None or self.faults.by_number
         self.connections: list[Connection] = []
         self.delivered: list[Envelope] = []
+        self.refused: list[str] = []  # senders of a content that was refused
         self.most_open = 0
 
     def fault(self, by_connection: Mapping[int, int], number: int) -> int | None:

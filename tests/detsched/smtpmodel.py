@@ -33,6 +33,12 @@ class Faults:
     refuse: frozenset[str] = frozenset()
     #: {connection: n}: hang up instead of answering its nth command line (from 1; EHLO counts).
     drop: Mapping[int, int] = field(default_factory=dict)
+    #: {connection: n}: answer its nth command line by 421, and hang up.
+    closing: Mapping[int, int] = field(default_factory=dict)
+    #: {sender: reply}: what the first content of his is answered in the place of 250; after a 421, hang up.
+    refuse_content: Mapping[str, str] = field(default_factory=dict)
+    #: {connection: n}: store its nth message, and hang up in the place of the final reply.
+    drop_final: Mapping[int, int] = field(default_factory=dict)
     #: {connection: n}: hang up right after the final reply to its nth message, as a server does with an idle client.
     hang_up_after: Mapping[int, int] = field(default_factory=dict)
     #: Connects that are refused.
@@ -43,7 +49,8 @@ class Faults:
     @property
     def by_number(self) -> bool:
         """Does the order of the connects decide who is hit?"""
-        numbers = {*self.drop, *self.hang_up_after, *self.refuse_connects, *self.greet_421}
+        by_connection = (self.drop, self.closing, self.drop_final, self.hang_up_after)
+        numbers = {*self.refuse_connects, *self.greet_421, *(number for each in by_connection for number in each)}
         return bool(numbers - {EVERY})
 
 
@@ -121,7 +128,7 @@ class Connection(Shared):
         for line in lines:
             if self.eof:
                 return
-            commands += self._state != "data"
+            commands += self._state != "data" or line == b"."  # what follows a content in one write is pipelined too
             self._line(line, who, cause)
         if commands > 1 and "PIPELINING" not in self.server.extensions:
             self.violate("pipelined without PIPELINING")
@@ -137,6 +144,10 @@ class Connection(Shared):
         self._command_count += 1
         if self._command_count == self.server.fault(self.server.faults.drop, self.number):
             self.transcript.append((name_of(who), "<", "(hangs up)"))
+            self.hang_up()
+            return
+        if self._command_count == self.server.fault(self.server.faults.closing, self.number):
+            self.reply("421 4.3.2 closing", who, cause)
             self.hang_up()
             return
         verb, _, argument = text.partition(" ")
@@ -155,11 +166,23 @@ class Connection(Shared):
             return
         envelope = self._envelope
         assert envelope is not None
+        refusal = self.server.faults.refuse_content.get(envelope.sender)
+        if refusal is not None and envelope.sender not in self.server.refused:
+            self.server.refused.append(envelope.sender)
+            self._reset()
+            self.reply(refusal, who, cause)
+            if refusal.startswith("421"):
+                self.hang_up()
+            return
         self._stored += 1
         envelope.body = b"\r\n".join(self._data)
         envelope.reply = f"250 2.0.0 stored as {self.name}-{self._stored}"
         self.server.delivered.append(envelope)
         self._reset()
+        if self._stored == self.server.fault(self.server.faults.drop_final, self.number):
+            self.transcript.append((name_of(who), "<", "(hangs up)"))
+            self.hang_up()
+            return
         self.reply(envelope.reply, who, cause)
         if self._stored == self.server.fault(self.server.faults.hang_up_after, self.number):
             self.transcript.append(("server", "<", "(hangs up)"))

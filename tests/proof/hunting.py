@@ -128,6 +128,7 @@ class Baseline:
     def __init__(self, real: dict[str, Scenario]) -> None:
         self._real = real
         self._known: dict[str, frozenset[str]] = {}
+        self._sound: set[str] = set()
 
     def of(self, scenario: str) -> frozenset[str]:
         if scenario not in self._known:
@@ -135,6 +136,13 @@ class Baseline:
             assert not result.failing, f"{scenario} fails without a mutant: {result.first}"
             self._known[scenario] = result.data_races or frozenset()
         return self._known[scenario]
+
+    def expect_sound(self, scenario: str) -> None:
+        """That the scenario fails under random walks is the mutant's doing, not its own."""
+        if scenario not in self._sound:
+            found = search(self._real[scenario], *_ROUNDS[-1])
+            assert not isinstance(found, Kill), f"without a mutant as well: {found}"
+            self._sound.add(scenario)
 
 
 # ---------------------------------------------------------------- hunting and replaying
@@ -156,6 +164,7 @@ def hunt(mutant: Mutant, baseline: Baseline, kept: Kill | None = None) -> Kill |
             for scenario in likely.values():
                 found = search(scenario, runs, walks)
                 if isinstance(found, Kill):
+                    baseline.expect_sound(scenario.name)
                     return found
                 if found is not None and races is None and found.found is not None:
                     race = _new_race(found.found, baseline.of(scenario.name))

@@ -18,13 +18,19 @@ from . import (
     scenarios_order,
     scenarios_pool,
     scenarios_queue,
+    scenarios_riding,
     scenarios_sender,
     scenarios_throttle,
     scenarios_wake,
 )
 
-SUITE = [*scenarios_client.SCENARIOS, *scenarios_pool.SCENARIOS, *scenarios_sender.SCENARIOS]
-LONG = [*scenarios_pool.LONG, *scenarios_sender.LONG]
+SUITE = [
+    *scenarios_client.SCENARIOS,
+    *scenarios_pool.SCENARIOS,
+    *scenarios_sender.SCENARIOS,
+    *scenarios_riding.SCENARIOS,
+]
+LONG = [*scenarios_pool.LONG, *scenarios_sender.LONG, *scenarios_riding.LONG]
 SCENARIOS = SUITE + LONG
 SMALL = [
     *scenarios_dialogue.SMALL,

@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from tests.detsched import Run
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
+from tests.detsched.modelsocket import ModelSocket
 from tests.detsched.smtpmodel import Faults
 from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle
 from threadmail._deadline import NEVER
@@ -160,10 +162,18 @@ def queue_ended(callers: int) -> Program:
     """The server refuses for good: the queue is emptied, and all who waited for a place in it have one at once."""
 
     def program(run: Run) -> None:
-        faults = Faults(refuse_connects=frozenset(range(9)))
-        threads = Threads(run, ModelServer(faults=faults), allowed=(MailError,))
-        run.context.enter_context(no_exit_hook())
         filled, placed = threading.Event(), threading.Semaphore(0)
+
+        class Dead(ModelServer):
+            """Answers nobody before the queue is full: else only a part of it would be emptied, and not all placed."""
+
+            def create_connection(self, *args: Any, **settings: Any) -> ModelSocket:
+                filled.wait()
+                return super().create_connection(*args, **settings)
+
+        dead = Dead(faults=Faults(refuse_connects=frozenset(range(9))))
+        threads = Threads(run, dead, allowed=(MailError,))
+        run.context.enter_context(no_exit_hook())
         first = [True]
 
         def callback(receipt: Receipt) -> None:

@@ -1,27 +1,23 @@
-"""A sender, its lanes and its callers: with the whole executor, and lanes alone on a queue that is full."""
+"""A sender, its callers and its lanes with the whole executor; and lanes alone, where the executor is too much."""
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
-from tests.detsched import Run, Verdict
+from tests.detsched import Run
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.oracle import NOT_SENT, SENT, Job, Report, describe, failed_outcome
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import Envelope, MailError, RetryPolicy, ThreadedSender, Throttle
-from threadmail._deadline import NEVER
-from threadmail._dispatch import Dispatcher
-from threadmail._jobs import Job as SenderJob
-from threadmail._lane import Lane
+from threadmail import Envelope, MailError, RetryPolicy, ThreadedSender
 
 from .scenario import CONFIG, OWNER, QUIET, SENDER, Scenario, no_exit_hook
+from .scenarios_lanes import cancel, close, lanes_alone
 
 
 def dispatched(
@@ -98,64 +94,8 @@ def abort_all(sender: ThreadedSender, futures: list[Any]) -> None:
         sender.abort(future)
 
 
-def close(sender: ThreadedSender, _: list[Any]) -> None:
+def close_it(sender: ThreadedSender, _: list[Any]) -> None:
     sender.close(timeout=None)
-
-
-def lanes_alone(
-    lanes: int,
-    messages: int,
-    *,
-    faults: Faults | None = None,
-    cancel: int | None = None,
-    closing: bool = False,
-) -> Program:
-    """Lanes and a queue that is full when they start; no caller and no executor beside them.
-
-    Each lane dials, sends, finds nothing more and ends. Where `cancel` says so, a thread takes that message back; with
-    `closing` one closes the dispatcher and takes the whole queue back.
-    """
-
-    def program(run: Run) -> None:
-        office = PostOffice(run, ModelServer(bound=lanes, faults=faults), failures=("cancelled", "taken back"))
-        dispatcher = Dispatcher(
-            CONFIG,
-            workers=lanes,
-            queue_size=10,
-            policy=RetryPolicy(base=0.0),
-            throttle=Throttle(),
-            rng=random.Random(1),
-            settled=lambda job: None,
-        )
-        dispatcher._working = False  # no lanes of its own while the queue is filled
-        given = office.jobs(0, messages)
-        jobs = [SenderJob(Envelope(j.sender, list(j.recipients), j.content), NEVER, dispatcher) for j in given]
-        futures: list[Any] = [job.future for job in jobs]
-        for job in jobs:
-            dispatcher.put(job)
-        dispatcher._working, dispatcher._lane_count = True, lanes
-        for number in range(lanes):
-            lane = Lane(dispatcher, CONFIG, random.Random(1))
-            run.thread(partial(dispatcher._lane, lane), f"lane{number}")
-        if cancel is not None:
-            run.thread(futures[cancel].cancel, "canceller")
-        if closing:
-            run.thread(lambda: dispatcher.close(drain=False, end=NEVER), "closer")
-        verdict = office.verdict
-
-        def judge() -> Verdict:
-            for mine, job, future in zip(given, jobs, futures, strict=True):
-                if future.cancelled():
-                    office.ledger.report(mine, Report(NOT_SENT, detail="cancelled"))
-                elif job.receipt is not None:
-                    told = "" if job.receipt.error is None else "taken back"
-                    refused = frozenset(job.receipt.refused)
-                    office.ledger.report(mine, Report(job.receipt.outcome.value, refused, detail=told))
-            return verdict()
-
-        run.judge(judge)
-
-    return program
 
 
 def _sender(
@@ -167,8 +107,8 @@ def _sender(
 _BUSY_AT_FIRST = Faults(greet_421=frozenset([0]))
 #: The server hangs up after the first message, and greets the next connection with 421.
 _IN_VAIN = Faults(hang_up_after={0: 1}, greet_421=frozenset([1]))
-replaced_in_vain = lanes_alone(1, 2, faults=_IN_VAIN, cancel=1)
-put_back_late = lanes_alone(1, 2, faults=_IN_VAIN, closing=True)
+replaced_in_vain = lanes_alone(1, 2, faults=_IN_VAIN, failures=("cancelled",), others=[cancel(1)])
+put_back_late = lanes_alone(1, 2, faults=_IN_VAIN, failures=("Closed",), others=[close()])
 
 
 SCENARIOS = [
@@ -183,7 +123,8 @@ SCENARIOS = [
     _sender("sender, cancel beside it", dispatched(1, 1, beside=cancel_all, failures=("cancelled",))),
     _sender("sender, abort beside it", dispatched(1, 1, beside=abort_all, failures=("cancelled", "Aborted"))),
     _sender(
-        "sender, closed while work arrives", dispatched(1, 1, beside=close, wait_for_submit=False, failures=("Closed",))
+        "sender, closed while work arrives",
+        dispatched(1, 1, beside=close_it, wait_for_submit=False, failures=("Closed",)),
     ),
 ]
 

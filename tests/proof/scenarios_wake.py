@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -58,10 +59,11 @@ class _Lane:
 
     def __init__(self, *, connected: bool) -> None:
         nothing = SimpleNamespace(opened=0, closed={})
-        self.client = SimpleNamespace(is_connected=connected, stats=lambda: nothing)
+        self.client = SimpleNamespace(is_connected=connected, aboard=None, stats=lambda: nothing)
         self.connected = False
         self.life = LaneLife.RUNNING
         self.needed_until = 0.0
+        self.aboard: deque[Job] = deque()
         self.finished: list[Job] = []
 
 

@@ -66,6 +66,30 @@ FOUND = [
         "0x141 1x12 0x178",
         "reported not sent, but delivered",
     ),
+    # Whoever limits himself to a message a minute waited a minute longer for it.
+    Found(
+        "a message put back because its connection could not be replaced had its token taken twice",
+        Dispatcher,
+        "judge",
+        "            self._throttle.give_back()\n            self._queue.put_first(job)",
+        "            self._queue.put_first(job)",
+        "sender, cancel while a connection is replaced in vain",
+        "0x323 1x7",
+        "tokens were lost or won",
+    ),
+    # The lane put it back when it came by the next time. Who cancelled it meanwhile was told that it was taken back.
+    Found(
+        "a message taken back was sent when its lane had been interrupted as it came aboard",
+        Dispatcher,
+        "follow",
+        "            job.state = JobState.QUEUED\n            self._throttle.give_back()\n"
+        "            self._queue.restore(job)\n            self._queue.count()\n"
+        "            self._off_the_lane(job, None)\n            raise\n",
+        "            lane.aboard.append(job)\n            raise\n",
+        "sender, riding, interrupted as one comes aboard, which is cancelled",
+        "0x154 1x12 0x204",
+        "reported not sent, but delivered",
+    ),
     # Its future would have waited for ever.
     Found(
         "a message put back while the sender closed was never settled",
@@ -74,7 +98,7 @@ FOUND = [
         "late = self._end_all(closed)",
         "late = []",
         "sender, closed while a message is put back",
-        "0x142 1x10 0x69 1x17 0x33",
+        "0x142 1x10 0x71 1x17 0x33",
         "no report",
     ),
     # The count of the first thread began anew with the second one's, and the challenge for the password was taken for
@@ -86,7 +110,7 @@ FOUND = [
         "    with self._step():\n        self._auth_challenge_count = 0\n",
         "    self._auth_challenge_count = 0\n    with self._step():\n",
         "SMTP, a login by challenges from two threads",
-        "0x51 1 0x42 1x91",
+        "0x63 1 0x54 1x115",
         "failed: LoginRefused",
     ),
     # In a child forked without Python's hooks: the new lock could be found before it was held.
@@ -145,7 +169,7 @@ FOUND = [
         "return (*jobs, *lanes, *done,",
         "return (*jobs, *lanes, dict(self._outcomes), self._retries,",
         "sender, one message beside stats()",
-        "0x49 1x13 2x131 0x16 1x2 2x36 0x10 2x3 0x5",
+        "0x50 1x13 2x129 0x16 1x2 2x36 0x10 2x3 0x5",
         "failed: AssertionError",
     ),
 ]

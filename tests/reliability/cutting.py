@@ -59,6 +59,13 @@ def authority() -> TestCA:
 MODES = [
     Mode("EHLO", lambda: CaptureServer(extensions=(), size_limit=None)),
     Mode("PIPELINING", lambda: CaptureServer(extensions=("PIPELINING",), size_limit=None)),
+    Mode(
+        "window of 3",
+        lambda: CaptureServer(extensions=("PIPELINING", "CHUNKING"), size_limit=None),
+        {"window": 3},
+        exact=False,  # what of a window the kernel took before it saw the cut is in doubt, the rest is not
+        doubts=3,
+    ),
     Mode("HELO", lambda: ScriptedServer([Serve(replies={"EHLO": "502 5.5.1 what?"})], last="repeat")),
     Mode(
         "STARTTLS and AUTH",

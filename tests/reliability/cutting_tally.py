@@ -16,6 +16,7 @@ from tests.reliability.cutting_ways import Way
 from threadmail import Outcome
 from threadmail.testing import Garble
 
+GIVEN_UP = (Outcome.NOT_SENT, Outcome.PARTIAL)
 SLACK = 2.0  # seconds by which a loaded machine may be late
 
 
@@ -36,6 +37,9 @@ def complaints(
             yield f"false: {outcome.value}, and it arrived {arrived} times"
     if sum(outcome is Outcome.IN_DOUBT for outcome, _ in told) > doubts:
         yield f"more than {doubts} in doubt"
+    # Trying again takes longer than a silence may last on a loaded machine; after a cut there is time enough.
+    if way.after and not trial.place.is_silent and fate.seconds < trial.deadline:
+        yield from (f"{outcome.value}, and not tried again" for outcome, _ in told if outcome in GIVEN_UP)
     if not trial.intact:
         yield "it arrived damaged"
     if fate.seconds > trial.deadline + SLACK:

@@ -160,6 +160,9 @@ class Play:
     def __init__(self, stage: str, act: str, mode: Mode, *, limit: float = 10.0) -> None:
         self.stage, self.scene = stage, SCENES[stage]
         self.done = threading.Event()  # the server has done its worst
+        self._mode = mode
+        if "CHUNKING" in mode.extensions:  # there the content comes with the command, and one reply is to both
+            self.scene = dataclasses.replace(self.scene, until=self.scene.until.replace(".", "BDAT"))
         usual = Serve(extensions=mode.extensions, auth=USERS if self.scene.login else None)
         self.server = ScriptedServer(
             self._script(usual, stage, act),
@@ -180,7 +183,12 @@ class Play:
     @property
     def config(self) -> ServerConfig:
         timeouts = dataclasses.replace(Timeouts.all(20.0), **{self.scene.waits: self._limit})
-        settings: dict[str, object] = {"idle_timeout": None, "timeouts": timeouts, **self.scene.settings}
+        settings: dict[str, object] = {
+            "idle_timeout": None,
+            "timeouts": timeouts,
+            **self.scene.settings,
+            **self._mode.settings,
+        }
         return dataclasses.replace(self.server.config, **settings)  # type: ignore[arg-type]
 
     def message(self) -> Envelope:

@@ -301,7 +301,10 @@ class Mode:
     Attributes:
         name: what it is called.
         extensions: what the server offers.
+        settings: of the client.
         stages: those that may go differently.
+        batch: the message under way is one of three that are there at once for one lane.
+        doubts: the misdeed may leave those behind it in doubt as well.
         differs: the cells in which it differs from the table.
         found: where it finds a reply that nobody asked for, if that is not where the table says.
     """
@@ -311,6 +314,9 @@ class Mode:
     stages: tuple[str, ...] = tuple(STAGES)
     differs: Mapping[tuple[str, str], Verdict | None] = field(default_factory=dict)
     found: Mapping[str, Phase] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    batch: bool = False
+    doubts: bool = False
 
     def verdict(self, stage: str, act: str) -> Verdict | None:
         cell = stage, act
@@ -335,7 +341,30 @@ LOCK_STEP = Mode("lock-step", ("8BITMIME",))
 #: MAIL, RCPT and DATA in one write. A surplus reply shifts those behind it by one, and DATA gets what is no 354.
 GROUPS = Mode("in groups", ("PIPELINING", "8BITMIME"), _OF_A_MESSAGE, found={"MAIL": DATA, "RCPT first": DATA})
 
-MODES = [LOCK_STEP, GROUPS]
+_BEHIND = ("kept MAIL", "kept RCPT", "kept DATA", "kept content", "kept final")
+#: The content of a message and the commands of the next in one write, which changes nothing for either.
+RIDING = Mode("riding", GROUPS.extensions, ("MAIL", "final", "RSET", *_BEHIND), batch=True)
+
+_IN_WINDOW = ("MAIL", "RCPT first", "RCPT last", "RCPT only", "final", "kept MAIL", "kept RCPT", "kept final")
+_NO_ANSWER = ("3yz", "close", "reset", "garbage", "cut", "stall", "drip", "endless")
+#: RSET, MAIL, RCPT and content of several messages in one write. All content has left before the first reply is there,
+#: so that whatever is none leaves it in doubt; and one reply too many looks like the next one.
+WINDOW = Mode(
+    "in a window",
+    ("PIPELINING", "CHUNKING", "8BITMIME"),
+    _IN_WINDOW,
+    differs={
+        **{(stage, act): VERDICTS["doubt"] for stage in _IN_WINDOW for act in _NO_ANSWER},
+        # This server goes on and takes the content for the other one; another would have hung up.
+        **{(stage, "421"): VERDICTS["doubt"] for stage in ("RCPT first", "RCPT last", "kept RCPT")},
+        **{(stage, "unasked"): None for stage in _IN_WINDOW},
+    },
+    settings={"window": 3},
+    batch=True,
+    doubts=True,
+)
+
+MODES = [LOCK_STEP, GROUPS, RIDING, WINDOW]
 
 
 def word(verdict: Verdict | None) -> str:

@@ -51,7 +51,8 @@ SLACK = 2.0
 
 Cell = tuple[Mode, str, str]
 
-CELLS: list[Cell] = [(mode, *cell) for mode in MODES for cell in mode.cells()]
+CELLS: list[Cell] = [(mode, *cell) for mode in MODES if not mode.batch for cell in mode.cells()]
+BATCHED: list[Cell] = [(mode, *cell) for mode in MODES if mode.batch for cell in mode.cells()]
 
 
 def each(cells: Iterable[Cell]) -> pytest.MarkDecorator:
@@ -70,6 +71,7 @@ class Seen:
     next: Next
     copies: list[CapturedMessage]
     seconds: float
+    others: list[tuple[Receipt, int]] = dataclasses.field(default_factory=list)
 
 
 Player = Callable[[Mode, str, str], Seen]
@@ -237,6 +239,43 @@ def test_what_is_in_doubt_goes_out_again_if_the_user_chose_so(mode: Mode, stage:
     assert (seen.receipt.outcome, seen.receipt.attempts) == (Outcome.SENT, 2)
     assert [m.connection for m in seen.copies] == [0, 1]
     assert message_ids(seen.copies) == {seen.receipt.message_id}
+
+
+# ---------------------------------------------------------------- one of three
+
+
+def play_batch(mode: Mode, stage: str, act: str) -> Seen:
+    """The message under way stands behind another one, or first; there is at least one behind it."""
+    policy = RetryPolicy(attempts=3, base=0.0)
+    with Play(stage, act, mode, limit=LIMIT if act in HOLDING else 10.0) as play:
+        at = int(play.scene.kept)
+        batch = [small(name) for name in ("one", "another")]
+        batch.insert(at, play.message())
+        with ThreadedSender(play.config, workers=1, retry=policy) as sender:
+            began = time.monotonic()
+            receipts = list(sender.send_all(batch, deadline=30.0))
+            seconds = time.monotonic() - began
+        contents = [message.content for message in play.server.messages]
+        others = [(receipts[i], contents.count(batch[i].content)) for i in range(3) if i != at]
+        return Seen(receipts[at], False, Next.SAME, copies(play), seconds, others)
+
+
+@each(BATCHED)
+def test_batch(mode: Mode, stage: str, act: str, played: SideBySide) -> None:
+    """The verdict is the same as for a message by itself; nothing of it falls upon the others."""
+    verdict = mode.verdict(stage, act)
+    assert verdict is not None
+    seen = played(play_batch, mode, stage, act)
+    assert seen.receipt.outcome is (Outcome.SENT if verdict.again else verdict.outcome)
+    assert seen.receipt.attempts == attempts(verdict, stage, act)
+    check_recipients(seen, stage, act)
+    for other, arrived in seen.others:
+        assert other.attempts == 1
+        if other.outcome is Outcome.IN_DOUBT:
+            assert mode.doubts
+            assert arrived <= 1
+        else:
+            assert (other.outcome, arrived) == (Outcome.SENT, 1)
 
 
 # ---------------------------------------------------------------- questions and farewells

@@ -1,0 +1,194 @@
+"""Lanes alone: each with its client, on a queue that is full when they start; no caller and no executor beside them.
+
+Beyond what the oracle asks of every run, all accounts must be closed at the end: each job told of once, nothing queued,
+in flight or connected, the numbers of `stats()` those of what happened, no token of the throttle lost, and no more
+messages in doubt than connections were lost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from tests.detsched import Run, Verdict
+from tests.detsched.explore import Program
+from tests.detsched.modelserver import ModelServer
+from tests.detsched.oracle import NOT_SENT, Report, verdict
+from tests.detsched.scenario import PostOffice
+from tests.detsched.smtpmodel import Faults
+from threadmail import Envelope, Outcome, RetryPolicy, Throttle
+from threadmail._deadline import Deadline
+from threadmail._dispatch import Dispatcher
+from threadmail._jobs import Job, JobState, SendFuture
+from threadmail._lane import Lane
+
+from .scenario import CONFIG
+
+TOKENS = 20
+
+#: What another thread does beside the lanes.
+Other = Callable[[Dispatcher, list[Job]], object]
+
+
+class Lanes:
+    """One run: the server, the dispatcher with its jobs in the queue, and the lanes."""
+
+    def __init__(
+        self,
+        run: Run,
+        lanes: int,
+        messages: int,
+        server: ModelServer,
+        *,
+        failures: Iterable[str] = (),
+        throttle: Throttle,
+        ends: Mapping[int, float],
+        recipients: int,
+        connected: bool,
+        late: int,
+        body: Callable[[Dispatcher, Lane], object],
+    ) -> None:
+        self.run = run
+        self.office = PostOffice(run, server, failures=failures)
+        self.throttle = throttle
+        self.told: list[Job] = []
+        self.dispatcher = Dispatcher(
+            CONFIG,
+            workers=lanes,
+            queue_size=10,
+            policy=RetryPolicy(base=0.0),
+            throttle=throttle,
+            rng=random.Random(1),
+            settled=self.told.append,
+        )
+        self.dispatcher._working = False  # no lanes of its own while the queue is filled
+        self.given = self.office.jobs(0, messages, recipients)
+        self.jobs = []
+        for number, job in enumerate(self.given):
+            envelope = Envelope(job.sender, list(job.recipients), job.content)
+            self.jobs.append(Job(envelope, Deadline.after(ends.get(number)), self.dispatcher))
+            if number < messages - late:
+                self.dispatcher.put(self.jobs[-1])
+        self.dispatcher._working, self.dispatcher._lane_count = True, lanes
+        for number in range(lanes):
+            lane = Lane(self.dispatcher, CONFIG, random.Random(1))
+            if connected:
+                lane.client.connect()
+            run.thread(partial(body, self.dispatcher, lane), f"lane{number}")
+        if late:
+            run.thread(partial(self._put, self.jobs[-late:]), "caller")
+        run.judge(self.judge)
+
+    def _put(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.dispatcher.put(job)
+
+    def judge(self) -> Verdict:
+        given_up = self.run.scheduler.ending is not None
+        office = self.office
+        for mine, job in zip(self.given, self.jobs, strict=True):
+            if _cancelled(job):
+                office.ledger.report(mine, Report(NOT_SENT, detail="cancelled"))
+            elif job.receipt is not None:
+                office.ledger.report(mine, Report.of_receipt(job.receipt))
+        usual = verdict(office.server, office.ledger, failures=office.failures, given_up=given_up)
+        more = () if given_up else tuple(self.open_accounts())
+        return Verdict((*usual.violations, *more), usual.outcome, usual.transcript)
+
+    def open_accounts(self) -> list[str]:
+        """What is not as it has to be when all is over."""
+        queued, retrying, in_flight, lanes, connected, outcomes, _, opened, closed = self.dispatcher.numbers()
+        done = [job for job in self.jobs if job.state is JobState.DONE]
+        receipts = [job.receipt for job in done if job.receipt is not None]
+        cancelled = sum(map(_cancelled, self.jobs))
+        greeted = sum(c.number not in self.office.server.faults.greet_421 for c in self.office.server.connections)
+        lost = closed.get("lost", 0) + closed.get("stale", 0)
+        right = {
+            "something was left behind": (queued, retrying, in_flight, lanes, connected) == (0, 0, 0, 0, 0),
+            "a job was not settled": len(done) + cancelled == len(self.jobs),
+            "a job was not told of, or twice": Counter(map(id, self.told)) == Counter(map(id, done)),
+            "outcomes were counted wrongly": Counter(outcomes) == Counter(receipt.outcome for receipt in receipts),
+            "connections were counted wrongly": opened == sum(closed.values()) <= greeted,
+            "a connection was left open": all(c.closed for c in self.office.server.connections),
+            "more in doubt than connections lost": outcomes.get(Outcome.IN_DOUBT, 0) <= lost,
+            "tokens were lost or won": self.tokens_right(),
+        }
+        return [wrong for wrong, holds in right.items() if not holds]
+
+    def tokens_right(self) -> bool:
+        """Each attempt takes one. One that was called off may have taken one before it was any."""
+        spent = TOKENS - self.throttle._tokens
+        attempts = sum(job.receipt.attempts for job in self.jobs if job.receipt is not None)
+        spare = sum(job.called_off for job in self.jobs)
+        return self.throttle._burst != TOKENS or attempts <= round(spent) <= attempts + spare
+
+
+def _cancelled(job: Job) -> bool:
+    return isinstance(job.future, SendFuture) and job.future.cancelled()
+
+
+def lanes_alone(
+    lanes: int,
+    messages: int,
+    *extensions: str,
+    faults: Faults | None = None,
+    failures: Iterable[str] = (),
+    others: Iterable[Other] = (),
+    throttle: Callable[[], Throttle] = lambda: Throttle(TOKENS, per=1e9, burst=TOKENS),
+    ends: Mapping[int, float] | None = None,
+    recipients: int = 1,
+    connected: bool = False,
+    late: int = 0,
+    body: Callable[[Dispatcher, Lane], object] = Dispatcher._lane,
+) -> Program:
+    """Each lane dials, sends, finds nothing more and ends.
+
+    Args:
+        connected: they have dialled when they begin.
+        late: so many of the messages are not in the queue yet; a thread puts them there.
+        body: what each lane's thread runs.
+        others: threads beside them.
+        ends: deadlines of messages, in seconds.
+    """
+
+    def program(run: Run) -> None:
+        server = ModelServer(*extensions, bound=lanes, faults=faults)
+        stage = Lanes(
+            run, lanes, messages, server, failures=failures, throttle=throttle(), ends=ends or {},
+            recipients=recipients, connected=connected, late=late, body=body,
+        )  # fmt: skip
+        for other in others:
+            run.thread(partial(other, stage.dispatcher, stage.jobs), other.__name__)
+
+    return program
+
+
+def cancel(number: int) -> Other:
+    """Take that message back."""
+
+    def canceller(_: Dispatcher, jobs: list[Job]) -> None:
+        future = jobs[number].future
+        assert isinstance(future, SendFuture)
+        future.cancel()
+
+    return canceller
+
+
+def abort(number: int) -> Other:
+    """Call that message off."""
+
+    def caller_off(dispatcher: Dispatcher, jobs: list[Job]) -> None:
+        dispatcher.abort(jobs[number])
+
+    return caller_off
+
+
+def close(*, drain: bool = False, timeout: float | None = None) -> Other:
+    """Close the dispatcher: the queue is worked off, or taken back."""
+
+    def closer(dispatcher: Dispatcher, _: list[Job]) -> None:
+        dispatcher.close(drain=drain, end=Deadline.after(timeout))
+
+    return closer
