@@ -198,13 +198,13 @@ def test_what_falls_short_says_what_was_full() -> None:
     results.runs[cell, "threadmail"] = [one(100, 1.0, cpu=0.95, busy=0.05)] * 5
     said = table.shortfalls(results)
     assert said.count("* Row") == 1
-    assert "the client is busy 95% of the time: its core is full" in said
+    assert "the core that both share is full (client 95%, server 5% of the time)" in said
 
 
 def test_the_page_is_whole() -> None:
     results = made_up()
     drawn = plots.pictures(results)
-    written = table.page(results, drawn)
+    written = table.measured(results, drawn)
     assert set(re.findall(r"\]\((bench-[^)]*)\)", written)) == set(drawn)
     assert {"bench-speed.svg", "bench-trips.svg", "bench-memory.svg", "bench-growth-connections.svg"} <= set(drawn)
     blocks = [block.splitlines() for block in written.split("\n\n") if block.startswith("|")]
@@ -219,11 +219,100 @@ def test_the_page_is_whole() -> None:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"docs/performance.md": table.measured, "README.md": table.brief}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_written_by_hand_stays(name: str) -> None:
+    page = (ROOT / name).read_text()
+    once = table.into(page, PAGES[name](made_up()))
+    again = table.into(once, "| other |")
+    assert once != again
+    for text in (once, again):
+        assert [text.partition(table.BEGIN)[0], text.partition(table.END)[2]] == [
+            page.partition(table.BEGIN)[0], page.partition(table.END)[2]
+        ]  # fmt: skip
+    assert PAGES[name](made_up()) in once
+    assert PAGES[name](made_up()) not in again
+
+
+@pytest.mark.parametrize("page", ["", table.BEGIN, f"{table.END} {table.BEGIN}", f"{table.BEGIN}{table.END}" * 2])
+def test_a_page_without_a_place_is_left_alone(page: str) -> None:
+    with pytest.raises(ValueError, match="marks"):
+        table.into(page, "x")
+
+
+def test_the_page_has_every_row_of_the_targets() -> None:
+    written = (ROOT / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| \*\*(.*?)\*\* \| (.*?) \|", written, re.M)
+    assert rows == [(str(target.number), target.what, target.wording) for target in targets.TARGETS]
+    for picture in re.findall(r"\]\(([^)]*\.svg)\)", written):
+        assert (ROOT / "docs" / picture).exists()
+
+
+def test_the_table_of_the_readme_has_a_row_for_each_who_was_measured() -> None:
+    lines = table.brief(made_up()).splitlines()
+    assert lines[2].startswith("| threadmail | 1.00 | ")
+    assert len(lines) == 8
+    assert table.brief(Results()).count("\n") == 1
+
+
+def test_a_figure_beside_the_default_decides_nothing() -> None:
+    results = made_up()
+    for key in [key for key in results.runs if key[1] in ("threadmail-kept", "threadmail-window-kept")]:
+        results.runs[key] = [one(10, 1000.0, cpu=900.0)] * 5
+    assert {target.judge(results).value for target in targets.TARGETS} == {"met"}
+    assert "max_messages=None" in table.targets(results)
+    assert table.shortfalls(results) == ""
+
+
 def test_results_can_be_kept() -> None:
     results = made_up()
     again = Results.from_json(results.to_json())
     assert again == results
-    assert table.page(again) == table.page(results)
+    assert table.measured(again) == table.measured(results)
+
+
+def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path: Path) -> None:
+    """Rounds that are whole stay, one that is not is done again, and the rest follows."""
+    cell = Cell("linear", ("threadmail", "smtplib"), "sink", 0.0, 1, messages=2, rounds=3)
+    other = dataclasses.replace(cell, part="core")
+    earlier = Results(missing={"nodemailer": "offline"}, failures=["interrupted"])
+    earlier.runs = {
+        (cell, "threadmail"): [one(2, 1.0), one(2, 2.0)], (cell, "smtplib"): [one(2, 3.0)], (other, "smtplib"): [],
+    }  # fmt: skip
+    earlier.keep(lambda cell: cell.part == "linear")
+    assert (earlier.missing, earlier.failures) == ({}, [])
+    assert earlier.runs == {(cell, "threadmail"): [one(2, 1.0)], (cell, "smtplib"): [one(2, 3.0)]}
+    seen: list[object] = []
+    with Bench(
+        Tools(tmp_path, fetch=False), random.Random(1), seen.append, earlier=earlier,
+        save=lambda results: seen.append(results.rounds(cell)),
+    ) as bench:  # fmt: skip
+        bench.work([cell])
+    assert [each for each in seen if isinstance(each, int)] == [1, 2, 3]
+    assert [len(runs) for runs in bench.results.runs.values()] == [3, 3]
+    assert bench.results.runs[cell, "threadmail"][0] == one(2, 1.0)
+
+
+@pytest.mark.parametrize(("failures", "runs"), [(1, 1), (2, 0)])
+def test_who_fails_is_tried_once_more(
+    failures: int, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [RunFailed("it hung")] * failures
+
+    def fail(*args: object) -> Run:
+        if left:
+            raise left.pop()
+        return one(2, 1.0)
+
+    monkeypatch.setattr("stress.bench.rounds.run", fail)
+    cell = Cell("linear", ("threadmail",), "sink", messages=2, rounds=1)
+    with Bench(Tools(tmp_path, fetch=False), random.Random(1), lambda line: None) as bench:
+        bench.work([cell])
+    assert len(bench.results.failures) == failures
+    assert len(bench.results.of(cell, "threadmail")) == runs
 
 
 # Plans --------------------------------------------------------------------------------------------------------------
@@ -234,6 +323,7 @@ def test_every_plan_has_what_the_targets_ask_for(name: str) -> None:
     found = [*plan.cells(PROFILES[name]), *growth.cells(PROFILES[name])]
     assert len(set(found)) == len(found)
     assert all(peer in PEERS for cell in found for peer in cell.peers)
+    assert 10**6 in {cell.messages for cell in found} or name == "quick"
     assert {cell.part for cell in found} >= {"trips", "speed", "core", "window", "objects", "large", "memory", "linear"}
 
 

@@ -1,7 +1,7 @@
 """threadmail beside its peers: throughput, round trips, CPU and memory, in one run on one machine.
 
     python -m stress.bench --fetch                  only fetch the peers, for a run without a network
-    python -m stress.bench                          about fifteen minutes, growth among them
+    python -m stress.bench                          about fifteen minutes
     python -m stress.bench --quick                  two or three
     python -m stress.bench --onto X.json            go on with a run that was cut short
     python -m stress.bench --onto X.json --part core    measure a part of it anew
@@ -9,8 +9,9 @@
 
 Peers that are not there (Django, aiosmtplib, nodemailer, Postfix with smtp-source and smtp-sink) are fetched by name
 into the folder `--cache`, with pip, npm and apt-get; nothing is installed on the machine, and who cannot be had is
-named and left out. Prints the targets row by row, and writes performance.md and its pictures. Exits with 1 if a run
-failed, which is a message lost or come twice, a client that broke or hung; a target not met is said, and is no failure.
+named and left out. Prints the targets row by row, and writes docs/performance.md (what stands between its marks), its
+pictures, and the table in the README. Exits with 1 if a run failed, which is a message lost or come twice, a client
+that broke or hung, each tried once more; a target not met is said, and is no failure.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .rounds import Bench, Results
 from .tools import CACHE, Tools, Unavailable
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+README = DOCS.parent / "README.md"
 BUILD = Path("build/bench")
 
 
@@ -55,6 +57,8 @@ def measure(options: argparse.Namespace) -> Results:
     profile = PROFILES[options.profile]
     asked = {"seconds": options.seconds, "rtts": tuple(options.rtt), "sizes": tuple(options.size)}
     asked["connections"] = tuple(options.connections)
+    if options.connections:
+        profile = dataclasses.replace(profile, few=())
     profile = dataclasses.replace(profile, **{name: value for name, value in asked.items() if value})
     plan = _plan(options, profile)
     tools = Tools(options.cache, fetch=not options.offline)
@@ -83,7 +87,9 @@ def measure(options: argparse.Namespace) -> Results:
             print(f"the machine is busy (load {load:.1f}): what follows says little about time")
         bench.check_lines({cell.rtt for cell in plan})
         try:
-            bench.work(plan)
+            # Growth comes last, for it can be done without: who interrupts has the targets.
+            for last in (False, True):
+                bench.work([cell for cell in plan if cell.part.startswith("growth") is last])
         except KeyboardInterrupt:
             bench.results.failures.append("interrupted: what is shown is what there was by then")
         bench.results.about["versions"] = _versions(tools, bench.results)
@@ -121,7 +127,7 @@ def _chosen(options: argparse.Namespace) -> tuple[object, ...]:
 def _command(options: argparse.Namespace) -> str:
     """The command, less what is only this machine's: folders."""
     said = ["python -m stress.bench", *([f"--{options.profile}"] if options.profile != "default" else [])]
-    said += ["--growth"] * options.growth
+    said += ["--no-growth"] * (not options.growth)
     for name in ("only", "part", "server", "rtt", "connections", "size"):
         said += [f"--{name} {value}" for value in getattr(options, name)]
     said += [f"--{name} {getattr(options, name):g}" for name in ("rounds", "seconds") if getattr(options, name)]
@@ -134,7 +140,7 @@ def _plan(options: argparse.Namespace, profile: Profile) -> list[Cell]:
         tuple(options.rtt), tuple(options.connections), tuple(options.size),
     )  # fmt: skip
     plan = cells(profile)
-    if options.growth or profile.name == "full" or any(part.startswith("growth") for part in options.part):
+    if (options.growth and profile.growth) or any(part.startswith("growth") for part in options.part):
         plan += growth.cells(profile)
     found = wanted.of(plan)
     if options.rounds:
@@ -165,8 +171,11 @@ def _write(results: Results, options: argparse.Namespace) -> None:
     partial = (any(_chosen(options)) and not options.onto) or options.profile == "quick" or options.again
     folder: Path = options.out or (BUILD if partial else DOCS)
     drawn = plots.pictures(results)
-    written = {folder / "performance.md": table.page(results, drawn)}
+    page = (DOCS / "performance.md").read_text(encoding="utf-8")
+    written = {folder / "performance.md": table.into(page, table.measured(results, drawn))}
     written |= {folder / name: svg for name, svg in drawn.items()}
+    if folder == DOCS:
+        written[README] = table.into(README.read_text(encoding="utf-8"), table.brief(results))
     print()
     _store(written)
     print(*(f"wrote {path}" for path in written), sep="\n")
@@ -196,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     profile = parser.add_mutually_exclusive_group()
     for name in ("quick", "full"):
         profile.add_argument(f"--{name}", dest="profile", action="store_const", const=name, default="default")
-    parser.add_argument("--growth", action="store_true", help="also how cost grows (in --full anyway)")
+    parser.add_argument("--no-growth", dest="growth", action="store_false", help="leave out how cost grows")
     parser.add_argument(
         "--only", action="append", default=[], choices=list(PEERS), metavar="PEER", help=", ".join(PEERS)
     )

@@ -22,7 +22,7 @@ RECIPIENTS = (1, 10, 100, 1000)
 
 def cells(profile: Profile) -> list[Cell]:
     """The growth of a profile."""
-    rounds = 1 if profile.name == "quick" else 3
+    rounds = {"quick": 1, "default": 2}.get(profile.name, 3)
     peers = ("threadmail", "smtplib", "nodemailer")
     found = [
         Cell("growth-connections", peers, "sink", 10.0, k, rounds=rounds, seconds=profile.seconds) for k in CONNECTIONS
@@ -35,9 +35,10 @@ def cells(profile: Profile) -> list[Cell]:
         )
         for n in counts
     ]  # fmt: skip
-    # On a short line: who waits for each recipient waits a thousand times.
+    # On a short line: who waits for each recipient waits a thousand times. Enough messages that connecting is little.
+    many = {n: max(4, min(40, 2_000 // n)) for n in RECIPIENTS}
     found += [
-        Cell("growth-recipients", peers, "sink", 1.0, 1, messages=max(2, 40 // n), recipients=n, rounds=rounds)
+        Cell("growth-recipients", peers, "sink", 1.0, 1, messages=many[n], recipients=n, rounds=rounds)
         for n in RECIPIENTS
     ]
     return found

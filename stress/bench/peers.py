@@ -55,6 +55,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("threadmail", "threadmail", "threadmail", forms=("ready", "message", "file"), trips=1.1),
+        Peer("threadmail-kept", "threadmail, max_messages=None", "threadmail", max_messages=-1, trips=1.1),
         Peer(
             "threadmail-window", f"threadmail, window={WINDOW}", "threadmail",
             forms=("ready",), window=WINDOW, trips=0.1,

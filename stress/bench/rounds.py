@@ -2,7 +2,8 @@
 
 Owns servers and delay lines while the plan is worked off. Guarantees: in each round everybody in a cell has its turn
 before the next cell, in an order drawn anew from the seed, so that what the machine does meanwhile hits all alike and
-ratios can be taken pair by pair; who cannot be had, or fails twice, is left out of the cell from then on, and why is kept.
+ratios can be taken pair by pair; who cannot be had, or fails twice running, is left out of the cell from then on, and
+why is kept.
 """
 
 from __future__ import annotations

@@ -172,10 +172,13 @@ def _compare(server: Server, before: int, messages: int, peer: Peer) -> None:
         raise RunFailed(f"{peer.label}: {arrived:,} messages arrived of {messages:,}")
 
 
-def limit(runs: Sequence[Run]) -> str:
-    """What was full in these runs."""
+def limit(runs: Sequence[Run], pinned: bool = False) -> str:
+    """What was full in these runs; `pinned`: client and server had one core between them."""
     client = max((run.cpu / run.seconds for run in runs), default=0.0)
     server = max((run.busy for run in runs), default=0.0)
+    if pinned:
+        full = "is full" if client + server >= _FULL else "is not full"
+        return f"the core that both share {full} (client {client:.0%}, server {server:.0%} of the time)"
     if server >= _FULL and server >= client:
         return f"the server is busy {server:.0%} of the time: the limit is its own"
     if client >= _FULL:
