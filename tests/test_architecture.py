@@ -16,7 +16,7 @@ ORDER = [
     *("envelope", "receipt", "config", "_tls", "_wire", "transaction", "_passage", "_window", "_delivery"),
     *("_lookup", "_guard", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle"),
-    *("_opening", "_idle", "_turn", "client"),
+    *("_opening", "_idle", "_kept", "_turn", "client"),
     "pool",
     *("_exit", "_jobs", "_batch", "_lane", "_pace", "_crew", "_dispatch", "sender"),
 ]

@@ -35,6 +35,7 @@ from threadmail import (
     TimedOut,
     Timeouts,
     _deadline,
+    _kept,
 )
 from threadmail import (
     client as client_module,
@@ -75,7 +76,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     hands = Clock()
-    for module in (_deadline, client_module):
+    for module in (_deadline, _kept, client_module):
         monkeypatch.setattr(module, "now", hands)
     return hands
 
@@ -226,7 +227,7 @@ def test_an_idle_connection_is_asked_before_it_is_trusted(clock: Clock) -> None:
     script = [greeting(), ehlo(), transaction(2), Expect("NOOP"), Reply("421 4.4.2 too late"), Drop()]
     with ScriptedServer(script, [Serve()]) as server, Client(server.url) as client:
         client.send(envelope("a"))
-        clock.ahead += client_module.PROBE_AFTER + 1
+        clock.ahead += _kept.PROBE_AFTER + 1
         assert client.send(envelope("b")).outcome is Outcome.SENT
         assert server.connections == 2
 

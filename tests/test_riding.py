@@ -255,6 +255,26 @@ def test_aborting_the_one_aboard_leaves_the_one_ahead_alone() -> None:
     assert intact(queued.server.messages) == Counter("ac")
 
 
+def test_who_takes_the_place_of_one_called_off_does_not_take_over_its_commands() -> None:
+    """The same letter twice: the second is not the first, whose commands stand on a connection that has to go."""
+    written, judged = threading.Event(), threading.Event()
+    queued = Queued(
+        replies(*GO), *ABOARD, Signal(written), Pause(judged, 10.0), replies("250 2.0.0 first", *GO), Stall(),
+        others=([Serve()],),
+    )  # fmt: skip
+    letter = named("b")
+    with queued.server, ThreadedSender(queued.server.config, workers=1) as sender:
+        futures = [sender.submit(each) for each in (named("a"), letter, letter)]
+        queued.all_there.set()
+        assert written.wait(10.0)
+        assert sender.abort(futures[1])
+        error = futures[1].exception(0.0)  # at once: nothing of its content has left
+        assert isinstance(error, Aborted)
+        judged.set()
+        assert [futures[i].result(10.0).outcome for i in (0, 2)] == [Outcome.SENT, Outcome.SENT]
+    assert [m.connection for m in queued.server.messages] == [0, 1]
+
+
 def test_closing_tells_the_truth_of_both() -> None:
     written = threading.Event()
     queued = Queued(replies(*GO), *ABOARD, Signal(written), Stall())

@@ -41,7 +41,17 @@ from tests.support.traps import (
     letters,
     unlike,
 )
-from threadmail import Client, Envelope, MailError, Outcome, Receipt, RetryPolicy, ServerConfig, ThreadedSender
+from threadmail import (
+    Client,
+    Envelope,
+    MailError,
+    MessageTooLarge,
+    Outcome,
+    Receipt,
+    RetryPolicy,
+    ServerConfig,
+    ThreadedSender,
+)
 from threadmail.testing import Pause, ScriptedServer
 
 PATIENCE = 30.0  # seconds for everything that a test sends
@@ -107,7 +117,7 @@ class Mode:
 
 def window(name: str, send: Callable[[ServerConfig, Sequence[Envelope], Queued], list[Receipt]], retries: bool) -> Mode:
     offers = ("PIPELINING", "CHUNKING", "8BITMIME")
-    return Mode(name, send, offers, {"window": 3}, retries=retries, doubts=3, blind=("surplus",))
+    return Mode(name, send, offers, {"window": 3}, retries=retries, doubts=3, batch=5, blind=("surplus",))
 
 
 LOCK_STEP = Mode("lock-step", one_by_one, ("8BITMIME",), {"without": frozenset({"pipelining"})}, retries=False)
@@ -238,6 +248,19 @@ def charged(mode: Mode, played: Played, act: str, place: int) -> Iterator[str]:
         excused = concerned and (act == "5yz" or not mode.retries)
         if receipt.outcome not in (Outcome.SENT, Outcome.IN_DOUBT) and not excused:
             yield f"{receipt.message_id} ended {receipt}"
+
+
+@each_mode
+def test_what_cannot_be_sent_stands_among_others_whose_connection_is_lost(mode: Mode) -> None:
+    """It is refused before its first byte, wherever it stands, and has its receipt as the others have theirs."""
+    sent = [letter(f"batch-{number}", padding=4000 * (number == 1)) for number in range(4)]
+    offering = dataclasses.replace(mode, offers=(*mode.offers, "SIZE 2000"))
+    sound = play(offering, sent)
+    assert [receipt.outcome is Outcome.SENT for receipt in sound.receipts] == [True, False, True, True]
+    for place, _ in places(sound.taken.replies):
+        played = play(offering, sent, act="close", place=place)
+        even(complaints(sent, played.receipts, played.taken.messages))
+        assert isinstance(played.receipts[1].error, MessageTooLarge) or place <= EHLO
 
 
 # ---------------------------------------------------------------- a thousand recipients

@@ -136,6 +136,7 @@ class Dispatcher(Crew):
         if lane is None or job not in lane.aboard or self.config.window > 1:
             return False
         lane.aboard.remove(job)
+        self._in_flight[job] = None  # who ends it tells of it; else a lane that ends meanwhile would as well
         self._throttle.give_back()
         return True
 
@@ -154,22 +155,25 @@ class Dispatcher(Crew):
 
     def _resumed(self, lane: Lane, resumable: Transaction | None) -> Job | None:
         """The job that was begun behind the last one, if it is still aboard or must be told that it is in doubt."""
-        lost = []
-        while lane.aboard:
+        lost: list[Job] = []
+        found: Job | None = None
+        while lane.aboard and found is None:
             job = lane.aboard.popleft()
+            begun = job.transaction
             if job.called_off:
                 lane.client.abort()
-                return job
-            if job.transaction is not None and (job.transaction is resumable or job.transaction.phase is Phase.FINAL):
-                return job
-            lost.append(job)
+                found = job
+            elif begun is not None and (begun is resumable or begun.phase is Phase.FINAL):
+                found = job
+            else:
+                lost.append(job)
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True
             self._throttle.give_back()
             self._queue.put_first(job)
             self._off_the_lane(job, None)
-        return None
+        return found
 
     def _next(self, lane: Lane) -> Job | Do:
         idle_until: Deadline | None = None
@@ -224,7 +228,10 @@ class Dispatcher(Crew):
         None while another lane has nothing to do, where the deadline of the job might pass while the one ahead is
         waited for, and where it has lost its connection that way before.
         """
+        begun = lane.client.aboard
         with self._lock:
+            if lane.aboard and lane.aboard[0].transaction is not begun:
+                return None  # this is another connection than the one they were aboard: they are to be seen to first
             time = now()
             job = self._queue.first(time)
             if job is None or job.walks or self._idle_lanes or not self._is_wanted():

@@ -128,6 +128,7 @@ class Lane:
                 deadline=job.end,
                 before_mail=lambda transaction: self._boss.on_wire(job, transaction),
                 follow=lambda: self._follow(job),
+                begun=job.transaction,
             )
         except Withdrawn:
             return None

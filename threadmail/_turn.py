@@ -29,7 +29,12 @@ class Taker(Protocol):
     @property
     def aboard(self) -> Transaction | None: ...
     def transmit(
-        self, envelope: Envelope, *, deadline: float | Deadline | None = None, follow: Follow | None = None
+        self,
+        envelope: Envelope,
+        *,
+        deadline: float | Deadline | None = None,
+        follow: Follow | None = None,
+        begun: Transaction | None = None,
     ) -> Receipt: ...
 
 
@@ -82,17 +87,20 @@ class Turn:
         """
         receipts: list[Receipt] = []
         ahead = deque(entry for entry in self._entries if entry.envelope is not None)
+        begun = deque[_Entry]()
 
         def follow() -> Follower | None:
-            if not ahead:
-                return None
+            if not ahead or (begun and begun[0].transaction is not client.aboard):
+                return None  # or this is another connection than the one they were aboard: they are to be seen to first
             entry = ahead.popleft()
+            begun.append(entry)
             assert entry.envelope is not None
             return Follower(entry.envelope, entry.begun)
 
         for entry in self._entries:
-            if ahead and ahead[0] is entry:
-                ahead.popleft()
+            for waiting in (ahead, begun):
+                if waiting and waiting[0] is entry:
+                    waiting.popleft()
             last = self._fate(entry, client, end, follow, last)
             receipts.append(last)
         return receipts
@@ -104,15 +112,15 @@ class Turn:
         if envelope is None:
             assert entry.invalid is not None
             return Receipt.not_sent(None, entry.invalid)
-        resumed = transaction is not None and transaction is client.aboard
+        begun = transaction if transaction is client.aboard else None
         try:
-            if not resumed and transaction is not None and transaction.phase is Phase.FINAL:
-                raise transaction.blame(ConnectionLost("the connection was lost before the server answered"))
-            if not resumed:
+            if begun is None:
+                if transaction is not None and transaction.phase is Phase.FINAL:
+                    raise transaction.blame(ConnectionLost("the connection was lost before the server answered"))
                 if last is not None and last.error is not None and last.phase in CONNECTING:
                     return Receipt.not_sent(envelope, copy(last.error))  # each would dial the server in vain
                 end.check("other messages were sent")
-            return client.transmit(envelope, deadline=end, follow=follow)
+            return client.transmit(envelope, deadline=end, follow=follow, begun=begun)
         except (Closed, Reentered):
             if last is None:
                 raise

@@ -1,63 +1,36 @@
 """One connection that looks after itself.
 
-Owns one dialogue with a server: connecting and logging in when first needed, checking a kept connection before it is
-trusted, replacing it when it is stale, worn or old, closing it when nobody uses it. Guarantees: connecting if needed
-and sending are one critical section; a message is written to a replaced connection only if nothing of its content
-was handed to the old one; a connection made before a fork is never spoken on after it. Leaves retries and more than one
-connection to `ThreadedSender` and `ClientPool`.
+Owns what is said over a connection that `_kept` has ready: messages, one or many, and questions. Guarantees: connecting
+if needed and sending are one critical section; a message is written to a replaced connection only if nothing of its
+content was handed to the old one. Leaves retries and more than one connection to `ThreadedSender` and `ClientPool`.
 """
 
 from __future__ import annotations
 
-import enum
 import random
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from ._deadline import NEVER, Deadline, now
+from ._deadline import Deadline, now
 from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
-from ._guard import Guarded, holding
-from ._idle import IdleWatch
-from ._opening import AnySMTP, open_session, unconnected
+from ._guard import holding
+from ._kept import KeptConnection
+from ._opening import AnySMTP
 from ._turn import Message as Message
 from ._turn import Turn
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import (
-    Aborted,
-    BadReply,
-    Closed,
-    ConnectionLost,
-    LoginRefused,
-    MailError,
-    Phase,
-    RecipientsRefused,
-    Reentered,
-    ReplyError,
-    TimedOut,
-)
+from .errors import BadReply, ConnectionLost, MailError, TimedOut
 from .receipt import Receipt, Reply, Report
-from .retry import LOGIN_PAUSE
-from .transaction import Terms, Transaction
+from .transaction import Transaction
 
 #: Messages of `send_all` after which other threads that share the client come in.
 TURN = 50
 
-#: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
-#: the look at the socket; a question each time made servers hang up (Symfony #35515).
-PROBE_AFTER = 5.0
-
 _T = TypeVar("_T")
-
-
-class _Life(enum.Enum):
-    OPEN = "open"
-    CLOSED = "closed"
 
 
 @dataclass(frozen=True)
@@ -76,7 +49,7 @@ class ClientStats:
     closed: Mapping[str, int] = field(default_factory=dict)
 
 
-class Client(Guarded):
+class Client(KeptConnection):
     """One self-healing connection that threads can share.
 
     Nothing happens before the first use. `with client.sync_root:` makes several calls one step. Use it as a context
@@ -93,24 +66,7 @@ class Client(Guarded):
     def __init__(
         self, server: str | ServerConfig, *, rng: random.Random | None = None, watch_idle: bool = True
     ) -> None:
-        super().__init__()
-        self.config = ServerConfig.of(server)
-        self._rng = rng or random.Random()
-        self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
-        # Everything below is guarded by sync_root.
-        self._life = _Life.OPEN
-        self._busy = False  # a call is under way; only its own thread can see it so
-        self._smtp: AnySMTP | None = None
-        self._last_used = 0.0
-        self._expires_at = 0.0
-        self._sent_here = 0  # messages on this connection
-        self._logged_in = False
-        self._login_refused: tuple[LoginRefused, float] | None = None
-        self._terms = Terms()  # of this connection
-        # What `stats` tells; each can be looked at without the lock.
-        self._opened = self._sent = 0
-        self._closed: Mapping[str, int] = {}  # replaced whole
-        self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
+        super().__init__(ServerConfig.of(server), rng or random.Random(), watch_idle=watch_idle)
 
     # ------------------------------------------------------------ sending
 
@@ -143,6 +99,7 @@ class Client(Guarded):
         before_mail: BeforeMail | None = None,
         before_final: BeforeFinal | None = None,
         follow: Follow | None = None,
+        begun: Transaction | None = None,
     ) -> Receipt:
         """As `send`, for an envelope, with more say.
 
@@ -158,6 +115,7 @@ class Client(Guarded):
                 as well. Who gives them lets nobody else use the client meanwhile (`sync_root`), keeps the transactions
                 that their `before_mail` is called with, and looks at `aboard` before each of those calls: what is not
                 there any more was lost with its connection, and its transaction knows whether it is in doubt.
+            begun: the transaction of this message, if it is the one aboard.
         """
         end = Deadline.after(deadline)
         asked = None if follow is None or all_or_nothing else partial(self._follower, follow)
@@ -175,7 +133,7 @@ class Client(Guarded):
             self._require_usable()
             self._busy, self._aborted = True, False
             try:
-                receipt = self._with_connection(end, attempt, envelope)
+                receipt = self._with_connection(end, attempt, begun)
                 self._sent += 1
                 return receipt
             finally:
@@ -254,27 +212,7 @@ class Client(Guarded):
         with self._call(end):
             return self._with_connection(end, attempt)
 
-    # ------------------------------------------------------------ state
-
-    # These three wait for nobody: whoever asks would stand behind the network I/O of another thread.
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection. It proves nothing: the server may have hung up since."""
-        smtp = self._smtp
-        return smtp is not None and smtp.sock is not None and not self.is_inherited
-
-    @property
-    def aboard(self) -> Transaction | None:
-        """The message that was begun while the last one was under way, and that the next call is for."""
-        smtp = self._smtp
-        passage = smtp._aboard if smtp is not None else None
-        return None if passage is None else passage.transaction
-
-    @property
-    def is_authenticated(self) -> bool:
-        """Whether there is a connection and it is logged in."""
-        return self.is_connected and self._logged_in
+    # ------------------------------------------------------------ looking at it
 
     def stats(self) -> ClientStats:
         """What the client has done so far."""
@@ -282,206 +220,3 @@ class Client(Guarded):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.config.url}>"
-
-    # ------------------------------------------------------------ ending
-
-    def abort(self) -> None:
-        """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
-
-        That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it dials an address it ends
-        when that does. The client stays usable.
-        """
-        if self.is_inherited:
-            return  # the call under way, and the connection under it, are the parent's
-        self._aborted = True
-        smtp = self._smtp
-        if smtp is not None:
-            smtp.abort()
-
-    def close(self, *, timeout: float | None = 5.0) -> None:
-        """End the session and refuse further calls. May be called twice, and from any thread.
-
-        Args:
-            timeout: seconds to let a call of another thread finish before the connection is dropped under it.
-        Raises:
-            TimedOut: another thread holds `sync_root` and does not let go of it, even so.
-        """
-        try:
-            with holding(self.sync_root, Deadline.after(timeout)):
-                watcher = self._finish()
-        except TimedOut:
-            self.abort()
-            # The call under way ends at once, or with its dial.
-            with holding(self.sync_root, Deadline.after(30.0)):
-                watcher = self._finish()
-        if watcher is not None:
-            watcher.join(5.0)
-
-    def _finish(self) -> threading.Thread | None:
-        self._life = _Life.CLOSED
-        self._disconnect("closed")
-        return self._watch.stop() if self._watch is not None else None
-
-    def __enter__(self: _T) -> _T:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    # ------------------------------------------------------------ under sync_root
-
-    @contextmanager
-    def _call(self, end: Deadline) -> Iterator[None]:
-        with holding(self.sync_root, end):
-            self._require_usable()
-            self._busy, self._aborted = True, False
-            try:
-                yield
-            finally:
-                self._busy = False
-                self._last_used = now()
-                if self._smtp is not None and self._smtp.sock is None:
-                    self._disconnect("lost")
-
-    def _require_usable(self) -> None:
-        if self._life is _Life.CLOSED:
-            raise Closed("this client is closed")
-        if self._busy:
-            raise Reentered("this thread is in the middle of a call on this client")
-
-    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], envelope: Envelope | None = None) -> _T:
-        smtp, fresh = self._ready(end, envelope)
-        try:
-            return action(smtp)
-        except MailError as error:
-            if fresh or end.passed or not _was_stale(error):
-                raise
-        # The server had hung up on a kept connection before anything of value was on it. Nobody needs to know. Once
-        # only: a new connection that fails as well is news.
-        self._disconnect("stale")
-        return action(self._connect(end))
-
-    def _ready(self, end: Deadline, envelope: Envelope | None = None) -> tuple[AnySMTP, bool]:
-        """A connection that can be trusted, or that has `envelope` aboard, and whether it is a new one."""
-        if self._smtp is not None and self._smtp._aboard is not None:
-            if self._smtp._aboard.envelope is envelope:
-                return self._smtp, False
-            self._disconnect("lost")  # replies to another message are to come there
-        if self._smtp is not None:
-            reason = self._why_replace(self._smtp, end)
-            if reason is None:
-                # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
-                return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
-            self._disconnect(reason, end)
-        return self._connect(end), True
-
-    def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
-        if now() >= self._expires_at:
-            return "age"
-        if self._is_worn():
-            return "worn"
-        if not smtp.is_quiet():
-            return "stale"
-        if now() - self._last_used > PROBE_AFTER:
-            try:
-                code = smtp.noop(deadline=end.within(self.config.timeouts.probe))[0]
-            except MailError:
-                end.check("testing the connection")
-                return "stale"
-            return None if code == 250 else "stale"
-        return None
-
-    def _is_worn(self) -> bool:
-        return self.config.max_messages is not None and self._sent_here >= self.config.max_messages
-
-    def _connect(self, end: Deadline) -> AnySMTP:
-        if self._login_refused is not None and now() < self._login_refused[1]:
-            refusal = self._login_refused[0]
-            raise LoginRefused(refusal.smtp_code, refusal.smtp_error)
-        smtp = self._smtp = unconnected(self.config, self.sync_root, end)  # from here on abort() reaches it
-        try:
-            open_session(smtp, self.config, end)
-            if self._aborted:
-                raise Aborted("the call was ended by abort()", phase=Phase.CONNECT)
-        except BaseException as exc:
-            self._smtp = None
-            smtp.close()
-            if isinstance(exc, LoginRefused) and not exc.transient and self.config.credentials is None:
-                self._login_refused = exc, now() + LOGIN_PAUSE
-            raise
-        self._logged_in = self.config.needs_login
-        self._opened += 1
-        self._sent_here = 0
-        self._terms = self._offered(smtp)
-        max_age = self.config.max_age
-        self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)
-        if self._watch is not None:
-            self._watch.start()
-        return smtp
-
-    def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
-        smtp, self._smtp = self._smtp, None
-        self._logged_in = False
-        if smtp is None:
-            return
-        self._closed = {**self._closed, reason: self._closed.get(reason, 0) + 1}
-        if smtp.sock is not None and smtp._aboard is None and reason not in ("stale", "lost"):
-            try:
-                smtp.quit(deadline=end)
-            except MailError:
-                pass  # the farewell is a courtesy, for which nobody's deadline is missed
-        smtp.close()
-
-    def _offered(self, smtp: AnySMTP) -> Terms:
-        config = self.config
-        offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
-        chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
-        return Terms(
-            extensions=offered,
-            lmtp=config.lmtp,
-            server=config.address,
-            window=config.window if chunked and not config.lmtp else 1,
-        )
-
-    def _after_fork(self) -> None:
-        smtp, self._smtp = self._smtp, None
-        if smtp is not None:
-            smtp._drop()
-        self._busy = self._logged_in = False
-        if self._watch is not None:
-            self._watch.ended()  # the thread did not come along
-
-    # ------------------------------------------------------------ the idle watch
-
-    def close_idle(self) -> float | None:
-        """Close the connection if it has been idle for `idle_timeout`. For whoever watches over this client.
-
-        Returns:
-            Seconds until it is worth looking again, or None: there is nothing to close.
-        """
-        limit = self.config.idle_timeout
-        if limit is None:
-            return None
-        try:
-            with holding(self.sync_root, Deadline.after(0)):
-                if self._smtp is not None:
-                    left = self._last_used + limit - now()
-                    if left > 0:
-                        return left
-                    self._disconnect("idle")
-                if self._watch is not None:
-                    self._watch.ended()
-                return None
-        except TimedOut:
-            return limit  # somebody is using it
-
-
-def _was_stale(error: MailError) -> bool:
-    """Whether this is what a hung-up connection looks like, with nothing of the content handed over."""
-    if isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
-        return False
-    if isinstance(error, RecipientsRefused):
-        return any(code == 421 for code, _ in error.recipients.values())
-    if isinstance(error, ReplyError) and not isinstance(error, BadReply):
-        return error.smtp_code == 421
-    return isinstance(error, (ConnectionLost, BadReply))

@@ -35,6 +35,8 @@ _ASKED = {
     "threadmail._guard": ("fork", "SMTP", "Client"),
     "threadmail._idle": ("idle",),
     "threadmail._jobs": ("sender, settled", "sender"),
+    "threadmail._kept": ("Client", "deadline", "idle"),
+    "threadmail._mailing": ("SMTP", "deadline", "Client"),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),
     "threadmail.pool": ("pool", "idle"),

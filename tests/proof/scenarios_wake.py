@@ -209,7 +209,35 @@ def retry_is_known(run: Run) -> None:
     threads.at_the_end = lambda: [] if taken[job] < due + IMMEDIATELY else ["a retry was late"]  # type: ignore[method-assign]
 
 
+def place_is_told(run: Run) -> None:
+    """Lanes take messages out of a queue that is full, first one by itself, then one that is to be aboard behind it.
+
+    Each time a caller who waits for the place has it at once.
+    """
+    threads = Threads(run, ModelServer())
+    dispatcher = _dispatcher(1)
+    dispatcher.queue_size = 1
+    dispatcher.put(Job(LETTER, NEVER, dispatcher))
+
+    def take_two() -> None:
+        lane = _lane(connected=True)
+        job = dispatcher.next(lane)
+        assert isinstance(job, Job)
+        placed.wait()
+        assert dispatcher.follow(lane, job) is not None
+
+    def put_two() -> None:
+        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+        placed.set()
+        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+
+    placed = threading.Event()
+    threads.add(take_two)
+    threads.add(put_two)
+
+
 SMALL = [
+    of_sender("lanes, who waits for a place is told", place_is_told),
     of_sender("lanes, all may dial", all_may_dial),
     of_sender("lanes, one connects and one does not", one_stands),
     of_sender("lanes, one of two can work", connected_lane_is_woken),

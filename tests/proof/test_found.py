@@ -90,6 +90,17 @@ FOUND = [
         "0x154 1x12 0x204",
         "reported not sent, but delivered",
     ),
+    # Its callback would have run twice.
+    Found(
+        "a message called off while it was aboard was told of by its lane as well",
+        Dispatcher,
+        "_calls_off",
+        "    self._in_flight[job] = None  # who ends it tells of it; else a lane that ends meanwhile would as well\n",
+        "",
+        "sender, riding, closed in a hurry",
+        "0x151 1x24 0x75 1x15",
+        "a job was not told of, or twice",
+    ),
     # Its future would have waited for ever.
     Found(
         "a message put back while the sender closed was never settled",
@@ -98,7 +109,7 @@ FOUND = [
         "late = self._end_all(closed)",
         "late = []",
         "sender, closed while a message is put back",
-        "0x142 1x10 0x71 1x17 0x33",
+        "0x143 1x11 0x71 1x17 0x33",
         "no report",
     ),
     # The count of the first thread began anew with the second one's, and the challenge for the password was taken for
@@ -169,7 +180,7 @@ FOUND = [
         "return (*jobs, *lanes, *done,",
         "return (*jobs, *lanes, dict(self._outcomes), self._retries,",
         "sender, one message beside stats()",
-        "0x50 1x13 2x129 0x16 1x2 2x36 0x10 2x3 0x5",
+        "0x50 1x13 2x129 0x17 1x2 2x36 0x10 2x3 0x5",
         "failed: AssertionError",
     ),
 ]

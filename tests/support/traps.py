@@ -240,12 +240,13 @@ class _Session:
             reply = ACTS[self._trap.act]
         else:
             reply = self._do(verb, line, data)
-        before = len(self._trap.taken.unanswered)
-        if verb == "." or (verb == "BDAT" and reply.startswith("2")):
-            self._trap.taken.unanswered.append(data)
+        unanswered = self._trap.taken.unanswered
+        owed = verb == "." or (verb == "BDAT" and reply.startswith("2"))
+        if owed:
+            unanswered.append(data)
         whole = self._say(reply)
-        if whole and len(self._trap.taken.unanswered) > before:
-            self._trap.taken.unanswered.remove(data)
+        if owed and whole:
+            unanswered.remove(data)
         self._content_due = reply.startswith("354") and whole
         if verb == "QUIT":
             self._over = True

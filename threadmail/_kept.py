@@ -1,0 +1,304 @@
+"""A connection that is there when it is needed, and one that can be trusted.
+
+Owns one dialogue with a server for as long as its owner lives: connecting and logging in when first needed, checking a
+kept connection before it is trusted, replacing it when it is stale, worn or old, closing it when nobody uses it.
+Guarantees: having a connection and using it are one critical section; what is asked of a connection that was replaced
+had no effect on the old one; a connection made before a fork is never spoken on after it. What is sent on it is the
+business of `Client`.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ._deadline import NEVER, Deadline, now
+from ._guard import Guarded, holding
+from ._idle import IdleWatch
+from ._opening import AnySMTP, open_session, unconnected
+from .config import ServerConfig
+from .errors import (
+    Aborted,
+    BadReply,
+    Closed,
+    ConnectionLost,
+    LoginRefused,
+    MailError,
+    Phase,
+    RecipientsRefused,
+    Reentered,
+    ReplyError,
+    TimedOut,
+)
+from .retry import LOGIN_PAUSE
+from .transaction import Terms, Transaction
+
+#: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
+#: the look at the socket; a question each time made servers hang up (Symfony #35515).
+PROBE_AFTER = 5.0
+
+_T = TypeVar("_T")
+
+
+class _Life(enum.Enum):
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class KeptConnection(Guarded):
+    """One dialogue, had when it is needed.
+
+    Args:
+        config: the server.
+        rng: chance, for the jitter of `max_age`.
+        watch_idle: let a thread close the connection after `idle_timeout`.
+    """
+
+    def __init__(self, config: ServerConfig, rng: random.Random, *, watch_idle: bool) -> None:
+        super().__init__()
+        self.config = config
+        self._rng = rng
+        self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
+        # Everything below is guarded by sync_root.
+        self._life = _Life.OPEN
+        self._busy = False  # a call is under way; only its own thread can see it so
+        self._smtp: AnySMTP | None = None
+        self._last_used = 0.0
+        self._expires_at = 0.0
+        self._sent_here = 0  # messages on this connection
+        self._logged_in = False
+        self._login_refused: tuple[LoginRefused, float] | None = None
+        self._terms = Terms()  # of this connection
+        # What `stats` tells; each can be looked at without the lock.
+        self._opened = self._sent = 0
+        self._closed: Mapping[str, int] = {}  # replaced whole
+        self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
+
+    # ------------------------------------------------------------ state
+
+    # These three wait for nobody: whoever asks would stand behind the network I/O of another thread.
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection. It proves nothing: the server may have hung up since."""
+        smtp = self._smtp
+        return smtp is not None and smtp.sock is not None and not self.is_inherited
+
+    @property
+    def aboard(self) -> Transaction | None:
+        """The message that was begun while the last one was under way, and that the next call is for."""
+        smtp = self._smtp
+        passage = smtp._aboard if smtp is not None else None
+        return None if passage is None else passage.transaction
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether there is a connection and it is logged in."""
+        return self.is_connected and self._logged_in
+
+    # ------------------------------------------------------------ ending
+
+    def abort(self) -> None:
+        """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
+
+        That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it dials an address it ends
+        when that does. The client stays usable.
+        """
+        if self.is_inherited:
+            return  # the call under way, and the connection under it, are the parent's
+        self._aborted = True
+        smtp = self._smtp
+        if smtp is not None:
+            smtp.abort()
+
+    def close(self, *, timeout: float | None = 5.0) -> None:
+        """End the session and refuse further calls. May be called twice, and from any thread.
+
+        Args:
+            timeout: seconds to let a call of another thread finish before the connection is dropped under it.
+        Raises:
+            TimedOut: another thread holds `sync_root` and does not let go of it, even so.
+        """
+        try:
+            with holding(self.sync_root, Deadline.after(timeout)):
+                watcher = self._finish()
+        except TimedOut:
+            self.abort()
+            # The call under way ends at once, or with its dial.
+            with holding(self.sync_root, Deadline.after(30.0)):
+                watcher = self._finish()
+        if watcher is not None:
+            watcher.join(5.0)
+
+    def _finish(self) -> threading.Thread | None:
+        self._life = _Life.CLOSED
+        self._disconnect("closed")
+        return self._watch.stop() if self._watch is not None else None
+
+    def __enter__(self: _T) -> _T:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ under sync_root
+
+    @contextmanager
+    def _call(self, end: Deadline) -> Iterator[None]:
+        with holding(self.sync_root, end):
+            self._require_usable()
+            self._busy, self._aborted = True, False
+            try:
+                yield
+            finally:
+                self._busy = False
+                self._last_used = now()
+                if self._smtp is not None and self._smtp.sock is None:
+                    self._disconnect("lost")
+
+    def _require_usable(self) -> None:
+        if self._life is _Life.CLOSED:
+            raise Closed("this client is closed")
+        if self._busy:
+            raise Reentered("this thread is in the middle of a call on this client")
+
+    def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], begun: Transaction | None = None) -> _T:
+        smtp, fresh = self._ready(end, begun)
+        try:
+            return action(smtp)
+        except MailError as error:
+            if fresh or end.passed or not _was_stale(error):
+                raise
+        # The server had hung up on a kept connection before anything of value was on it. Nobody needs to know. Once
+        # only: a new connection that fails as well is news.
+        self._disconnect("stale")
+        return action(self._connect(end))
+
+    def _ready(self, end: Deadline, begun: Transaction | None = None) -> tuple[AnySMTP, bool]:
+        """A connection that can be trusted, or that has the message of `begun` aboard, and whether it is a new one."""
+        if self._smtp is not None and self._smtp._aboard is not None:
+            if self._smtp._aboard.transaction is begun:
+                return self._smtp, False
+            self._disconnect("lost")  # replies to another message are to come there
+        if self._smtp is not None:
+            reason = self._why_replace(self._smtp, end)
+            if reason is None:
+                # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
+                return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
+            self._disconnect(reason, end)
+        return self._connect(end), True
+
+    def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
+        if now() >= self._expires_at:
+            return "age"
+        if self._is_worn():
+            return "worn"
+        if not smtp.is_quiet():
+            return "stale"
+        if now() - self._last_used > PROBE_AFTER:
+            try:
+                code = smtp.noop(deadline=end.within(self.config.timeouts.probe))[0]
+            except MailError:
+                end.check("testing the connection")
+                return "stale"
+            return None if code == 250 else "stale"
+        return None
+
+    def _is_worn(self) -> bool:
+        return self.config.max_messages is not None and self._sent_here >= self.config.max_messages
+
+    def _connect(self, end: Deadline) -> AnySMTP:
+        if self._login_refused is not None and now() < self._login_refused[1]:
+            refusal = self._login_refused[0]
+            raise LoginRefused(refusal.smtp_code, refusal.smtp_error)
+        smtp = self._smtp = unconnected(self.config, self.sync_root, end)  # from here on abort() reaches it
+        try:
+            open_session(smtp, self.config, end)
+            if self._aborted:
+                raise Aborted("the call was ended by abort()", phase=Phase.CONNECT)
+        except BaseException as exc:
+            self._smtp = None
+            smtp.close()
+            if isinstance(exc, LoginRefused) and not exc.transient and self.config.credentials is None:
+                self._login_refused = exc, now() + LOGIN_PAUSE
+            raise
+        self._logged_in = self.config.needs_login
+        self._opened += 1
+        self._sent_here = 0
+        self._terms = self._offered(smtp)
+        max_age = self.config.max_age
+        self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)
+        if self._watch is not None:
+            self._watch.start()
+        return smtp
+
+    def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
+        smtp, self._smtp = self._smtp, None
+        self._logged_in = False
+        if smtp is None:
+            return
+        self._closed = {**self._closed, reason: self._closed.get(reason, 0) + 1}
+        if smtp.sock is not None and smtp._aboard is None and reason not in ("stale", "lost"):
+            try:
+                smtp.quit(deadline=end)
+            except MailError:
+                pass  # the farewell is a courtesy, for which nobody's deadline is missed
+        smtp.close()
+
+    def _offered(self, smtp: AnySMTP) -> Terms:
+        config = self.config
+        offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
+        chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
+        return Terms(
+            extensions=offered,
+            lmtp=config.lmtp,
+            server=config.address,
+            window=config.window if chunked and not config.lmtp else 1,
+        )
+
+    def _after_fork(self) -> None:
+        smtp, self._smtp = self._smtp, None
+        if smtp is not None:
+            smtp._drop()
+        self._busy = self._logged_in = False
+        if self._watch is not None:
+            self._watch.ended()  # the thread did not come along
+
+    # ------------------------------------------------------------ the idle watch
+
+    def close_idle(self) -> float | None:
+        """Close the connection if it has been idle for `idle_timeout`. For whoever watches over this client.
+
+        Returns:
+            Seconds until it is worth looking again, or None: there is nothing to close.
+        """
+        limit = self.config.idle_timeout
+        if limit is None:
+            return None
+        try:
+            with holding(self.sync_root, Deadline.after(0)):
+                if self._smtp is not None:
+                    left = self._last_used + limit - now()
+                    if left > 0:
+                        return left
+                    self._disconnect("idle")
+                if self._watch is not None:
+                    self._watch.ended()
+                return None
+        except TimedOut:
+            return limit  # somebody is using it
+
+
+def _was_stale(error: MailError) -> bool:
+    """Whether this is what a hung-up connection looks like, with nothing of the content handed over."""
+    if isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
+        return False
+    if isinstance(error, RecipientsRefused):
+        return any(code == 421 for code, _ in error.recipients.values())
+    if isinstance(error, ReplyError) and not isinstance(error, BadReply):
+        return error.smtp_code == 421
+    return isinstance(error, (ConnectionLost, BadReply))
