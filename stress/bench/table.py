@@ -15,7 +15,7 @@ from .growth import sentences
 from .peers import PEERS
 from .plan import Cell, size_in_words
 from .rounds import Results
-from .targets import TARGETS, Check, Verdict
+from .targets import KEPT, TARGETS, Check, Verdict
 
 BEGIN = "<!-- measured: written by `python -m stress.bench`, from here -->"
 END = "<!-- measured: to here -->"
@@ -100,12 +100,15 @@ def shortfalls(results: Results) -> str:
     """What falls short, and what was full meanwhile."""
     lines = []
     for target in TARGETS:
-        for check in target.checks:
+        for check, beside in zip(target.checks, (*target.checks[1:], None), strict=True):
             found, verdict = check.judge(results)
             if found is not None and verdict is Verdict.SHORT and check.decides:
-                why = check.why(results)
-                said = f"{_with_unit(in_words(found.value), check)} where {check.asked} is asked"
-                lines.append(f"* Row {target.number}, {check.what}: {said}{'; ' + why if why else ''}.")
+                said = [f"{_with_unit(in_words(found.value), check)} where {check.asked} is asked"]
+                other = beside.judge(results)[0] if beside is not None and not beside.decides else None
+                if other is not None:
+                    said.append(f"{KEPT} {_with_unit(in_words(other.value), check)}")
+                said += [why] if (why := check.why(results)) else []
+                lines.append(f"* Row {target.number}, {check.what}: {'; '.join(said)}.")
     return "\n".join(["What falls short:", "", *lines]) if lines else ""
 
 
