@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from stress.bench import figures, growth, plan, plots, table, targets
-from stress.bench.__main__ import main
+from stress.bench.__main__ import fetch, main
 from stress.bench.figures import Figure, Point
 from stress.bench.job import Job
 from stress.bench.line import DelayLine
@@ -22,7 +22,7 @@ from stress.bench.linecheck import Checked, check
 from stress.bench.peers import PEERS, command
 from stress.bench.plan import PROFILES, Cell, Filter
 from stress.bench.rounds import Bench, Results, content
-from stress.bench.running import Run, RunFailed, run
+from stress.bench.running import Run, RunFailed, limit, run
 from stress.bench.servers import serve
 from stress.bench.tools import Tools, Unavailable
 from stress.sink import OFFERS, Session, Sink
@@ -199,6 +199,31 @@ def test_what_falls_short_says_what_was_full() -> None:
     said = table.shortfalls(results)
     assert said.count("* Row") == 1
     assert "the core that both share is full (client 95%, server 5% of the time)" in said
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.9, 0.2, 0.1), "the client is busy 90%"),
+        ((0.4, 0.9, 0.1), "the server is busy 90%"),
+        ((0.4, 0.5, 0.9), "the delay line is busy 90%"),
+        ((0.4, 0.3, 0.3), "they share the machine"),
+        ((0.1, 0.2, 0.0), "nothing is full (client 10%, server 20% of a core)"),
+    ],
+)
+def test_the_limit_is_what_was_busiest(shares: tuple[float, float, float], said: str) -> None:
+    client, server, wire = shares
+    assert said in limit([one(10, 1.0, cpu=client, busy=server, wire=wire)])
+
+
+def test_a_bend_is_where_round_trips_begin_to_grow() -> None:
+    results = made_up()
+    for cell in results.cells("growth-recipients"):
+        trips = 3 + cell.messages * (1 if cell.recipients < 100 else 2 if cell.recipients == 100 else 12)
+        results.runs[cell, "threadmail"] = [one(cell.messages, 0.1, trips=trips)] * 2
+    [lines] = [lines for part, _, lines in growth.sentences(results) if part == "growth-recipients"]
+    assert "the bend is at 100" in lines[0]
+    assert "(1.00 for 1, 1.00 for 10, 2.00 for 100, 12.0 for 1,000)" in lines[0]
 
 
 def test_the_page_is_whole() -> None:
@@ -394,6 +419,16 @@ def test_who_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         bench.work([Cell("linear", ("nodemailer",), "sink", rounds=2)])
     assert bench.results.missing == {"nodemailer": "there is no node on this machine"}
     assert told == ["without nodemailer: there is no node on this machine"]
+
+
+def test_a_fetch_says_who_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fetch(Tools(tmp_path, fetch=False)) == 1
+    printed = capsys.readouterr().out
+    assert "smtplib, one a thread: comes with Python" in printed
+    assert "nodemailer's pool: not to be had: there is no node on this machine" in printed
 
 
 def test_the_reason_names_no_registry() -> None:

@@ -14,7 +14,7 @@ from .figures import Reading, in_words
 from .peers import PEERS
 from .plan import Cell, Profile
 from .rounds import Results
-from .running import limit
+from .running import Run, limit
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
 RECIPIENTS = (1, 10, 100, 1000)
@@ -126,14 +126,22 @@ def _messages(results: Results, curve: Curve, peer: str, points: Points) -> str:
 def _recipients(results: Results, curve: Curve, peer: str, points: Points) -> str:
     (few, alone), (many, crowd) = points[0], points[-1]
     further = 1e3 * (crowd - alone) / (many - few)
-    trips = [
-        figures.median(results, results.find(curve.part, recipients=int(n)), peer, lambda run: run.trips / run.messages)
-        for n in (few, many)
-    ]
     said = f"{in_words(alone)} ms for {few:g}, {in_words(crowd)} for {many:,.0f}"
-    if trips[0] is not None and trips[1] is not None:
-        said += f" (round trips: {in_words(trips[0].value)} and {in_words(trips[1].value)}, connecting among them)"
-    return f"{said}; {in_words(further)} us for each further one."
+    said += f", {in_words(further)} us for each further one"
+    trips = [
+        figures.median(results, results.find(curve.part, recipients=int(n)), peer, _steady_trips) for n, _ in points
+    ]
+    counted = [(int(n), found.value) for (n, _), found in zip(points, trips, strict=True) if found is not None]
+    bend = next(((n, count) for n, count in counted if count > counted[0][1] + 0.5), None)
+    if bend is None:
+        return f"{said}; no further round trip, what grows is work."
+    shown = ", ".join(f"{in_words(count)} for {n:,}" for n, count in counted)
+    return f"{said}; the bend is at {bend[0]:,}, where round trips begin to grow ({shown})."
+
+
+def _steady_trips(run: Run) -> float:
+    """Round trips a message, less the three of opening the connection and EHLO."""
+    return max(0.0, run.trips - 3) / run.messages
 
 
 _SAY: dict[str, Callable[[Results, Curve, str, Points], str]] = {

@@ -25,7 +25,7 @@ from .line import DelayLine
 from .linecheck import Checked, check
 from .peers import PEERS
 from .plan import Cell, first_guess, fitting
-from .running import Run, RunFailed, run
+from .running import Run, RunFailed, cpu_of, run
 from .servers import Server, serve
 from .tools import Tools, Unavailable
 
@@ -198,9 +198,12 @@ class Bench:
         host, port = (line.host, line.port) if line is not None else (server.host, server.port)
         path = str(self._eml(cell.size))
         job = Job(peer, host, port, cell.connections, messages, path, cell.form, cell.recipients, stream=cell.stream)
-        before = line.trips if line is not None else 0
-        one = run(PEERS[peer], job, server, self._tools, self._core if cell.pinned else None)
-        return dataclasses.replace(one, trips=line.trips - before) if line is not None else one
+        core = self._core if cell.pinned else None
+        if line is None:
+            return run(PEERS[peer], job, server, self._tools, core)
+        trips, work = line.trips, cpu_of([line.pid])
+        one = run(PEERS[peer], job, server, self._tools, core)
+        return dataclasses.replace(one, trips=line.trips - trips, wire=(cpu_of([line.pid]) - work) / one.seconds)
 
     def _server(self, cell: Cell) -> Server:
         if f"server {cell.server}" in self.results.missing:
