@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from stress.bench import figures, growth, plan, plots, table, targets
-from stress.bench.__main__ import fetch, main
+from stress.bench.__main__ import busy_share, fetch, main
 from stress.bench.figures import Figure, Point
 from stress.bench.job import Job
 from stress.bench.line import DelayLine
@@ -375,11 +375,15 @@ def test_the_benchmark_runs(
 ) -> None:
     tiny = [Cell("linear", ("threadmail", "smtplib"), "sink", 0.0, 2, messages=6, rounds=1)]
     monkeypatch.setattr("stress.bench.__main__.cells", lambda profile: tiny)
+    monkeypatch.setattr("stress.bench.__main__.busy_share", lambda: 0.5)
     monkeypatch.chdir(tmp_path)
     assert main(["--quick", "--seed", "1", "--offline", "--out", "page"]) == 0
     printed = capsys.readouterr().out
     assert "1/1 linear: sink, 0 ms, k=2, 2 KiB: smtplib" in printed
-    assert "threadmail" in (tmp_path / "page" / "performance.md").read_text()
+    page = (tmp_path / "page" / "performance.md").read_text()
+    assert "threadmail" in page
+    assert "50% busy before" in page
+    assert "these figures say little" in page
     [kept] = (tmp_path / "build" / "bench").glob("*.json")
     runs = Results.from_json(kept.read_text()).runs
     assert {peer: [run.messages for run in runs] for (_, peer), runs in runs.items()} == {
@@ -429,6 +433,10 @@ def test_a_fetch_says_who_is_there(
     printed = capsys.readouterr().out
     assert "smtplib, one a thread: comes with Python" in printed
     assert "nodemailer's pool: not to be had: there is no node on this machine" in printed
+
+
+def test_how_busy_the_machine_is() -> None:
+    assert 0.0 <= busy_share(0.05) <= 1.0
 
 
 def test_the_reason_names_no_registry() -> None:

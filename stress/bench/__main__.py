@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> Results:
     tools = Tools(options.cache, fetch=not options.offline)
     runs = sum(len(cell.peers) * cell.rounds for cell in plan)
     print(f"{runs:,} runs, about {max(1.0, minutes(plan)):.0f} min, seed {options.seed}")
-    load = os.getloadavg()[0]
+    busy = busy_share()
     earlier = _earlier(options, plan)
     kept = BUILD / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     print(f"results so far are in {kept}: go on with --onto")
@@ -79,12 +79,12 @@ def measure(options: argparse.Namespace) -> Results:
         bench.results.about.update(
             command=_command(options),
             machine=f"{platform.python_implementation()} {platform.python_version()}, {platform.system()}, "
-            f"{os.cpu_count()} cores, load {load:.1f} before",
+            f"{os.cpu_count()} cores, {busy:.0%} busy before",
             seed=options.seed,
-            loaded=load > 0.5 * (os.cpu_count() or 1),
+            loaded=busy > 0.15,
         )
         if bench.results.about["loaded"]:
-            print(f"the machine is busy (load {load:.1f}): what follows says little about time")
+            print(f"the machine is {busy:.0%} busy with other work: what follows says little about time")
         bench.check_lines({cell.rtt for cell in plan})
         try:
             # Growth comes last, for it can be done without: who interrupts has the targets.
@@ -95,6 +95,22 @@ def measure(options: argparse.Namespace) -> Results:
         bench.results.about["versions"] = _versions(tools, bench.results)
         save(bench.results)
         return bench.results
+
+
+def busy_share(seconds: float = 2.0) -> float:
+    """What part of its processor time the machine spends on other work, now; its mean load would tell of before."""
+
+    def times() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]  # idle, and waiting for disks
+
+    try:
+        total, idle = times()
+        time.sleep(seconds)
+        total, idle = (now - then for now, then in zip(times(), (total, idle), strict=True))
+    except OSError:
+        return min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return 1.0 - idle / max(1, total)
 
 
 def fetch(tools: Tools) -> int:
