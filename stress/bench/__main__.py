@@ -69,15 +69,19 @@ def measure(options: argparse.Namespace) -> Results:
     kept = BUILD / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     print(f"results so far are in {kept}: go on with --onto")
 
+    started = time.monotonic()
+
     def tell(line: str) -> None:
-        print(line, flush=True)
+        minutes_, seconds = divmod(int(time.monotonic() - started), 60)
+        print(f"{minutes_}:{seconds:02} {line}", flush=True)
 
     def save(results: Results) -> None:
         _store({kept: results.to_json()})
 
     with Bench(tools, random.Random(options.seed), tell, earlier=earlier, save=save) as bench:
+        first = [str(earlier.about["command"])] if earlier and "command" in earlier.about else []
         bench.results.about.update(
-            command=_command(options),
+            command="`, then `".join([*first, _command(options)]),
             machine=f"{platform.python_implementation()} {platform.python_version()}, {platform.system()}, "
             f"{os.cpu_count()} cores, {busy:.0%} busy before",
             seed=options.seed,

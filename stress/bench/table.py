@@ -70,7 +70,7 @@ def brief(results: Results) -> str:
         )
         if any(found):
             rows.append([PEERS[peer].label, *(in_words(one.value) if one else "-" for one in found)])
-    head = ["one program, 2 KiB a message", "round trips a message", "messages/s, 10 ms, 8 connections"]
+    head = ["2 KiB a message", "round trips a message", "messages/s, 10 ms, 8 connections"]
     return table([*head, "8 x 25 MiB: peak MiB"], rows)
 
 
