@@ -125,10 +125,9 @@ def _streamed(results: Results) -> Figure | None:
 
 
 def _own_work(results: Results) -> Figure | None:
-    """Over `Client.send_all`, which rides as lanes do; over `Client.send` where there is no such thing."""
+    """Over `Client.send_all`: a direct call that rides, as lanes do, and reconnects as often."""
     cell = results.find("core", connections=1)
-    direct = "threadmail-client-all" if results.of(cell, "threadmail-client-all") else "threadmail-client"
-    return figures.difference(results, cell, "threadmail", direct, figures.each)
+    return figures.difference(results, cell, "threadmail", "threadmail-client-all", figures.each)
 
 
 def _linear(results: Results) -> Figure | None:
