@@ -31,12 +31,13 @@ _REGISTRY = "tests.proof.scenarios"
 
 #: Which scenarios are asked about the mutants of a module: beginnings of their names, likely killers first.
 _ASKED = {
+    "threadmail._batch": ("sender",),
     "threadmail._dialogue": ("SMTP", "deadline", "Client"),
     "threadmail._guard": ("fork", "SMTP", "Client"),
     "threadmail._idle": ("idle",),
-    "threadmail._jobs": ("sender, settled", "sender"),
     "threadmail._kept": ("Client", "deadline", "idle"),
     "threadmail._mailing": ("SMTP", "deadline", "Client"),
+    "threadmail._jobs": ("sender, settled", "sender"),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),
     "threadmail.pool": ("pool", "idle"),
