@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from stress.bench import figures, growth, plan, plots, table, targets
-from stress.bench.__main__ import main
+from stress.bench.__main__ import busy_share, fetch, main
 from stress.bench.figures import Figure, Point
 from stress.bench.job import Job
 from stress.bench.line import DelayLine
@@ -22,7 +22,7 @@ from stress.bench.linecheck import Checked, check
 from stress.bench.peers import PEERS, command
 from stress.bench.plan import PROFILES, Cell, Filter
 from stress.bench.rounds import Bench, Results, content
-from stress.bench.running import Run, RunFailed, run
+from stress.bench.running import Run, RunFailed, limit, run
 from stress.bench.servers import serve
 from stress.bench.tools import Tools, Unavailable
 from stress.sink import OFFERS, Session, Sink
@@ -198,13 +198,38 @@ def test_what_falls_short_says_what_was_full() -> None:
     results.runs[cell, "threadmail"] = [one(100, 1.0, cpu=0.95, busy=0.05)] * 5
     said = table.shortfalls(results)
     assert said.count("* Row") == 1
-    assert "the client is busy 95% of the time: its core is full" in said
+    assert "the core that both share is full (client 95%, server 5% of the time)" in said
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.9, 0.2, 0.1), "the client is busy 90%"),
+        ((0.4, 0.9, 0.1), "the server is busy 90%"),
+        ((0.4, 0.5, 0.9), "the delay line is busy 90%"),
+        ((0.4, 0.3, 0.3), "they share the machine"),
+        ((0.1, 0.2, 0.0), "nothing is full (client 10%, server 20% of a core)"),
+    ],
+)
+def test_the_limit_is_what_was_busiest(shares: tuple[float, float, float], said: str) -> None:
+    client, server, wire = shares
+    assert said in limit([one(10, 1.0, cpu=client, busy=server, wire=wire)])
+
+
+def test_a_bend_is_where_round_trips_begin_to_grow() -> None:
+    results = made_up()
+    for cell in results.cells("growth-recipients"):
+        trips = 3 + cell.messages * (1 if cell.recipients < 100 else 2 if cell.recipients == 100 else 12)
+        results.runs[cell, "threadmail"] = [one(cell.messages, 0.1, trips=trips)] * 2
+    [lines] = [lines for part, _, lines in growth.sentences(results) if part == "growth-recipients"]
+    assert "the bend is at 100" in lines[0]
+    assert "(1.00 for 1, 1.00 for 10, 2.00 for 100, 12.0 for 1,000)" in lines[0]
 
 
 def test_the_page_is_whole() -> None:
     results = made_up()
     drawn = plots.pictures(results)
-    written = table.page(results, drawn)
+    written = table.measured(results, drawn)
     assert set(re.findall(r"\]\((bench-[^)]*)\)", written)) == set(drawn)
     assert {"bench-speed.svg", "bench-trips.svg", "bench-memory.svg", "bench-growth-connections.svg"} <= set(drawn)
     blocks = [block.splitlines() for block in written.split("\n\n") if block.startswith("|")]
@@ -219,11 +244,100 @@ def test_the_page_is_whole() -> None:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"docs/performance.md": table.measured, "README.md": table.brief}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_written_by_hand_stays(name: str) -> None:
+    page = (ROOT / name).read_text()
+    once = table.into(page, PAGES[name](made_up()))
+    again = table.into(once, "| other |")
+    assert once != again
+    for text in (once, again):
+        assert [text.partition(table.BEGIN)[0], text.partition(table.END)[2]] == [
+            page.partition(table.BEGIN)[0], page.partition(table.END)[2]
+        ]  # fmt: skip
+    assert PAGES[name](made_up()) in once
+    assert PAGES[name](made_up()) not in again
+
+
+@pytest.mark.parametrize("page", ["", table.BEGIN, f"{table.END} {table.BEGIN}", f"{table.BEGIN}{table.END}" * 2])
+def test_a_page_without_a_place_is_left_alone(page: str) -> None:
+    with pytest.raises(ValueError, match="marks"):
+        table.into(page, "x")
+
+
+def test_the_page_has_every_row_of_the_targets() -> None:
+    written = (ROOT / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| \*\*(.*?)\*\* \| (.*?) \|", written, re.M)
+    assert rows == [(str(target.number), target.what, target.wording) for target in targets.TARGETS]
+    for picture in re.findall(r"\]\(([^)]*\.svg)\)", written):
+        assert (ROOT / "docs" / picture).exists()
+
+
+def test_the_table_of_the_readme_has_a_row_for_each_who_was_measured() -> None:
+    lines = table.brief(made_up()).splitlines()
+    assert lines[2].startswith("| threadmail | 1.00 | ")
+    assert len(lines) == 8
+    assert table.brief(Results()).count("\n") == 1
+
+
+def test_a_figure_beside_the_default_decides_nothing() -> None:
+    results = made_up()
+    for key in [key for key in results.runs if key[1] in ("threadmail-kept", "threadmail-window-kept")]:
+        results.runs[key] = [one(10, 1000.0, cpu=900.0)] * 5
+    assert {target.judge(results).value for target in targets.TARGETS} == {"met"}
+    assert "max_messages=None" in table.targets(results)
+    assert table.shortfalls(results) == ""
+
+
 def test_results_can_be_kept() -> None:
     results = made_up()
     again = Results.from_json(results.to_json())
     assert again == results
-    assert table.page(again) == table.page(results)
+    assert table.measured(again) == table.measured(results)
+
+
+def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path: Path) -> None:
+    """Rounds that are whole stay, one that is not is done again, and the rest follows."""
+    cell = Cell("linear", ("threadmail", "smtplib"), "sink", 0.0, 1, messages=2, rounds=3)
+    other = dataclasses.replace(cell, part="core")
+    earlier = Results(missing={"nodemailer": "offline"}, failures=["interrupted"])
+    earlier.runs = {
+        (cell, "threadmail"): [one(2, 1.0), one(2, 2.0)], (cell, "smtplib"): [one(2, 3.0)], (other, "smtplib"): [],
+    }  # fmt: skip
+    earlier.keep(lambda cell: cell.part == "linear")
+    assert (earlier.missing, earlier.failures) == ({}, [])
+    assert earlier.runs == {(cell, "threadmail"): [one(2, 1.0)], (cell, "smtplib"): [one(2, 3.0)]}
+    seen: list[object] = []
+    with Bench(
+        Tools(tmp_path, fetch=False), random.Random(1), seen.append, earlier=earlier,
+        save=lambda results: seen.append(results.rounds(cell)),
+    ) as bench:  # fmt: skip
+        bench.work([cell])
+    assert [each for each in seen if isinstance(each, int)] == [1, 2, 3]
+    assert [len(runs) for runs in bench.results.runs.values()] == [3, 3]
+    assert bench.results.runs[cell, "threadmail"][0] == one(2, 1.0)
+
+
+@pytest.mark.parametrize(("failures", "runs"), [(1, 1), (2, 0)])
+def test_who_fails_is_tried_once_more(
+    failures: int, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [RunFailed("it hung")] * failures
+
+    def fail(*args: object) -> Run:
+        if left:
+            raise left.pop()
+        return one(2, 1.0)
+
+    monkeypatch.setattr("stress.bench.rounds.run", fail)
+    cell = Cell("linear", ("threadmail",), "sink", messages=2, rounds=1)
+    with Bench(Tools(tmp_path, fetch=False), random.Random(1), lambda line: None) as bench:
+        bench.work([cell])
+    assert len(bench.results.failures) == failures
+    assert len(bench.results.of(cell, "threadmail")) == runs
 
 
 # Plans --------------------------------------------------------------------------------------------------------------
@@ -234,6 +348,7 @@ def test_every_plan_has_what_the_targets_ask_for(name: str) -> None:
     found = [*plan.cells(PROFILES[name]), *growth.cells(PROFILES[name])]
     assert len(set(found)) == len(found)
     assert all(peer in PEERS for cell in found for peer in cell.peers)
+    assert 10**6 in {cell.messages for cell in found} or name == "quick"
     assert {cell.part for cell in found} >= {"trips", "speed", "core", "window", "objects", "large", "memory", "linear"}
 
 
@@ -260,11 +375,15 @@ def test_the_benchmark_runs(
 ) -> None:
     tiny = [Cell("linear", ("threadmail", "smtplib"), "sink", 0.0, 2, messages=6, rounds=1)]
     monkeypatch.setattr("stress.bench.__main__.cells", lambda profile: tiny)
+    monkeypatch.setattr("stress.bench.__main__.busy_share", lambda: 0.5)
     monkeypatch.chdir(tmp_path)
     assert main(["--quick", "--seed", "1", "--offline", "--out", "page"]) == 0
     printed = capsys.readouterr().out
     assert "1/1 linear: sink, 0 ms, k=2, 2 KiB: smtplib" in printed
-    assert "threadmail" in (tmp_path / "page" / "performance.md").read_text()
+    page = (tmp_path / "page" / "performance.md").read_text()
+    assert "threadmail" in page
+    assert "50% busy before" in page
+    assert "these figures say little" in page
     [kept] = (tmp_path / "build" / "bench").glob("*.json")
     runs = Results.from_json(kept.read_text()).runs
     assert {peer: [run.messages for run in runs] for (_, peer), runs in runs.items()} == {
@@ -304,6 +423,20 @@ def test_who_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         bench.work([Cell("linear", ("nodemailer",), "sink", rounds=2)])
     assert bench.results.missing == {"nodemailer": "there is no node on this machine"}
     assert told == ["without nodemailer: there is no node on this machine"]
+
+
+def test_a_fetch_says_who_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fetch(Tools(tmp_path, fetch=False)) == 1
+    printed = capsys.readouterr().out
+    assert "smtplib, one a thread: comes with Python" in printed
+    assert "nodemailer's pool: not to be had: there is no node on this machine" in printed
+
+
+def test_how_busy_the_machine_is() -> None:
+    assert 0.0 <= busy_share(0.05) <= 1.0
 
 
 def test_the_reason_names_no_registry() -> None:

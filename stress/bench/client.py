@@ -27,7 +27,7 @@ def _config(job: Job) -> Any:
     settings: dict[str, Any] = {"local_hostname": NAME}
     if job.max_messages:
         settings["max_messages"] = None if job.max_messages < 0 else job.max_messages
-    if job.window is not None and "window" in ServerConfig.__dataclass_fields__:
+    if job.window is not None:
         settings["window"] = job.window
     return ServerConfig(job.host, job.port, **settings)
 
@@ -51,12 +51,8 @@ def _ours(job: Job) -> Iterator[Any]:
 def threadmail_sender(job: Job, clock: Clock) -> None:
     from threadmail import Outcome, ThreadedSender
 
-    settings: dict[str, Any] = {}
-    config = _config(job)
-    if job.window is not None and not hasattr(config, "window"):
-        settings["window"] = job.window
     messages = _ours(job) if job.stream else list(_ours(job))
-    with ThreadedSender(config, workers=job.connections, **settings) as sender:
+    with ThreadedSender(_config(job), workers=job.connections) as sender:
         clock.go()
         if job.stream:
             sent = sum(receipt.outcome is Outcome.SENT for receipt in sender.send_each(messages))

@@ -14,7 +14,7 @@ from .figures import Reading, in_words
 from .peers import PEERS
 from .plan import Cell, Profile
 from .rounds import Results
-from .running import limit
+from .running import Run, limit
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
 RECIPIENTS = (1, 10, 100, 1000)
@@ -22,11 +22,18 @@ RECIPIENTS = (1, 10, 100, 1000)
 
 def cells(profile: Profile) -> list[Cell]:
     """The growth of a profile."""
-    rounds = 1 if profile.name == "quick" else 3
+    rounds = {"quick": 1, "default": 2}.get(profile.name, 3)
     peers = ("threadmail", "smtplib", "nodemailer")
     found = [
         Cell("growth-connections", peers, "sink", 10.0, k, rounds=rounds, seconds=profile.seconds) for k in CONNECTIONS
     ]
+    # On a short line: who waits for each recipient waits a thousand times. Enough messages that connecting is little.
+    many = {n: max(4, min(40, 2_000 // n)) for n in RECIPIENTS}
+    found += [
+        Cell("growth-recipients", peers, "sink", 1.0, 1, messages=many[n], recipients=n, rounds=rounds)
+        for n in RECIPIENTS
+    ]
+    # Last, for a million take longer than all the rest.
     counts = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= profile.most_messages]
     found += [
         Cell(
@@ -35,11 +42,6 @@ def cells(profile: Profile) -> list[Cell]:
         )
         for n in counts
     ]  # fmt: skip
-    # On a short line: who waits for each recipient waits a thousand times.
-    found += [
-        Cell("growth-recipients", peers, "sink", 1.0, 1, messages=max(2, 40 // n), recipients=n, rounds=rounds)
-        for n in RECIPIENTS
-    ]
     return found
 
 
@@ -125,14 +127,22 @@ def _messages(results: Results, curve: Curve, peer: str, points: Points) -> str:
 def _recipients(results: Results, curve: Curve, peer: str, points: Points) -> str:
     (few, alone), (many, crowd) = points[0], points[-1]
     further = 1e3 * (crowd - alone) / (many - few)
-    trips = [
-        figures.median(results, results.find(curve.part, recipients=int(n)), peer, lambda run: run.trips / run.messages)
-        for n in (few, many)
-    ]
     said = f"{in_words(alone)} ms for {few:g}, {in_words(crowd)} for {many:,.0f}"
-    if trips[0] is not None and trips[1] is not None:
-        said += f" (round trips: {in_words(trips[0].value)} and {in_words(trips[1].value)}, connecting among them)"
-    return f"{said}; {in_words(further)} us for each further one."
+    said += f", {in_words(further)} us for each further one"
+    trips = [
+        figures.median(results, results.find(curve.part, recipients=int(n)), peer, _steady_trips) for n, _ in points
+    ]
+    counted = [(int(n), found.value) for (n, _), found in zip(points, trips, strict=True) if found is not None]
+    bend = next(((n, count) for n, count in counted if count > counted[0][1] + 0.5), None)
+    if bend is None:
+        return f"{said}; no further round trip, what grows is work."
+    shown = ", ".join(f"{in_words(count)} for {n:,}" for n, count in counted)
+    return f"{said}; the bend is at {bend[0]:,}, where round trips begin to grow ({shown})."
+
+
+def _steady_trips(run: Run) -> float:
+    """Round trips a message, less the three of opening the connection and EHLO."""
+    return max(0.0, run.trips - 3) / run.messages
 
 
 _SAY: dict[str, Callable[[Results, Curve, str, Points], str]] = {

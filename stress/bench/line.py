@@ -60,6 +60,12 @@ class DelayLine:
         self._process.close()
 
     @property
+    def pid(self) -> int:
+        """The id of its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def trips(self) -> int:
         """Round trips so far, of all connections together, two for the opening of each among them."""
         return int(self._trips.value)

@@ -6,7 +6,6 @@ Owns names, labels and command lines. Leaves fetching to `tools`, sending to `cl
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import os
 import sys
@@ -55,6 +54,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("threadmail", "threadmail", "threadmail", forms=("ready", "message", "file"), trips=1.1),
+        Peer("threadmail-kept", "threadmail, max_messages=None", "threadmail", max_messages=-1, trips=1.1),
         Peer(
             "threadmail-window", f"threadmail, window={WINDOW}", "threadmail",
             forms=("ready",), window=WINDOW, trips=0.1,
@@ -92,8 +92,6 @@ def command(peer: Peer, job: Job, tools: Tools) -> tuple[list[str], dict[str, st
         return [node, str(Path(__file__).with_name("nodemailer.cjs")), str(folder), text], dict(os.environ)
     if peer.name == "smtp-source":
         return _smtp_source(job, tools)
-    if peer.ours:
-        _check_ours(peer, job)
     python = tools.python(peer.package) if peer.package else sys.executable
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
     return [python, "-m", "stress.bench.client", text], environment
@@ -106,25 +104,6 @@ def _smtp_source(job: Job, tools: Tools) -> tuple[list[str], dict[str, str]]:
     command += ["-m", str(job.messages), "-l", str(size), "-r", str(job.recipients)]
     command += ["-M", NAME, "-f", SENDER, "-t", "to@example.net", f"inet:{job.host}:{job.port}"]
     return command, installation.environment()
-
-
-def _check_ours(peer: Peer, job: Job) -> None:
-    """Say what this version of the library cannot do, instead of measuring something else."""
-    import threadmail
-
-    if peer.window is not None and not takes_window():
-        raise Unavailable("this version of threadmail has no window")
-    if job.form == "file" and not hasattr(threadmail.Envelope, "from_file"):
-        raise Unavailable("this version of threadmail cannot stream from a file")
-    if peer.program == "threadmail-client-all" and not hasattr(threadmail.Client, "send_all"):
-        raise Unavailable("this version of threadmail has no Client.send_all")
-
-
-def takes_window() -> bool:
-    """Whether CHUNKING can be asked for."""
-    from threadmail import ServerConfig, ThreadedSender
-
-    return "window" in ServerConfig.__dataclass_fields__ or "window" in inspect.signature(ThreadedSender).parameters
 
 
 def about(peer: Peer, tools: Tools) -> str:

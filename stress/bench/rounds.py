@@ -2,7 +2,8 @@
 
 Owns servers and delay lines while the plan is worked off. Guarantees: in each round everybody in a cell has its turn
 before the next cell, in an order drawn anew from the seed, so that what the machine does meanwhile hits all alike and
-ratios can be taken pair by pair; who cannot be had, or fails, is left out of the cell from then on, and why is kept.
+ratios can be taken pair by pair; who cannot be had, or fails twice running, is left out of the cell from then on, and
+why is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import json
 import os
 import random
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -23,7 +25,7 @@ from .line import DelayLine
 from .linecheck import Checked, check
 from .peers import PEERS
 from .plan import Cell, first_guess, fitting
-from .running import Run, RunFailed, run
+from .running import Run, RunFailed, cpu_of, run
 from .servers import Server, serve
 from .tools import Tools, Unavailable
 
@@ -54,6 +56,22 @@ class Results:
     def of(self, cell: Cell | None, peer: str) -> list[Run]:
         return self.runs.get((cell, peer), []) if cell is not None else []
 
+    def keep(self, wanted: Callable[[Cell], bool]) -> None:
+        """Forget the runs of all other cells, and what was not to be had or failed: it is to be tried again.
+
+        Of the cells that stay, rounds that were cut short go: pairs are runs of one round.
+        """
+        self.runs = {(cell, peer): runs for (cell, peer), runs in self.runs.items() if wanted(cell)}
+        self.missing, self.failures = {}, []
+        for cell in {cell for cell, _ in self.runs}:
+            whole = self.rounds(cell)
+            for peer in cell.peers:
+                del self.of(cell, peer)[whole:]
+
+    def rounds(self, cell: Cell) -> int:
+        """How many rounds of a cell are whole."""
+        return min((len(self.runs[cell, peer]) for peer in cell.peers if (cell, peer) in self.runs), default=0)
+
     def to_json(self) -> str:
         runs = [
             {"cell": dataclasses.asdict(cell), "peer": peer, "runs": [dataclasses.asdict(run) for run in runs]}
@@ -81,10 +99,16 @@ class Bench:
 
     Args:
         core: the core for cells that are to be on one.
+        earlier: results to go on with; rounds that are there are not run again.
+        save: called with the results after each round.
     """
 
-    def __init__(self, tools: Tools, rng: random.Random, tell: _Tell = print, core: int | None = None) -> None:
-        self.results = Results()
+    def __init__(
+        self, tools: Tools, rng: random.Random, tell: _Tell = print, core: int | None = None,
+        *, earlier: Results | None = None, save: Callable[[Results], object] | None = None,
+    ) -> None:  # fmt: skip
+        self.results = earlier or Results()
+        self._save = save
         self._tools, self._rng, self._tell = tools, rng, tell
         self._core = core if core is not None else _last_core()
         self._open = ExitStack()
@@ -107,10 +131,13 @@ class Bench:
             self._tell(f"delay line of {rtt:g} ms: {self.results.lines[rtt]}")
 
     def work(self, plan: list[Cell]) -> None:
+        there = {cell: self.results.rounds(cell) for cell in plan}
         for number in range(max((cell.rounds for cell in plan), default=0)):
             for cell in plan:
-                if number < cell.rounds:
+                if there[cell] <= number < cell.rounds:
                     self._turn(cell, number)
+            if self._save is not None:
+                self._save(self.results)
 
     def _turn(self, cell: Cell, number: int) -> None:
         try:
@@ -123,21 +150,31 @@ class Bench:
         said = []
         for peer in peers:
             try:
-                one = self._run(cell, peer, server)
+                one = self._again(cell, peer, server)
             except Unavailable as error:
                 self._out.add((cell, peer))
                 self._miss(peer if cell.form == "ready" else f"{peer} with a {cell.form}", str(error))
                 continue
-            except RunFailed as error:
+            except (RunFailed, OSError, subprocess.SubprocessError):
                 self._out.add((cell, peer))
                 self.results.runs.pop((cell, peer), None)
-                self.results.failures.append(f"{cell.where}: {error}")
-                self._tell(f"FAILED {self.results.failures[-1]}")
                 continue
             self.results.runs.setdefault((cell, peer), []).append(one)
             said.append(f"{peer} {one.rate:,.0f}/s")
         if said:
             self._tell(f"{number + 1}/{cell.rounds} {cell.where}: {', '.join(sorted(said))}")
+
+    def _again(self, cell: Cell, peer: str, server: Server) -> Run:
+        """A run, and after a failure, which is kept, one more."""
+        for last in (False, True):
+            try:
+                return self._run(cell, peer, server)
+            except (RunFailed, OSError, subprocess.SubprocessError) as error:
+                self.results.failures.append(f"{cell.where}: {error}")
+                self._tell(f"FAILED {self.results.failures[-1]}")
+                if last:
+                    raise
+        raise AssertionError
 
     def _miss(self, who: str, why: str) -> None:
         if who not in self.results.missing:
@@ -161,9 +198,12 @@ class Bench:
         host, port = (line.host, line.port) if line is not None else (server.host, server.port)
         path = str(self._eml(cell.size))
         job = Job(peer, host, port, cell.connections, messages, path, cell.form, cell.recipients, stream=cell.stream)
-        before = line.trips if line is not None else 0
-        one = run(PEERS[peer], job, server, self._tools, self._core if cell.pinned else None)
-        return dataclasses.replace(one, trips=line.trips - before) if line is not None else one
+        core = self._core if cell.pinned else None
+        if line is None:
+            return run(PEERS[peer], job, server, self._tools, core)
+        trips, work = line.trips, cpu_of([line.pid])
+        one = run(PEERS[peer], job, server, self._tools, core)
+        return dataclasses.replace(one, trips=line.trips - trips, wire=(cpu_of([line.pid]) - work) / one.seconds)
 
     def _server(self, cell: Cell) -> Server:
         if f"server {cell.server}" in self.results.missing:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -43,6 +43,7 @@ class Run:
         peak, base: MiB resident: the most in the life of the process, and before the first message was made.
         trips: round trips on the delay line, if there was one.
         busy: what part of the time the server's processes were at work: near 1 for one process, the server is measured.
+        wire: the same of the delay line.
     """
 
     messages: int
@@ -52,6 +53,7 @@ class Run:
     base: float
     busy: float = 0.0
     trips: int = 0
+    wire: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -72,7 +74,7 @@ def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = N
         RunFailed: it failed, hung, or not exactly its messages arrived.
     """
     line, environment = command(peer, job, tools)
-    before, work = server.taken(), _work(server)
+    before, work = server.taken(), cpu_of(server.processes())
     with tempfile.TemporaryFile() as errors:
         with on_core(core):
             started = time.perf_counter()
@@ -91,7 +93,7 @@ def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = N
             process.kill()
             process.communicate()
             watchdog.join()
-    busy = (_work(server) - work) / found.seconds
+    busy = (cpu_of(server.processes()) - work) / found.seconds
     _compare(server, before, job.messages, peer)
     return dataclasses.replace(found, busy=max(0.0, busy))
 
@@ -136,10 +138,10 @@ def _watch(process: subprocess.Popen[bytes], job: Job, started: float) -> Run:
     return Run(job.messages, seconds, used.ru_utime + used.ru_stime, peak, 0.0)
 
 
-def _work(server: Server) -> float:
-    """CPU seconds of the server's processes so far; 0 where the system does not say."""
+def cpu_of(processes: Iterable[int]) -> float:
+    """CPU seconds of the processes so far; 0 where the system does not say."""
     ticks = 0
-    for pid in server.processes():
+    for pid in processes:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -172,14 +174,21 @@ def _compare(server: Server, before: int, messages: int, peer: Peer) -> None:
         raise RunFailed(f"{peer.label}: {arrived:,} messages arrived of {messages:,}")
 
 
-def limit(runs: Sequence[Run]) -> str:
-    """What was full in these runs."""
+def limit(runs: Sequence[Run], pinned: bool = False) -> str:
+    """What was full in these runs; `pinned`: client and server had one core between them."""
     client = max((run.cpu / run.seconds for run in runs), default=0.0)
     server = max((run.busy for run in runs), default=0.0)
-    if server >= _FULL and server >= client:
-        return f"the server is busy {server:.0%} of the time: the limit is its own"
-    if client >= _FULL:
+    wire = max((run.wire for run in runs), default=0.0)
+    if pinned:
+        full = "is full" if client + server >= _FULL else "is not full"
+        return f"the core that both share {full} (client {client:.0%}, server {server:.0%} of the time)"
+    most = max(client, server, wire)
+    if most >= _FULL and most == client:
         return f"the client is busy {client:.0%} of the time: its core is full"
-    if client + server >= _FULL:
-        return f"client and server wait for each other (busy {client:.0%} and {server:.0%})"
-    return f"neither is full (client busy {client:.0%}, server {server:.0%})"
+    if most >= _FULL:
+        whose = "server" if most == server else "delay line"
+        return f"the {whose} is busy {most:.0%} of the time: the limit is its own"
+    shares = f"client {client:.0%}, server {server:.0%}" + (f", delay line {wire:.0%}" if wire else "")
+    if client + server + wire >= _FULL:
+        return f"none is full alone, but they share the machine ({shares} of a core)"
+    return f"nothing is full ({shares} of a core)"

@@ -1,6 +1,7 @@
-"""The page: tables in Markdown, in the order in which a reader asks.
+"""The tables in Markdown, in the order in which a reader asks, and how they get into a page that has more to say.
 
-Owns `docs/performance.md`. Every figure is a median with the lowest and the highest beside it where that helps, and
+Owns what stands between the two marks in `docs/performance.md` and in the README; the rest of both is written by hand
+and stays as it is. Every figure is a median with the lowest and the highest beside it where that helps, and
 every ratio was taken pair by pair (`figures`). Leaves pictures to `plots`.
 """
 
@@ -14,11 +15,27 @@ from .growth import sentences
 from .peers import PEERS
 from .plan import Cell, size_in_words
 from .rounds import Results
-from .targets import TARGETS, Check, Verdict
+from .targets import KEPT, TARGETS, Check, Verdict
+
+BEGIN = "<!-- measured: written by `python -m stress.bench`, from here -->"
+END = "<!-- measured: to here -->"
 
 
-def page(results: Results, pictures: Iterable[str] = ()) -> str:
-    """The whole page."""
+def into(page: str, measured: str) -> str:
+    """The page with what was measured between its marks, in place of what stood there.
+
+    Raises:
+        ValueError: it has not both marks, once each and in order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError("the page has no place for what was measured: the marks are not there once each")
+    return f"{before}{begin}\n\n{measured.strip()}\n\n{end}{after}"
+
+
+def measured(results: Results, pictures: Iterable[str] = ()) -> str:
+    """All tables."""
     shown = set(pictures)
     sections = [
         _head(results),
@@ -39,6 +56,27 @@ def page(results: Results, pictures: Iterable[str] = ()) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def brief(results: Results) -> str:
+    """The table of the README: who needs how much of what."""
+    eight = results.find("speed", rtt=10.0, connections=8)
+    window = results.find("window", server="sink", rtt=10.0, connections=8)
+    large = results.find("memory", form="ready", messages=8)
+    rows = []
+    for peer in _BRIEF:
+        found = (
+            figures.counted(results, peer),
+            figures.median(results, window if peer == "threadmail-window" else eight, peer, figures.rate),
+            figures.median(results, large, peer, figures.peak),
+        )
+        if any(found):
+            rows.append([PEERS[peer].label, *(in_words(one.value) if one else "-" for one in found)])
+    head = ["2 KiB a message", "round trips a message", "messages/s, 10 ms, 8 connections"]
+    return table([*head, "8 x 25 MiB: peak MiB"], rows)
+
+
+_BRIEF = ("threadmail", "threadmail-window", "nodemailer", "aiosmtplib", "smtplib", "smtplib-new")
+
+
 def targets(results: Results) -> str:
     """The targets row by row; of those that nothing was measured for, the first line only."""
     rows = []
@@ -50,7 +88,7 @@ def targets(results: Results) -> str:
         for check, found, verdict in judged if any(found for _, found, _ in judged) else ():
             value = _with_unit(with_range(found), check) if found else "-"
             said = verdict.value if verdict is not Verdict.SHORT else "**short**"
-            rows.append(["", check.what, check.asked, value, said])
+            rows.append(["", check.what, check.asked, value, said if check.decides else f"({verdict.value})"])
     return table(["#", "what", "at least", "measured", ""], rows)
 
 
@@ -62,12 +100,15 @@ def shortfalls(results: Results) -> str:
     """What falls short, and what was full meanwhile."""
     lines = []
     for target in TARGETS:
-        for check in target.checks:
+        for check, beside in zip(target.checks, (*target.checks[1:], None), strict=True):
             found, verdict = check.judge(results)
-            if found is not None and verdict is Verdict.SHORT:
-                why = check.why(results)
-                said = f"{_with_unit(in_words(found.value), check)} where {check.asked} is asked"
-                lines.append(f"* Row {target.number}, {check.what}: {said}{'; ' + why if why else ''}.")
+            if found is not None and verdict is Verdict.SHORT and check.decides:
+                said = [f"{_with_unit(in_words(found.value), check)} where {check.asked} is asked"]
+                other = beside.judge(results)[0] if beside is not None and not beside.decides else None
+                if other is not None:
+                    said.append(f"{KEPT} {_with_unit(in_words(other.value), check)}")
+                said += [why] if (why := check.why(results)) else []
+                lines.append(f"* Row {target.number}, {check.what}: {'; '.join(said)}.")
     return "\n".join(["What falls short:", "", *lines]) if lines else ""
 
 
@@ -106,14 +147,17 @@ def _cell(results: Results, cell: Cell) -> str:
         speed = figures.median(results, cell, peer, figures.rate)
         if speed is None:
             continue
-        ours = figures.ratio(results, cell, "threadmail", peer)
+        # A window is beside nodemailer; all else is beside us as we are by default.
+        ours = figures.ratio(results, cell, *((peer, "nodemailer") if cell.part == "window" else ("threadmail", peer)))
+        itself = "nodemailer" if cell.part == "window" else "threadmail"
         cost = figures.median(results, cell, peer, figures.each)
         busy = figures.median(results, cell, peer, lambda run: run.busy)
         rows.append([
-            PEERS[peer].label, in_words(speed.value), with_range(ours) if ours and peer != "threadmail" else "",
+            PEERS[peer].label, in_words(speed.value), with_range(ours) if ours and peer != itself else "",
             in_words(cost.value) if cost else "-", f"{busy.value:.0%}" if busy else "-",
         ])  # fmt: skip
-    return table(["who", "messages/s", "threadmail over it", "client's CPU, us a message", "server busy"], rows)
+    ratio = "times nodemailer" if cell.part == "window" else "threadmail over it"
+    return table(["who", "messages/s", ratio, "client's CPU, us a message", "server busy"], rows)
 
 
 def _memory(results: Results) -> str:
@@ -141,30 +185,24 @@ def _head(results: Results) -> str:
     about = results.about
     loaded = "\n\n**The machine was busy with other work: these figures say little.**" if about.get("loaded") else ""
     return (
-        "# Performance\n\n"
         f"Written by `{about.get('command', 'python -m stress.bench')}`: {about.get('machine', '')}. "
-        "Everybody sends the same messages to the same servers, each client in a process of its own, in rounds of "
-        "shuffled order; ratios are taken pair by pair within a round, and medians stand, with the lowest and the "
-        "highest beside them. A run counts only if exactly its messages arrived. "
+        "Medians, with the lowest and the highest beside them; ratios are taken pair by pair. "
         f"Seed {about.get('seed', '-')}.{loaded}"
     )
 
 
 def _foot(results: Results) -> str:
-    lines = ["## How it was measured", ""]
+    lines = ["## On what", ""]
     lines += [f"* Delay line of {rtt:g} ms: {found}." for rtt, found in sorted(results.lines.items())]
     lines += [f"* {label}: {told}." for label, told in results.about.get("versions", {}).items()]
     lines += [f"* Not to be had: {who}: {why}." for who, why in sorted(results.missing.items())]
     lines += [f"* Failed, and left out: {failure}." for failure in results.failures]
-    lines += [f"* {line}" for line in _HOW]
     return "\n".join(lines)
 
 
 def _section(title: str, text: str, body: str, picture: bool = False, file: str = "") -> str:
-    if not body and not picture and title not in ("",):
-        body = ""
-        if not text.startswith("*"):
-            return ""
+    if not body and not picture and not text.startswith("*"):
+        return ""
     shown = f"![{title}]({file})" if picture else ""
     return "\n\n".join(part for part in (f"## {title}", text, shown, body) if part)
 
@@ -205,12 +243,3 @@ _MEMORY = (
     "the process had when it was ready to read the content."
 )
 _LINEAR = "10 ms, 2 KiB."
-_HOW = (
-    "CPU is user and system time of the client's process alone, from the first message handed over to the last "
-    "receipt; memory is the peak of its resident set. `smtp-source` does not say when it starts: it is timed as a "
-    "process, its start (some milliseconds) and its QUIT included.",
-    "Settings are everybody's own defaults; all are given a name for EHLO. Content is shared by all messages of a "
-    "run; Django's backend builds its messages anew from text, as it always does.",
-    '`sink` is one Python thread and keeps nothing; "server busy" near 100% means that the server was measured, not '
-    "the client. Postfix has many processes, and can be busy with more than 100%.",
-)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _PATIENCE = 300.0  # seconds for a download
 
+#: Where what was fetched is kept, unless another folder is named.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "threadmail", "bench")
+
 
 class Unavailable(Exception):
     """This peer or server cannot be had here; the text says why, and names no host: it ends on a page for everybody."""
@@ -69,9 +72,10 @@ class Tools:
     def _find_python(self, package: str) -> str:
         if importlib.util.find_spec(package.lower()):
             return sys.executable
-        python = self.cache / "python" / "bin" / "python"
+        folder = self.cache / f"python{sys.version_info[0]}.{sys.version_info[1]}"  # everybody runs on the same one
+        python = folder / "bin" / "python"
         if not python.exists():
-            self._run([sys.executable, "-m", "venv", str(self.cache / "python")], "a virtual environment")
+            self._run([sys.executable, "-m", "venv", str(folder)], "a virtual environment")
         if self._has(python, package):
             return str(python)
         self._run([str(python), "-m", "pip", "install", "--quiet", package], f"{package} from PyPI")
@@ -101,7 +105,8 @@ class Tools:
             from tests.support.postfix import find_postfix
         except ImportError as error:
             raise Unavailable(f"the tests' helper for Postfix needs the extra `test`: {error}") from error
-        os.environ.setdefault("THREADMAIL_POSTFIX_CACHE", str(self.cache / "postfix"))
+        shared = self.cache == CACHE.resolve()  # with the tests, which unpack it as well
+        os.environ.setdefault("THREADMAIL_POSTFIX_CACHE", str((CACHE.parent if shared else self.cache) / "postfix"))
         unpacked = Path(os.environ["THREADMAIL_POSTFIX_CACHE"], "root")
         if not self._fetch and not unpacked.exists() and not shutil.which("smtp-source", path="/usr/sbin:/usr/bin"):
             raise Unavailable("not in the cache, and not to be fetched")
