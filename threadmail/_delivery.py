@@ -148,16 +148,17 @@ class Pipeline:
         wire, transaction = self.wire, passage.transaction
         if passage.before:
             self._back_at_the_start(passage.before)
-        rode = bool(passage.unanswered)
-        while passage.unanswered or (passage.waiting and transaction.error is None):
-            if passage.waiting and transaction.error is None:
-                if not passage.unanswered:
-                    transaction.phase = passage.waiting[0].phase
+        unanswered, waiting = passage.unanswered, passage.waiting
+        rode = bool(unanswered)
+        while unanswered or (waiting and transaction.error is None):
+            if waiting and transaction.error is None:
+                if not unanswered:
+                    transaction.phase = waiting[0].phase
                     wire.require_quiet()
                 group = passage.take()
                 if group:
                     wire.write_commands([command.line for command in group])
-            if not self._take_answer(transaction, passage.unanswered.popleft(), rode):
+            if not self._take_answer(transaction, unanswered.popleft(), rode):
                 return
 
     def _take_answer(self, transaction: Transaction, command: Command, rode: bool) -> bool:

@@ -113,7 +113,8 @@ class Mailing(Dialogue):
         """As `transact`, for who holds `sync_root` and, with `follow`, uses this client alone."""
         self._require_turn()
         self._require_no_transaction()
-        self.ehlo_or_helo_if_needed()
+        if self.helo_resp is None and self.ehlo_resp is None:
+            self.ehlo_or_helo_if_needed()
         if terms is None or terms.lmtp != (self.ehlo_msg == "lhlo"):
             terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
         wire = self._connected()
