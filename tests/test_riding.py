@@ -115,13 +115,33 @@ def test_not_where_pipelining_is_not_offered_or_switched_off(off: str) -> None:
             assert client.send_all([named("a"), named("b")]).counts()[Outcome.SENT] == 2
 
 
-def test_nobody_comes_aboard_of_a_connection_that_is_worn() -> None:
-    first = serial(*ABOARD, replies("250 ok", *GO), *LAST, *BYE)
+def test_nobody_comes_aboard_of_a_connection_that_is_worn_and_the_farewell_rides_instead() -> None:
+    """QUIT leaves with the last content, and its reply is waited for when the connection is to be replaced."""
+    first = serial(*ABOARD, replies("250 ok", *GO), ReadData(), Expect("QUIT"), replies("250 2.0.0 last", "221 bye"))
     second = serial(*LAST, *BYE)
     with ScriptedServer(first, second) as server:
         with Client(dataclasses.replace(server.config, max_messages=2)) as client:
             assert client.send_all(named(n) for n in "abc").counts()[Outcome.SENT] == 3
             assert client.stats().closed == {"worn": 1}
+
+
+def test_a_farewell_that_rides_keeps_no_receipt_waiting() -> None:
+    """A server that answers QUIT late (Exim: 200 ms), or hangs up on it, has said what became of the message."""
+    for end in (Stall(), Drop()):
+        script = serial(ReadData(), Expect("QUIT"), replies("250 2.0.0 last"), end)
+        with ScriptedServer(script, [Serve()]) as server:
+            timeouts = dataclasses.replace(server.config.timeouts, quit=0.2)
+            with Client(dataclasses.replace(server.config, max_messages=1, timeouts=timeouts)) as client:
+                assert str(client.send(named("a")).reply) == "250 2.0.0 last"
+                assert client.send(named("b")).outcome is Outcome.SENT
+
+
+def test_a_refused_content_ends_with_the_farewell_behind_it() -> None:
+    script = serial(ReadData(), Expect("QUIT"), replies("554 5.7.1 spam", "221 bye"))
+    with ScriptedServer(script) as server, Client(dataclasses.replace(server.config, max_messages=1)) as client:
+        with pytest.raises(MailError) as info:
+            client.send(named("a"))
+        assert (info.value.outcome, info.value.phase) == (Outcome.NOT_SENT, Phase.DONE)
 
 
 def test_nobody_waits_aboard_beyond_his_deadline() -> None:

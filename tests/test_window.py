@@ -157,6 +157,30 @@ def test_a_sender_keeps_its_windows_full() -> None:
         assert [f.result(10.0).outcome for f in [first, *others]] == [SENT] * 4
 
 
+def test_a_window_as_large_as_asked_for_and_the_farewell_behind_the_last_message() -> None:
+    names = [f"m{i}" for i in range(16)]
+    script = [*HELLO, *[part for name in names for part in bdat(name)], Expect("QUIT"), NothingMore()]
+    script += [*[replies(*OK, "250 ok")] * 16, replies("221 bye")]
+    with ScriptedServer(script) as server, Client(config(server, 16, max_messages=16)) as client:
+        assert outcomes(list(client.send_all(named(name) for name in names))) == [SENT] * 16
+
+
+@pytest.mark.parametrize("window", [1, 4, 16])
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_each_connection_carries_what_it_may_and_ends_with_quit(most: int, window: int) -> None:
+    """Whoever is aboard, in a window or alone when the last message of a connection leaves."""
+    sent, row = [f"m{i}" for i in range(40)], [f"n{i}" for i in range(15)]
+    with ScriptedServer([CHUNKS], last="repeat") as server:
+        with ThreadedSender(config(server, window, max_messages=most), workers=3) as sender:
+            assert sender.send_all(named(name) for name in sent).counts()[SENT] == len(sent)
+        with Client(config(server, window, max_messages=most)) as client:
+            assert client.send_all(named(name) for name in row).counts()[SENT] == len(row)
+        verbs = [[line.split()[0].lower() for line in lines] for lines in server.received if lines]
+    assert intact(server.messages) == Counter([*sent, *row])
+    assert [(each[-1], each.count("quit")) for each in verbs] == [("quit", 1)] * len(verbs)
+    assert max(each.count("mail") for each in verbs) <= most
+
+
 # ---------------------------------------------------------------- refusals
 
 

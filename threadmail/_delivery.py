@@ -50,11 +50,13 @@ class Pipeline:
     Attributes:
         aboard: the message whose commands were written, to the last or in part, together with the content of the one
             ahead of it; in a window all that were written behind it. They are for the next calls, in order.
+        said_goodbye: QUIT was written behind the last message; its reply is still to be read.
     """
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.aboard: deque[Passage] = deque()
+        self.said_goodbye = False
         self._window = Window(wire, self.aboard)
 
     def send(
@@ -65,6 +67,7 @@ class Pipeline:
         before_mail: BeforeMail | None = None,
         before_final: BeforeFinal | None = None,
         follow: Follow | None = None,
+        is_last: Callable[[], bool] | None = None,
     ) -> Receipt:
         """Send one message, or see the one through that is aboard.
 
@@ -74,6 +77,8 @@ class Pipeline:
         Args:
             follow: gives the message whose commands are to be written with the content of this one; with a window,
                 messages to be written behind it. They are aboard then, and what the next calls are for.
+            is_last: whether no more messages are to come over this connection: then QUIT leaves with the content of the
+                last one, and the server has closed by the time it is needed no more.
         Returns:
             The receipt of a message that at least one recipient was accepted for.
         Raises:
@@ -90,14 +95,14 @@ class Pipeline:
         if passage.refusal is not None:
             raise transaction.blame(passage.refusal) from None
         if "pipelining" not in terms.extensions:
-            follow = None
+            follow = is_last = None
         try:
             if passage.chunk is not None:
-                self._send_in_window(passage, before_final, follow)
+                self._send_in_window(passage, before_final, follow, is_last)
             else:
                 self._exchange(passage)
                 if transaction.error is None:
-                    self._send_content(transaction, before_final, follow)
+                    self._send_content(transaction, before_final, follow, is_last)
         except MailError as error:
             self.wire.close()
             raise transaction.blame(error) from error.__cause__
@@ -120,15 +125,30 @@ class Pipeline:
             follower.before_mail(passage.transaction)
         return passage
 
-    def _take_behind(self, terms: Terms, follow: Follow | None) -> list[Command]:
+    def _take_behind(self, terms: Terms, follow: Follow | None) -> list[str]:
         """As `_take_aboard`, where a message by itself is under way. Returns the commands to write with it."""
         if self.aboard:
             return []
         passage = self._take_aboard(terms, follow)
         # One that is for a window opens it, in its turn.
-        return passage.take() if passage is not None and passage.chunk is None else []
+        return [each.line for each in passage.take()] if passage is not None and passage.chunk is None else []
 
-    def _send_in_window(self, passage: Passage, before_final: BeforeFinal | None, follow: Follow | None) -> None:
+    def _farewell(self, is_last: Callable[[], bool] | None) -> bool:
+        """Whether QUIT is to be written now: behind all that is to be, once."""
+        if is_last is None or self.said_goodbye or not is_last():
+            return False
+        if any(each.chunk is None or each.waiting for each in self.aboard):
+            return False  # its content is still to come
+        self.said_goodbye = True
+        return True
+
+    def _send_in_window(
+        self,
+        passage: Passage,
+        before_final: BeforeFinal | None,
+        follow: Follow | None,
+        is_last: Callable[[], bool] | None,
+    ) -> None:
         """Keep the window full, and take the replies to the first message in it."""
         terms = passage.transaction.terms
         if passage.waiting:
@@ -137,8 +157,10 @@ class Pipeline:
             behind = self._take_aboard(terms, follow)
             if behind is None:
                 break
-            if behind.chunk is not None:
+            if behind.chunk is not None and self._window.fits(behind):
                 self._window.write(behind, before_final)
+        if self._farewell(is_last):
+            self._window.say_goodbye()
         self._window.take(passage)
 
     # ------------------------------------------------------------ commands
@@ -194,7 +216,13 @@ class Pipeline:
 
     # ------------------------------------------------------------ content
 
-    def _send_content(self, transaction: Transaction, before_final: BeforeFinal | None, follow: Follow | None) -> None:
+    def _send_content(
+        self,
+        transaction: Transaction,
+        before_final: BeforeFinal | None,
+        follow: Follow | None,
+        is_last: Callable[[], bool] | None,
+    ) -> None:
         wire = self.wire
         wire.require_no_surplus()  # what lies there would be taken for the answer to the content
         transaction.phase = Phase.CONTENT
@@ -208,9 +236,11 @@ class Pipeline:
         if (large or before_final is not None) and not wire.quiet():
             _early(wire.read_reply())
         behind = self._take_behind(transaction.terms, follow)
+        if self._farewell(is_last):
+            behind.append("quit")
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
         try:
-            wire.write_content(last, [command.line for command in behind])
+            wire.write_content(last, behind)
         except ConnectionLost:
             if wire.content_left > 0:  # the kernel did not take the last byte, so the server cannot have it
                 transaction.phase = Phase.CONTENT
@@ -239,14 +269,14 @@ class Pipeline:
             before.insert(0, ".")
         if not wire.is_open:
             return
-        if any(passage.unanswered for passage in self.aboard):
+        if self.said_goodbye or any(passage.unanswered for passage in self.aboard):
             # What was written behind it has an RSET at its head; or it was the content that was refused, which ends a
             # transaction as well (RFC 5321 §4.1.1.4), and where a server thinks otherwise, the MAIL is answered 503.
             return
         try:
             behind = self._take_behind(transaction.terms, follow)
             wire.require_quiet()
-            wire.write_commands([*before, *(command.line for command in behind)])
+            wire.write_commands([*before, *behind])
             if behind:
                 self.aboard[0].before = before
             else:

@@ -109,6 +109,7 @@ class Mailing(Dialogue):
         before_mail: _delivery.BeforeMail | None,
         before_final: _delivery.BeforeFinal | None,
         follow: _delivery.Follow | None = None,
+        is_last: Callable[[], bool] | None = None,
     ) -> Receipt:
         """As `transact`, for who holds `sync_root` and, with `follow`, uses this client alone."""
         self._require_turn()
@@ -126,7 +127,12 @@ class Mailing(Dialogue):
             if end is not NEVER:
                 wire.deadline = outer.within(end)
             return self._pipeline.send(
-                envelope, terms, before_mail=before_mail, before_final=before_final, follow=follow
+                envelope,
+                terms,
+                before_mail=before_mail,
+                before_final=before_final,
+                follow=follow,
+                is_last=is_last,
             )
         finally:
             self._state = State.IDLE

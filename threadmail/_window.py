@@ -37,10 +37,14 @@ class Window:
         """Whether another message may be asked for, of `size` at once."""
         return (
             len(self._aboard) < size - 1
-            and self._outstanding <= IN_FLIGHT // 2
+            and self._outstanding < IN_FLIGHT
             and self._broken is None
             and not (self._aboard and self._aboard[-1].waiting)
         )
+
+    def fits(self, passage: Passage) -> bool:
+        """Whether the replies to this message may be outstanding as well; else it is written in its turn."""
+        return self._outstanding + len(passage.before) + len(passage.waiting) <= IN_FLIGHT
 
     def write(self, passage: Passage, before_final: Callable[[Envelope], None] | None) -> None:
         """Write a message. A connection that breaks is noticed when its replies are due.
@@ -67,6 +71,16 @@ class Window:
             if wire.content_left > 0:
                 transaction.phase = Phase.MAIL  # the server cannot have the last byte, and takes no part for the whole
             self._broken = error
+
+    def say_goodbye(self) -> None:
+        """Write QUIT behind all that was written."""
+        if self._broken is None:
+            try:
+                self._wire.write_chunk(["quit"], b"")
+            except ConnectionLost as error:
+                if not self._wire.is_open:
+                    raise
+                self._broken = error
 
     def take(self, passage: Passage) -> None:
         """Take the replies to a message, all of them, whatever the first one says."""

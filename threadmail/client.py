@@ -125,7 +125,13 @@ class Client(KeptConnection):
                 self._sent_here += 1
             terms = replace(self._terms, all_or_nothing=True, window=1) if all_or_nothing else self._terms
             return smtp._transact(
-                envelope, terms, end, before_mail=before_mail, before_final=before_final, follow=asked
+                envelope,
+                terms,
+                end,
+                before_mail=before_mail,
+                before_final=before_final,
+                follow=asked,
+                is_last=self._is_worn,
             )
 
         # As `_call`, which costs more than all else that is done here.

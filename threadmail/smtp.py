@@ -280,6 +280,8 @@ class _Client(Mailing):
         """Say goodbye and close."""
         with self._step(deadline), self.within(self._limits().quit):
             try:
+                if self._pipeline is not None and self._pipeline.said_goodbye:
+                    return self._connected().read_reply().pair
                 return super().quit()
             finally:
                 self._drop()
