@@ -159,6 +159,19 @@ def test_a_message_for_all_or_nobody_takes_nobody_aboard() -> None:
         client.transmit(named("a"), all_or_nothing=True, follow=lambda: pytest.fail("was asked"))
 
 
+def test_lmtp_rides_as_well() -> None:
+    """The replies to one content, one for each recipient, come before those to the commands behind it."""
+    script = [
+        greeting(), Expect("LHLO"), replies("250-here", "250 PIPELINING"), *group(2), replies(*GO),
+        *ABOARD, replies("250 2.0.0 one", "250 2.0.0 two", *GO), ReadData(), replies("250 2.0.0 one", "550 no"), *BYE,
+    ]  # fmt: skip
+    with ScriptedServer(script) as server:
+        with Client(ServerConfig(server.host, server.port, lmtp=True, local_hostname="me")) as client:
+            first, second = client.send_all([named("a"), named("b")])
+    assert (first.outcome, second.outcome) == (Outcome.SENT, Outcome.PARTIAL)
+    assert second.accepted == ("to-b@example.net",)
+
+
 # ---------------------------------------------------------------- refusals
 
 
