@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.mail import envelope as named
-from tests.test_transaction import A, B, C, Part, envelope, ok, wire_to
+from tests.test_transaction import A, B, C, Part, envelope, ok, send, wire_to
 from threadmail import (
     BadReply,
     Client,
@@ -22,7 +22,6 @@ from threadmail import (
     SenderRefused,
 )
 from threadmail import testing as play
-from threadmail._delivery import send
 from threadmail._passage import IN_FLIGHT
 from threadmail.testing import (
     Drip,

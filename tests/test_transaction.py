@@ -30,7 +30,7 @@ from threadmail import (
     Timeouts,
 )
 from threadmail import testing as play
-from threadmail._delivery import send
+from threadmail._delivery import BeforeFinal, BeforeMail, Pipeline
 from threadmail._wire import BLOCK, Wire
 from threadmail.testing import (
     Drip,
@@ -65,6 +65,18 @@ def envelope(*recipients: str, content: bytes = CONTENT, sender: str = "ann@exam
 def wire_to(server: ScriptedServer, timeouts: Timeouts = PATIENT) -> Iterator[Wire]:
     with socket.create_connection((server.host, server.port), 10.0) as sock:
         yield Wire(sock, timeouts, "test")
+
+
+def send(
+    wire: Wire,
+    message: Envelope,
+    terms: Terms,
+    *,
+    before_mail: BeforeMail | None = None,
+    before_final: BeforeFinal | None = None,
+) -> Receipt:
+    """One message by itself, with nothing aboard before or after."""
+    return Pipeline(wire).send(message, terms, before_mail=before_mail, before_final=before_final)
 
 
 def ok(recipients: int = 1, final: str = "250 2.0.0 OK") -> play.Steps:

@@ -288,18 +288,6 @@ class Pipeline:
             raise
 
 
-def send(
-    wire: Wire,
-    envelope: Envelope,
-    terms: Terms,
-    *,
-    before_mail: BeforeMail | None = None,
-    before_final: BeforeFinal | None = None,
-) -> Receipt:
-    """Send a message by itself: as `Pipeline.send`, with nothing aboard before or after."""
-    return Pipeline(wire).send(envelope, terms, before_mail=before_mail, before_final=before_final)
-
-
 def _write_most(wire: Wire, content: Content) -> bytes:
     """Write all of a large content but its last block, which is returned: the end leaves in one write with it.
 

@@ -30,7 +30,6 @@ BLOCK = 65536
 
 _CRLF = b"\r\n"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_BARE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _HIDDEN_END = re.compile(rb"[\r\n]\0+\.")
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the system may have again
 _QUOTED = 40  # octets of a bad line that an error shows
@@ -97,7 +96,7 @@ class FileContent:
                     checksum = binascii.crc32(raw, checksum)
                     if held:
                         yield held
-                    held = _with_crlf(raw)
+                    held = _message.with_crlf(raw)
                 self._require(_state(file) == self.state and checksum == self.checksum)
         except OSError as exc:
             raise self._unreadable(exc) from exc
@@ -131,7 +130,7 @@ def read_file(path: str | os.PathLike[str], *, strict: bool, size: int = BLOCK) 
         lines = _Lines()
         top = _top(raw)
         lines.take(top)
-        normal = _with_crlf(top)
+        normal = _message.with_crlf(top)
         begin, end = _header_span(normal)
         header = normal[begin:end]
         head, start = _message.without_bcc(header), _raw_length(top, normal, end)
@@ -170,7 +169,7 @@ class _Lines:
         pairs, feeds, returns = block.count(_CRLF), block.count(b"\n"), block.count(b"\r")
         if not returns == pairs == feeds:
             if self._bare is None:
-                found = _BARE_END.search(block)
+                found = _message.BARE_END.search(block)
                 assert found is not None
                 name = "CR" if found[0] == b"\r" else "LF"
                 self._bare = name, self._line(block, found.start())
@@ -210,7 +209,7 @@ def _top(raw: Iterator[bytes]) -> bytes:
     """The blocks up to the end of the header. Asks at doubling lengths, for the header may be all there is."""
     top = next(raw, b"")
     taken = 1
-    while not _holds_header(_with_crlf(top)):
+    while not _holds_header(_message.with_crlf(top)):
         more = b"".join(islice(raw, taken))
         if not more:
             break
@@ -239,12 +238,6 @@ def _raw_length(raw: bytes, normal: bytes, end: int) -> int:
         return len(raw)
     count = normal.count(_CRLF, 0, end)
     return next(islice(_LINE_END.finditer(raw), count - 1, None)).end() if count else 0
-
-
-def _with_crlf(raw: bytes) -> bytes:
-    if raw.count(b"\r") == raw.count(b"\n") == raw.count(_CRLF):
-        return raw
-    return raw.replace(_CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", _CRLF)
 
 
 def _raw_blocks(file: io.FileIO, size: int) -> Iterator[bytes]:

@@ -93,7 +93,7 @@ class Mailing(Dialogue):
         Args:
             terms: on which terms; None uses every extension the server offers.
             deadline: seconds that waiting for the client and all of the transaction may take.
-            before_mail, before_final: as in `_delivery.send`.
+            before_mail, before_final: as in `Client.transmit`.
         Raises:
             MailError: with a receipt.
         """

@@ -34,7 +34,7 @@ _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _BLOCK = 1 << 15
 # What the header parser of EmailMessage says when it has dropped part of an address list.
 _LOST = ("invalid address", "missing trailing '>'")
-_BARE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+BARE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
 def as_bytes(content: object) -> bytes:
@@ -70,13 +70,22 @@ def normalise_line_ends(content: bytes, *, strict: bool) -> bytes:
     if _ends_in_crlf(content):
         return content
     if strict:
-        found = _BARE_END.search(content)
+        found = BARE_END.search(content)
         assert found is not None
         line = _line_at(content, found.start())
         name = "CR" if found[0] == b"\r" else "LF"
         raise InvalidEnvelope(f"content: bare {name} in line {line}")
     if b"\n" in content and content.count(b"\r") > content.count(b"\r\n"):
         refuse_hidden_field(content)
+    return _rewritten(content)
+
+
+def with_crlf(content: bytes) -> bytes:
+    """`content` with CRLF for each of its line ends, whatever they are; the same object if they are that already."""
+    return content if _ends_in_crlf(content) else _rewritten(content)
+
+
+def _rewritten(content: bytes) -> bytes:
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 

@@ -57,11 +57,6 @@ class Passage:
             # of the message ahead is.
             self.before.append("rset")
 
-    @property
-    def is_written(self) -> bool:
-        """Whether all of its commands were written, so that others may be behind them."""
-        return not self.waiting
-
     def take(self) -> list[Command]:
         """The commands that may be written now: one without PIPELINING, else as many as may be outstanding."""
         terms, unanswered, waiting = self.transaction.terms, self.unanswered, self.waiting
