@@ -142,16 +142,14 @@ def test_what_is_not_for_a_window_goes_by_itself(kind: str) -> None:
 
 
 def test_a_sender_keeps_its_windows_full() -> None:
-    all_there = threading.Event()
-    script: list[Part] = [*HELLO, *bdat("a"), Pause(all_there, 10.0), replies(*OK, "250 ok")]
+    read, all_there = threading.Event(), threading.Event()
+    script: list[Part] = [*HELLO, *bdat("a"), Signal(read), Pause(all_there, 10.0), replies(*OK, "250 ok")]
     for name in "bcd":
         script += bdat(name)
     script += [NothingMore(), *[replies(*OK, "250 ok")] * 3, *BYE]
     with ScriptedServer(script) as server, ThreadedSender(config(server), workers=1) as sender:
         first = sender.submit(named("a"))
-        server.wait_for_connections(1)
-        while first.running() is False and not first.done():
-            pass
+        assert read.wait(10.0)
         others = [sender.submit(named(n)) for n in "bcd"]
         all_there.set()
         assert [f.result(10.0).outcome for f in [first, *others]] == [SENT] * 4
@@ -285,35 +283,32 @@ def test_a_server_that_hangs_up_while_we_write_is_heard_out() -> None:
 
 
 def test_what_was_not_handed_over_whole_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = [*HELLO, *bdat("a"), Stall()]
-    send = socket.socket.send
+    """The write of the second one fails, once; what the server says of the first is heard all the same."""
+    send, failures = socket.socket.send, [BrokenPipeError(32, "Broken pipe")]
 
     def broken(sock: socket.socket, data: bytes) -> int:
-        if re.search(rb"from:<from-b", bytes(data)):
-            raise BrokenPipeError(32, "Broken pipe")
+        if failures and re.search(rb"from:<from-b", bytes(data)):
+            raise failures.pop()
         return send(sock, data)
 
-    with ScriptedServer([*script[:-1], replies(*OK, "250 ok"), Drop()], [CHUNKS]) as server:
-        with ThreadedSender(config(server), workers=1, retry=QUICK) as sender:
-            sender.throttle.pause(0.2)
-            futures = [sender.submit(named("a")), sender.submit(named("b"))]
-            monkeypatch.setattr(socket.socket, "send", broken)
-            first = futures[0].result(10.0)
-            monkeypatch.undo()
-            second = futures[1].result(10.0)
-    assert (first.outcome, second.outcome, second.attempts) == (SENT, SENT, 1)
+    monkeypatch.setattr(socket.socket, "send", broken)
+    with ScriptedServer([*HELLO, *bdat("a"), replies(*OK, "250 2.0.0 a"), Drop()], [CHUNKS]) as server:
+        receipts = batch(server, "a", "b")
+    assert not failures
+    assert outcomes(receipts) == [SENT, SENT]
+    assert str(receipts[0].reply) == "250 2.0.0 a"
     assert [m.sender for m in server.messages if m.connection == 1] == ["from-b@example.org"]
 
 
 def test_aborting_one_in_the_window_waits_for_its_turn() -> None:
-    read, go_on = threading.Event(), threading.Event()
+    queued, read, go_on = threading.Event(), threading.Event(), threading.Event()
     script = [
-        *HELLO, *bdat("a"), *bdat("b"), *bdat("c"), Signal(read), Pause(go_on, 10.0),
+        Pause(queued, 10.0), *HELLO, *bdat("a"), *bdat("b"), *bdat("c"), Signal(read), Pause(go_on, 10.0),
         replies(*OK, "250 2.0.0 a"), Stall(),
     ]  # fmt: skip
     with ScriptedServer(script) as server, ThreadedSender(config(server), workers=1) as sender:
-        sender.throttle.pause(0.2)
         futures = [sender.submit(named(n)) for n in "abc"]
+        queued.set()
         assert read.wait(10.0)
         assert sender.abort(futures[1])
         go_on.set()
