@@ -263,10 +263,13 @@ def test_what_stands_behind_a_421_is_surely_not_sent(place: str) -> None:
     """A server answers in order and closes: it has not come to them. They go over another connection."""
     at = ["RSET", "MAIL", "RCPT", "RCPT", "BDAT"].index(place)
     said = [*OK, "250 ok", *OK[:at], "421 4.3.2 shutting down"]
-    script = [*HELLO, *bdat("a"), *bdat("b"), *bdat("c"), replies(*said), Drop()]
+    queued = threading.Event()
+    script = [Pause(queued, 10.0), *HELLO, *bdat("a"), *bdat("b"), *bdat("c"), replies(*said), Drop()]
     with ScriptedServer(script, [CHUNKS]) as server:
         with ThreadedSender(config(server), workers=1, retry=QUICK) as sender:
-            receipts = list(sender.send_all([named(n) for n in "abc"]))
+            futures = [sender.submit(named(n)) for n in "abc"]
+            queued.set()
+            receipts = [future.result(10.0) for future in futures]
     assert outcomes(receipts) == [SENT, SENT, SENT]
     assert intact(m for m in server.messages if m.connection == 1) == Counter("bc")
 
