@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, as_completed
 
 import pytest
 
-from tests.support.mail import envelope, in_threads, intact, message
+from tests.support.mail import envelope, in_threads, intact, message, said_goodbye
 from threadmail import (
     Aborted,
     Closed,
@@ -465,9 +465,8 @@ def test_idle_lanes_say_goodbye_and_start_again_with_work() -> None:
     with CaptureServer() as server:
         with ThreadedSender(dataclasses.replace(server.config, idle_timeout=0.1), workers=3) as sender:
             sender.send_all(one(f"t{i}") for i in range(9))
-            opened = server.connections_opened
             server.wait_for_connections(0)
-            assert server.quits == opened
+            assert said_goodbye(server)
             assert sender.send(one("again")).outcome is Outcome.SENT
 
 
@@ -545,7 +544,7 @@ def test_close_sends_what_is_queued_and_then_refuses() -> None:
             sender.submit(one("late"))
         assert sender.close() == []
         assert intact(server.messages).total() == 30
-        assert server.quits == server.connections_opened
+        assert said_goodbye(server)
 
 
 def test_close_without_draining_gives_back_what_was_not_sent() -> None:
@@ -616,7 +615,7 @@ for i in range(5):
         assert (done.returncode, done.stderr) == (0, "")
         assert len(server.wait_for(5)) == 5
         server.wait_for_connections(0)
-        assert server.quits == server.connections_opened
+        assert said_goodbye(server)
     with ScriptedServer([Stall()], last="repeat") as stalled:
         started = time.monotonic()
         done = run(stalled.url)

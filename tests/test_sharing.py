@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.mail import envelope, in_threads, intact, names
+from tests.support.mail import envelope, in_threads, intact, names, said_goodbye
 from threadmail import SMTP, Client, ClientPool, ThreadedSender
 from threadmail.testing import CaptureServer
 
@@ -67,7 +67,7 @@ def test_eight_threads_deliver_everything_whole(
         assert errors == []
         assert intact(server.messages) == Counter(names(THREADS, EACH))
         assert server.max_simultaneous <= connections
-        assert server.quits == server.connections_opened, "a connection ended without QUIT"
+        assert said_goodbye(server)
 
 
 def test_the_raw_smtplib_client_breaks() -> None:

@@ -173,7 +173,8 @@ def test_each_connection_carries_what_it_may_and_ends_with_quit(most: int, windo
             assert sender.send_all(named(name) for name in sent).counts()[SENT] == len(sent)
         with Client(config(server, window, max_messages=most)) as client:
             assert client.send_all(named(name) for name in row).counts()[SENT] == len(row)
-        verbs = [[line.split()[0].lower() for line in lines] for lines in server.received if lines]
+        verbs = [[line.split()[0].lower() for line in lines] for lines in server.received]
+        verbs = [each for each in verbs if "mail" in each]  # a lane that still dials at the end is hung up on
     assert intact(server.messages) == Counter([*sent, *row])
     assert [(each[-1], each.count("quit")) for each in verbs] == [("quit", 1)] * len(verbs)
     assert max(each.count("mail") for each in verbs) <= most

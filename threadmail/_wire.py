@@ -166,8 +166,12 @@ class Wire:
     def command(self, line: str, shown: str | None = None) -> Reply:
         """Write one command and read its reply; nothing may lie unread before."""
         self.require_quiet()
-        self.write(f"{line}\r\n".encode(), shown)
-        return self.read_reply()
+        try:
+            self.write(f"{line}\r\n".encode(), shown)
+            return self.read_reply()
+        except BaseException:
+            self.close()  # an exception from outside may come between the two
+            raise
 
     # ------------------------------------------------------------ reading
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from email.message import EmailMessage
 
 from threadmail import Envelope
-from threadmail.testing import CapturedMessage
+from threadmail.testing import CapturedMessage, CaptureServer
 
 
 def message(name: str = "a") -> EmailMessage:
@@ -46,6 +46,14 @@ def intact(arrived: Iterable[CapturedMessage]) -> Counter[str]:
         else:
             found[f"{name} (mixed)"] += 1
     return found
+
+
+def said_goodbye(server: CaptureServer) -> bool:
+    """Whether each connection that carried a message ended with QUIT.
+
+    A lane that is still dialling when the last message has left is hung up on, and that is no fault.
+    """
+    return len({m.connection for m in server.messages}) <= server.quits <= server.connections_opened
 
 
 def in_threads(count: int, work: Callable[[int], object]) -> list[BaseException]:
