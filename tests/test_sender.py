@@ -423,7 +423,7 @@ def test_a_dead_server_is_dialled_by_one_probe_at_a_time_and_then_given_up() -> 
     with ScriptedServer(dead, last="repeat") as server:
         policy = RetryPolicy(attempts=3, base=0.02, longest=0.05)
         with ThreadedSender(server.url, workers=8, retry=policy) as sender:
-            report = sender.send_all(one(f"t{i}") for i in range(20))
+            report = sender.send_all([one(f"t{i}") for i in range(20)])
     assert report.counts()[Outcome.NOT_SENT] == 20
     assert all("maintenance" in str(r.error) for r in report)
     assert all(r.error is not None and r.error.transient for r in report)

@@ -27,6 +27,7 @@ from threadmail import (
     Phase,
     Receipt,
     Reply,
+    Report,
     RetryPolicy,
     ServerConfig,
     ThreadedSender,
@@ -250,13 +251,17 @@ def test_a_greylist_slows_nobody_else_down(reply: str, monkeypatch: pytest.Monke
     throttle = Throttle()
     monkeypatch.setattr(throttle, "pause", pauses.append)
     first: dict[str, float] = {}
+    queued = threading.Event()
 
     def judge(recipient: str) -> str | None:
+        queued.wait(10.0)  # so that all lanes are needed
         return reply if time.monotonic() < first.setdefault(recipient, time.monotonic() + 0.05) else None
 
     with CaptureServer(on_recipient=judge) as server:
         with ThreadedSender(server.url, workers=8, retry=QUICK, throttle=throttle) as sender:
-            report = sender.send_all(named(60).values())
+            futures = [sender.submit(message) for message in named(60).values()]
+            queued.set()
+            report = Report(future.result(30.0) for future in futures)
             assert sender.stats().lanes == 8
     assert report.counts()[Outcome.SENT] == 60
     assert set(delivered(server.messages).values()) == {1}
