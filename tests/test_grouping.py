@@ -50,7 +50,7 @@ LMTP = Terms(extensions={"pipelining": ""}, lmtp=True)
 class NothingMore:
     """Nothing more comes before the server has said something: what is written at once is written."""
 
-    seconds: float = 0.1
+    seconds: float = 0.05
 
     def play(self, peer: Peer) -> None:
         try:

@@ -14,10 +14,11 @@ state left over (the garbage collector is held off during a run, for its finaliz
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -182,7 +183,7 @@ def run_once(program: Program, strategy: Strategy, **options: Any) -> tuple[Sche
     scheduler = Scheduler(strategy, **options)
     set_active(scheduler)
     try:
-        with patched():
+        with _one_core(), patched():
             run = Run(scheduler)
             with run.context:
                 program(run)
@@ -202,6 +203,24 @@ def replay(program: Program, schedule: str, **options: Any) -> tuple[Verdict, Sc
     scheduler, verdict = run_once(program, Replay(schedule), **options)
     assert verdict is not None
     return verdict, scheduler
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Keep this thread, and those that it starts, on one core where the system lets us.
+
+    One of them runs at a time, and a thread is woken faster on the core where the last one went to sleep: a search
+    takes three quarters of the time.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 class _collector_off:
