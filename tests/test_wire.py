@@ -28,7 +28,7 @@ from threadmail import (
     ReplyTimedOut,
     Timeouts,
     TLSFailed,
-    _wire,
+    _socket,
 )
 from threadmail._deadline import Deadline
 from threadmail._tls import wrap_tls
@@ -364,7 +364,7 @@ def test_a_wait_in_ticks_is_no_longer_and_no_shorter(
     pair: tuple[Wire, socket.socket], monkeypatch: pytest.MonkeyPatch, standing: float | None
 ) -> None:
     """Whatever time-out stands on the socket: a reply after several ticks is read, and none at all ends in time."""
-    monkeypatch.setattr(_wire, "TICK", 0.05)
+    monkeypatch.setattr(_socket, "TICK", 0.05)
     wire, theirs = pair
     wire.sock.settimeout(standing)
     answer = threading.Timer(0.3, theirs.sendall, [b"250 OK\r\n"])
@@ -400,7 +400,7 @@ def test_a_time_out_is_set_once(pair: tuple[Wire, socket.socket]) -> None:
         wire.read_reply()
         wire.write_content(b"x")
         wire.read_reply(wire.timeouts.final)
-    assert calls == [_wire.TICK]
+    assert calls == [_socket.TICK]
 
 
 def test_a_look_finds_what_lies_there_and_who_has_gone(pair: tuple[Wire, socket.socket]) -> None:

@@ -1,7 +1,7 @@
 """The connection as a dialogue sees it: whole commands out, whole replies in, or closed.
 
-Owns the bytes between a connected socket and SMTP: strict, bounded reading of replies (RFC 5321 §4.2), writing in
-blocks, time limits that hold however slowly the peer drips, and the protocol log. Guarantees: whatever ends an
+Owns the bytes between a connected socket and SMTP: strict, bounded reading of replies (RFC 5321 §4.2) in a time that
+holds however slowly the peer drips, writing in blocks, and the protocol log. Guarantees: whatever ends an
 exchange early, from a malformed reply to KeyboardInterrupt, closes the connection, so that no later command can
 meet an earlier one's reply. Leaves to others what the replies mean, and locking: its caller holds `sync_root`.
 """
@@ -15,12 +15,13 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-from ._deadline import LONGEST, NEVER, Deadline, now
+from ._deadline import now
+from ._socket import TimedSocket
 from ._tls import wrap_tls
 from .config import Timeouts
-from .errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut, printable
+from .errors import Aborted, BadReply, ConnectionLost, MailError, printable
 from .receipt import Reply
 
 protocol_log = logging.getLogger("threadmail.protocol")
@@ -31,34 +32,27 @@ MAX_LINE = 8192
 MAX_LINES = 256
 BLOCK = 65536
 
-#: Who waits for longer than this many seconds looks up once in so many.
-TICK = 15.0
-
 #: Servers say the same few lines again and again. So many of at most so many octets are known at sight.
 _KNOWN_REPLIES = 32
 _KNOWN_LINE = 64
 
 _SystemSocket = socket.socket  # not what may stand there later
 
-_A = TypeVar("_A")
-_R = TypeVar("_R")
-
 _AS_COMMANDS: Any = object()  # "the time-out for commands"; not None, which waits for ever
 
 _REPLY_LINE = re.compile(rb"([1-5][0-9]{2})(?:([ -])([^\r\n]*))?")
 
 
-class Wire:
-    """One connected socket.
+class Wire(TimedSocket):
+    """One connection.
 
     Args:
-        sock: the socket; the wire closes it.
+        sock: the socket, connected; the wire closes it.
         timeouts: how long to wait for the peer at each step.
         name: how the protocol log calls this connection.
         trace: called with the direction (">" or "<") and what is said, secrets masked; smtplib's debug output.
 
     Attributes:
-        deadline: when the call under way must be over; set by whoever holds `sync_root`.
         secrets: what was said and the server may echo, while it must not be seen.
         last_words: what the server said before it hung up on a write that listened, if it was a whole reply.
         content_left: how much of a content, and of what was written ahead of it in one write, the kernel had not taken
@@ -69,13 +63,10 @@ class Wire:
     def __init__(
         self, sock: socket.socket, timeouts: Timeouts, name: str = "", trace: Callable[[str, str], None] | None = None
     ) -> None:
-        self.sock = sock
+        super().__init__(sock)
         self.timeouts = timeouts
         self.name = name
         self.trace = trace
-        self.deadline: Deadline = NEVER
-        self.is_open = True
-        self.aborted = False
         self.secrets: list[bytes] = []
         self.last_words: Reply | None = None
         self.content_left = 0
@@ -83,7 +74,6 @@ class Wire:
         self._unread = b""  # what was received, of which
         self._at = 0  # so much has been read
         self._known: dict[bytes, Reply] = {}  # whole replies of one line, by that line
-        self._resting_timeout = sock.gettimeout()
         # For a look at a socket that has nothing in store itself; not one of TLS, or of whatever stands for one.
         self._poll = _poll_of(sock) if type(sock) is _SystemSocket else None
 
@@ -341,21 +331,10 @@ class Wire:
         if self.aborted:  # it met the socket that this one took the connection from
             self.abort()
 
-    def abort(self) -> None:
-        """Drop the connection under whoever uses it: from any thread, without a lock, at once."""
-        self.aborted = True
-        try:
-            # Not self.sock.shutdown: that of an SSLSocket first forgets its TLS state, and a thread between two
-            # writes would go on in plaintext.
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed already, or the peer was faster
-
     def close(self) -> None:
         """Close without a farewell. May be called twice."""
-        self.is_open = False
         self._unread, self._at = b"", 0
-        self.sock.close()
+        super().close()
 
     # ------------------------------------------------------------ helpers
 
@@ -371,53 +350,6 @@ class Wire:
             return self.read_reply(0.5)  # it is there, or never
         except MailError:
             return None
-
-    def rest(self) -> None:
-        """Give the socket its own time-out back, for others to use. Whoever waits here looks after the one he needs."""
-        try:
-            if self.is_open and self.sock.gettimeout() != self._resting_timeout:
-                self.sock.settimeout(self._resting_timeout)
-        except OSError:
-            pass  # somebody closed it
-
-    def _patiently(self, call: Callable[[_A], _R], argument: _A, seconds: float | None, what: str) -> _R:
-        """Call `send` or `recv`, for at most `seconds`; less where the call under way must be over before.
-
-        Setting a time-out on a socket is a system call, which lets go of the GIL; so one that stands there is left
-        where it is no longer than what is left. It may end a call too early: then nothing was sent or received, and the
-        call is made again.
-        """
-        while True:
-            if not self.is_open:
-                raise NotConnected("there is no connection")
-            if self.deadline is not NEVER:
-                left = min(self.deadline.at - now(), LONGEST)
-                if seconds is None or left < seconds:
-                    seconds = left
-            if seconds is not None and seconds <= 0.0:
-                raise ReplyTimedOut(f"{what} in time")
-            tick = self.sock.gettimeout()
-            if tick != seconds and (tick is None or seconds is None or not TICK <= tick <= seconds):
-                tick = seconds if seconds is None or seconds < TICK else TICK
-                self.sock.settimeout(tick)
-            try:
-                return call(argument)
-            except TimeoutError as exc:
-                if tick is None or tick == seconds or exc.errno is not None:  # the system's own has one
-                    raise
-                if seconds is not None:
-                    seconds -= tick
-
-    def _give_up(self, exc: OSError, what: str) -> NoReturn:
-        """Close, and say what happened. Errors of our own are OSErrors as well."""
-        self.close()
-        if self.aborted:
-            raise Aborted("the connection was dropped by abort()") from exc
-        if isinstance(exc, (ConnectionLost, BadReply)):
-            raise exc
-        if isinstance(exc, TimeoutError):
-            raise ReplyTimedOut(f"{what}: the server did not respond in time") from exc
-        raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
 
     def _is_heard(self) -> bool:
         """Whether anybody listens to what is logged."""

@@ -1,0 +1,101 @@
+"""A connected socket, and how long it is waited for.
+
+Owns the time limit of each call on a socket, and how the socket ends: closed, broken, or shut down by another thread.
+Guarantees: no call outlasts the seconds it was given, nor the deadline of all that is under way; after `abort` none
+blocks. What is written and read, `Wire` knows.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from ._deadline import LONGEST, NEVER, Deadline, now
+from .errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedOut
+
+#: Who waits for longer than this many seconds looks up once in so many.
+TICK = 15.0
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+class TimedSocket:
+    """One connected socket.
+
+    Args:
+        sock: the socket; it is closed with this.
+
+    Attributes:
+        deadline: when the call under way must be over; set by whoever holds `sync_root`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.deadline: Deadline = NEVER
+        self.is_open = True
+        self.aborted = False
+        self._resting_timeout = sock.gettimeout()
+
+    def abort(self) -> None:
+        """Drop the connection under whoever uses it: from any thread, without a lock, at once."""
+        self.aborted = True
+        try:
+            # Not self.sock.shutdown: that of an SSLSocket first forgets its TLS state, and a thread between two
+            # writes would go on in plaintext.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed already, or the peer was faster
+
+    def close(self) -> None:
+        """Close without a farewell. May be called twice."""
+        self.is_open = False
+        self.sock.close()
+
+    def rest(self) -> None:
+        """Give the socket its own time-out back, for others to use. Whoever waits here looks after the one he needs."""
+        try:
+            if self.is_open and self.sock.gettimeout() != self._resting_timeout:
+                self.sock.settimeout(self._resting_timeout)
+        except OSError:
+            pass  # somebody closed it
+
+    def _patiently(self, call: Callable[[_A], _R], argument: _A, seconds: float | None, what: str) -> _R:
+        """Call `send` or `recv`, for at most `seconds`; less where the call under way must be over before.
+
+        Setting a time-out on a socket is a system call, which lets go of the GIL; so one that stands there is left
+        where it is no longer than what is left. It may end a call too early: then nothing was sent or received, and the
+        call is made again.
+        """
+        while True:
+            if not self.is_open:
+                raise NotConnected("there is no connection")
+            if self.deadline is not NEVER:
+                left = min(self.deadline.at - now(), LONGEST)
+                if seconds is None or left < seconds:
+                    seconds = left
+            if seconds is not None and seconds <= 0.0:
+                raise ReplyTimedOut(f"{what} in time")
+            tick = self.sock.gettimeout()
+            if tick != seconds and (tick is None or seconds is None or not TICK <= tick <= seconds):
+                tick = seconds if seconds is None or seconds < TICK else TICK
+                self.sock.settimeout(tick)
+            try:
+                return call(argument)
+            except TimeoutError as exc:
+                if tick is None or tick == seconds or exc.errno is not None:  # the system's own has one
+                    raise
+                if seconds is not None:
+                    seconds -= tick
+
+    def _give_up(self, exc: OSError, what: str) -> NoReturn:
+        """Close, and say what happened. Errors of our own are OSErrors as well."""
+        self.close()
+        if self.aborted:
+            raise Aborted("the connection was dropped by abort()") from exc
+        if isinstance(exc, (ConnectionLost, BadReply)):
+            raise exc
+        if isinstance(exc, TimeoutError):
+            raise ReplyTimedOut(f"{what}: the server did not respond in time") from exc
+        raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
