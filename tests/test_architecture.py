@@ -18,7 +18,7 @@ ORDER = [
     *("retry", "throttle"),
     *("_opening", "_idle", "_kept", "_turn", "client"),
     "pool",
-    *("_exit", "_jobs", "_batch", "_lane", "_pace", "_crew", "_dispatch", "sender"),
+    *("_exit", "_jobs", "_batch", "_lane", "_pace", "_crew", "_desk", "_dispatch", "sender"),
 ]
 
 #: These see everything, and nobody sees them.

@@ -43,6 +43,7 @@ _ASKED = {
     "threadmail.pool": ("pool", "idle"),
     "threadmail.sender": ("sender, closed by", "sender"),
     "threadmail._crew": ("sender, lanes", "sender"),
+    "threadmail._desk": ("sender, lanes", "sender"),
     "threadmail._dispatch": ("sender, lanes", "sender"),
     "threadmail.smtp": ("SMTP", "deadline", "Client"),
     "threadmail.throttle": ("throttle", "sender"),

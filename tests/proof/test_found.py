@@ -18,6 +18,7 @@ from tests.detsched import NonDeterminism, Replay
 from tests.proof.scenario import Scenario
 from tests.proof.scenarios import SMALL, SUITE
 from threadmail._crew import Crew
+from threadmail._desk import Desk
 from threadmail._dispatch import Dispatcher
 from threadmail._guard import BornAnew, Guarded
 from threadmail.pool import ClientPool
@@ -93,7 +94,7 @@ FOUND = [
     # Its callback would have run twice.
     Found(
         "a message called off while it was aboard was told of by its lane as well",
-        Dispatcher,
+        Desk,
         "_calls_off",
         "    self._in_flight[job] = None  # who ends it tells of it; else a lane that ends meanwhile would as well\n",
         "",
@@ -104,7 +105,7 @@ FOUND = [
     # Its future would have waited for ever.
     Found(
         "a message put back while the sender closed was never settled",
-        Dispatcher,
+        Desk,
         "close",
         "late = self._end_all(closed)",
         "late = []",
