@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.dialogue import A, B, C, NothingMore, Part, envelope, group, ok, replies, send, wire_to
 from tests.support.mail import envelope as named
-from tests.test_transaction import A, B, C, Part, envelope, ok, send, wire_to
 from threadmail import (
     BadReply,
     Client,
@@ -44,29 +44,6 @@ from threadmail.transaction import Terms
 
 GROUPED = Terms(extensions={"pipelining": ""})
 LMTP = Terms(extensions={"pipelining": ""}, lmtp=True)
-
-
-@dataclass(frozen=True)
-class NothingMore:
-    """Nothing more comes before the server has said something: what is written at once is written."""
-
-    seconds: float = 0.05
-
-    def play(self, peer: Peer) -> None:
-        try:
-            line = peer.read_command(self.seconds)
-        except Silence:
-            return
-        raise AssertionError(f"came without waiting: {line!r}")
-
-
-def group(recipients: int = 1) -> list[Part]:
-    """The commands of a message, read before any is answered."""
-    return [Expect("MAIL"), *[Expect("RCPT")] * recipients, Expect("DATA"), NothingMore()]
-
-
-def replies(*lines: str) -> Send:
-    return Send("".join(f"{line}\r\n" for line in lines).encode())
 
 
 # ---------------------------------------------------------------- what is written together

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.dialogue import NothingMore, Part, group, replies
 from tests.support.mail import envelope as named
 from tests.support.mail import in_threads, intact, names
-from tests.test_grouping import NothingMore, group, replies
-from tests.test_transaction import Part
 from threadmail import (
     Aborted,
     Client,

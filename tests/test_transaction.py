@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.dialogue import CONTENT, PATIENT, A, B, C, Part, envelope, ok, send, wire_to
 from threadmail import (
     BadReply,
     ConnectionLost,
@@ -30,8 +28,7 @@ from threadmail import (
     Timeouts,
 )
 from threadmail import testing as play
-from threadmail._delivery import BeforeFinal, BeforeMail, Pipeline
-from threadmail._wire import BLOCK, Wire
+from threadmail._wire import BLOCK
 from threadmail.testing import (
     Drip,
     Drop,
@@ -47,40 +44,10 @@ from threadmail.testing import (
 )
 from threadmail.transaction import Terms, Transaction
 
-A, B, C = "a@x.test", "b@x.test", "c@x.test"
-CONTENT = b"Subject: x\r\n\r\nbody\r\n"
-PATIENT = Timeouts(command=10.0, content=10.0, final=10.0)
 HASTY = Timeouts(command=0.15, content=0.15, final=0.15)
 LMTP = Terms(lmtp=True)
 
 Said = Reply
-Part = play.Step | play.Steps
-
-
-def envelope(*recipients: str, content: bytes = CONTENT, sender: str = "ann@example.org") -> Envelope:
-    return Envelope(sender, recipients or (A,), content)
-
-
-@contextmanager
-def wire_to(server: ScriptedServer, timeouts: Timeouts = PATIENT) -> Iterator[Wire]:
-    with socket.create_connection((server.host, server.port), 10.0) as sock:
-        yield Wire(sock, timeouts, "test")
-
-
-def send(
-    wire: Wire,
-    message: Envelope,
-    terms: Terms,
-    *,
-    before_mail: BeforeMail | None = None,
-    before_final: BeforeFinal | None = None,
-) -> Receipt:
-    """One message by itself, with nothing aboard before or after."""
-    return Pipeline(wire).send(message, terms, before_mail=before_mail, before_final=before_final)
-
-
-def ok(recipients: int = 1, final: str = "250 2.0.0 OK") -> play.Steps:
-    return play.transaction(recipients, final)
 
 
 def until(phase: Phase) -> list[Part]:

@@ -10,10 +10,9 @@ from collections import Counter
 
 import pytest
 
+from tests.support.dialogue import NothingMore, Part, replies
 from tests.support.mail import envelope as named
 from tests.support.mail import intact
-from tests.test_grouping import NothingMore, replies
-from tests.test_transaction import Part
 from threadmail import (
     Aborted,
     Client,

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from . import _delivery
 from ._deadline import NEVER, Deadline
@@ -35,9 +35,6 @@ from .errors import (
     printable,
 )
 from .receipt import Reply
-
-if TYPE_CHECKING:
-    pass
 
 Answer: TypeAlias = tuple[int, bytes]
 

@@ -223,6 +223,7 @@ class ThreadedSender(BornAnew):
         """Send messages and yield each receipt as it is there, in constant memory.
 
         Messages are pulled as long as receipts are: whoever stops iterating stops sending, but for what is queued.
+        While much is queued a receipt may come some milliseconds late, with others; `on_receipt` is told at once.
 
         Args:
             deadline: seconds in which all must be settled.

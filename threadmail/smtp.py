@@ -12,7 +12,7 @@ import smtplib
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _login
 from ._connecting import tls_context, why_not_connected
@@ -35,9 +35,6 @@ from .errors import (
     ReplyTimedOut,
     StartTLSRefused,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
