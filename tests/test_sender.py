@@ -364,7 +364,7 @@ def test_a_retry_waits_in_the_queue_and_holds_up_nobody() -> None:
         return None
 
     with CaptureServer(on_message=judge) as server:
-        policy = RetryPolicy(base=1.0, longest=0.2)
+        policy = RetryPolicy(base=1.0, longest=0.6)
         with ThreadedSender(server.url, workers=1, retry=policy, rng=random.Random(3)) as sender:
             order = [r.sender for r in sender.send_each(one(name) for name in ["late", "x", "y", "z"])]
     assert order[-1] == "from-late@example.org"

@@ -224,7 +224,8 @@ class Crew(Boss):
         """The fields of `SenderStats`, as of one moment; but the connections of running lanes are counted after it."""
         with self._lock:
             later = self._queue.waiting_for_retry
-            jobs = len(self._queue) - later, later, len(self._in_flight)
+            working = sum(job.state in (JobState.TAKEN, JobState.ON_WIRE) for job in self._in_flight)
+            jobs = len(self._queue) - later, later, working
             lanes = self._lane_count, self._connected
             done = dict(self._outcomes), self._retries
             running, opened, closed = list(self._lanes), self._opened, Counter(self._closed)
