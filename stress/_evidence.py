@@ -17,15 +17,13 @@ from typing import Final
 
 from tests.detsched import DPOR, DepthFirst, Result, Run, explore
 from tests.detsched.explore import Program
-from tests.proof.scenario import Scenario
+from tests.proof.scenario import BY_DESIGN, Scenario
 from tests.proof.scenarios_client import guarded
 from tests.proof.test_reproduce import FOREIGN, LEAK, LOSS, NESTED, raw
 
 from ._pictures import Picture, draw
 from ._story import Fault, OneSwitch, Story, tell
 
-#: Fields that `abort()` uses without the lock, because a call that it ends has the lock.
-BY_DESIGN: Final = frozenset({"Client._aborted", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"})
 BY_FORMULA, KNOWN, UNKNOWN = "formula", "known", "by version"
 
 #: Schedules and failing schedules of two threads with one message each on one `smtplib.SMTP`.

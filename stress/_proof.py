@@ -14,8 +14,9 @@ from typing import Final
 
 import threadmail
 from tests.proof.mutation import Score, read_score
+from tests.proof.scenario import BY_DESIGN
 
-from ._evidence import BY_DESIGN, BY_FORMULA, HEAD, Certificate, Reproduction, Shown
+from ._evidence import BY_FORMULA, HEAD, Certificate, Reproduction, Shown
 from ._page import Block, Code, Heading, Image, Items, Table, Text
 
 TITLE: Final = "No interleaved commands: what was proved, and how far"

@@ -35,7 +35,7 @@ from tests.detsched import (
     explore,
     line_tracer,
 )
-from tests.proof.scenario import CLIENT, OWNER, POOL, QUIET, SENDER, Scenario
+from tests.proof.scenario import BY_DESIGN, CLIENT, OWNER, POOL, QUIET, SENDER, Scenario
 from tests.proof.scenarios import LONG
 from tests.proof.scenarios_client import guarded, shared_client
 from tests.proof.scenarios_pool import pooled
@@ -145,6 +145,8 @@ SEARCHES = [
 def verdict(search: Search, result: Result) -> str:
     if result.failing:
         return f"BROKEN: {result.failing} of {result.runs} schedules"
+    if races := (result.data_races or frozenset()) - BY_DESIGN:
+        return f"BROKEN: data races on {', '.join(sorted(races))}"
     if result.complete:
         known = search.scenario.schedules
         if known is not None and known != result.runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 import socket
 import threading
@@ -25,7 +26,12 @@ from threadmail import (
     RetryPolicy,
     ServerConfig,
     ThreadedSender,
+    Throttle,
 )
+from threadmail._deadline import Deadline
+from threadmail._dispatch import Dispatcher
+from threadmail._jobs import Job
+from threadmail._lane import Lane
 from threadmail.testing import (
     Drop,
     Expect,
@@ -320,6 +326,33 @@ def test_aborting_one_in_the_window_waits_for_its_turn() -> None:
         assert isinstance(error, Aborted)
         assert error.outcome is IN_DOUBT
         assert futures[2].exception(10.0).outcome is IN_DOUBT  # type: ignore[union-attr]
+
+
+def test_one_that_was_called_off_before_it_could_begin_is_not_sent() -> None:
+    """Its lane was interrupted between taking it aboard and writing it, and looks at it again."""
+    with ScriptedServer([CHUNKS], last="repeat") as server:
+        dispatcher = Dispatcher(
+            config(server), workers=1, queue_size=2, policy=QUICK, throttle=Throttle(), rng=random.Random(1),
+            settled=lambda job: None,
+        )  # fmt: skip
+        dispatcher._lane_count = 1  # the one here
+        ahead, behind = (Job(named(name), Deadline(), dispatcher) for name in "ab")
+        for job in (ahead, behind):
+            dispatcher.put(job)
+        lane = Lane(dispatcher, dispatcher.config, random.Random(1))
+        lane.client.connect()
+        assert dispatcher.next(lane) is ahead
+        assert dispatcher.follow(lane, ahead) is behind
+        assert dispatcher.abort(behind)
+        lane._attempt(ahead)
+        assert dispatcher.next(lane) is behind
+        lane._attempt(behind)
+        lane.client.close()
+    assert ahead.receipt is not None
+    assert behind.receipt is not None
+    assert (ahead.receipt.outcome, behind.receipt.outcome) == (SENT, NOT_SENT)
+    assert isinstance(behind.receipt.error, Aborted)
+    assert intact(server.messages) == Counter("a")
 
 
 # ---------------------------------------------------------------- bounds

@@ -14,7 +14,7 @@ from math import inf
 from ._deadline import Deadline, now
 from ._desk import Desk
 from ._jobs import Job, JobState
-from ._lane import Do, Lane, LaneLife, Withdrawn
+from ._lane import Do, Lane, LaneLife, Withdrawn, lost_aboard
 from ._pace import has_enough
 from .errors import CONNECTING, Aborted, MailError, Outcome, Phase
 from .receipt import Receipt
@@ -56,6 +56,8 @@ class Dispatcher(Desk):
                 found = job
             else:
                 lost.append(job)
+        if found is not None and (found.transaction is None or found.transaction is not resumable):
+            lost_aboard(found)
         # The connection was lost under the message ahead: nothing of these was sent, and it was no attempt.
         for job in reversed(lost):
             job.walks = True

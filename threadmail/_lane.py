@@ -20,7 +20,7 @@ from .client import Client
 from .config import ServerConfig
 from .errors import Aborted, Closed, ConnectionLost, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
-from .transaction import Transaction
+from .transaction import Terms, Transaction
 
 log = logging.getLogger("threadmail.sender")
 
@@ -119,7 +119,7 @@ class Lane:
     def _transmit(self, job: Job) -> Receipt | None:
         """One attempt. Returns its receipt, or None if the job was withdrawn in the last moment."""
         if job.transaction is not None and job.transaction is not self.client.aboard:
-            return _lost(job, job.transaction)
+            return job.transaction.receipt()  # it was lost, and says so
         if job.end.passed and job.transaction is None:
             return Receipt.not_sent(job.envelope, TimedOut("the deadline passed before the message was on the wire"))
         try:
@@ -186,15 +186,15 @@ def as_it_stands(job: Job) -> Receipt:
     return job.receipt if job.transaction is None else job.receipt.followed_by(_this_attempt(job, "an exception"))
 
 
-def _lost(job: Job, transaction: Transaction) -> Receipt:
-    """The receipt of a job that lost its connection while the one ahead was seen through."""
-    error = (
+def lost_aboard(job: Job) -> None:
+    """Note in its transaction that a job lost its connection while the one ahead was seen through."""
+    if job.transaction is None:
+        job.transaction = Transaction(job.envelope, Terms())  # a lane was interrupted before it could begin it
+    job.transaction.blame(
         Aborted("the message was called off")
         if job.called_off
         else ConnectionLost("the connection was lost before the server answered")
     )
-    transaction.blame(error)
-    return transaction.receipt()
 
 
 def _this_attempt(job: Job, cause: str) -> Receipt:

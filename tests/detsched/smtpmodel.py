@@ -79,8 +79,9 @@ class Envelope:
 class Connection(Shared):
     """One connection: command state machine, replies under way, transcript."""
 
-    __slots__ = ("_command_count", "_data", "_envelope", "_partial", "_partial_owner", "_state", "_stored", "closed",
-                 "eof", "lockset", "number", "owner", "replies", "server", "transcript", "violations")  # fmt: skip
+    __slots__ = ("_chunk_left", "_command_count", "_data", "_envelope", "_partial", "_partial_owner", "_state",
+                 "_stored", "closed", "eof", "lockset", "number", "owner", "replies", "server", "transcript",
+                 "violations")  # fmt: skip
 
     def __init__(self, server: ModelServer, name: str, number: int) -> None:
         super().__init__(name)
@@ -98,6 +99,7 @@ class Connection(Shared):
         self._partial_owner: Task | None = None
         self._envelope: Envelope | None = None
         self._data: list[bytes] = []
+        self._chunk_left = 0  # octets of a BDAT still to come
         self._command_count = self._stored = 0
 
     @property
@@ -122,14 +124,20 @@ class Connection(Shared):
         """Bytes from the client, sent by thread `who` in event `cause`."""
         if self._partial and who is not self._partial_owner:
             self.violate("two threads in one line")
-        *lines, rest = (self._partial + data).split(b"\r\n")
-        self._partial, self._partial_owner = rest, who
+        data, self._partial_owner = self._partial + data, who
         commands = 0
-        for line in lines:
-            if self.eof:
-                return
+        while data and not self.eof:
+            if self._chunk_left:
+                part, data = data[: self._chunk_left], data[self._chunk_left :]
+                self._chunk(part, who, cause)
+                continue
+            line, end, rest = data.partition(b"\r\n")
+            if not end:
+                break
+            data = rest
             commands += self._state != "data" or line == b"."  # what follows a content in one write is pipelined too
             self._line(line, who, cause)
+        self._partial = data
         if commands > 1 and "PIPELINING" not in self.server.extensions:
             self.violate("pipelined without PIPELINING")
 
@@ -153,7 +161,7 @@ class Connection(Shared):
         verb, _, argument = text.partition(" ")
         handler = _COMMANDS.get(verb.upper())
         answer = handler(self, argument, who) if handler is not None else "500 5.5.2 unknown command"
-        for reply in answer.split("\n"):
+        for reply in answer.split("\n") if answer else ():
             self.reply(reply, who, cause)
         if answer.startswith("50"):
             self.violate(f"server answered {answer}")
@@ -161,9 +169,31 @@ class Connection(Shared):
             self.hang_up()
 
     def _content(self, line: bytes, who: Task | None, cause: int) -> None:
-        if line != b".":
+        if line == b".":
+            self._store(b"\r\n".join(self._data), who, cause)
+        else:
             self._data.append(line[1:] if line.startswith(b".") else line)
+
+    def _chunk(self, part: bytes, who: Task | None, cause: int) -> None:
+        """Octets that BDAT announced: content as it is, whatever it looks like. Answered when all are there."""
+        if self.owner is not None and who is not self.owner:
+            self.violate("foreign command inside a transaction")
+        self._data.append(part)
+        self._chunk_left -= len(part)
+        if self._chunk_left:
             return
+        content = b"".join(self._data)
+        self.transcript.append((name_of(who), ">", f"({len(content)} octets)"))
+        if self._state == "rcpt":
+            self._store(content.removesuffix(b"\r\n"), who, cause)
+        else:
+            self._data = []
+            answer = self._without_recipients()
+            self.reply(answer, who, cause)
+            if answer.startswith("50"):
+                self.violate(f"server answered {answer}")
+
+    def _store(self, body: bytes, who: Task | None, cause: int) -> None:
         envelope = self._envelope
         assert envelope is not None
         refusal = self.server.faults.refuse_content.get(envelope.sender)
@@ -175,7 +205,7 @@ class Connection(Shared):
                 self.hang_up()
             return
         self._stored += 1
-        envelope.body = b"\r\n".join(self._data)
+        envelope.body = body
         envelope.reply = f"250 2.0.0 stored as {self.name}-{self._stored}"
         self.server.delivered.append(envelope)
         self._reset()
@@ -228,11 +258,21 @@ class Connection(Shared):
 
     def _data_command(self, argument: str, who: Task | None) -> str:
         if self._state != "rcpt":
-            refused = self._state == "mail" and self.server.faults.refuse and "PIPELINING" in self.server.extensions
-            # A pipelining client writes DATA before it knows that no recipient was accepted; that is in sequence.
-            return "554 5.5.1 no valid recipients" if refused else "503 5.5.1 need RCPT"
+            return self._without_recipients()
         self._state = "data"
         return "354 go ahead"
+
+    def _without_recipients(self) -> str:
+        refused = self._state == "mail" and self.server.faults.refuse and "PIPELINING" in self.server.extensions
+        # A pipelining client writes DATA or BDAT before it knows that no recipient was accepted; that is in sequence.
+        return "554 5.5.1 no valid recipients" if refused else "503 5.5.1 need RCPT"
+
+    def _bdat(self, argument: str, who: Task | None) -> str:
+        size, _, last = argument.partition(" ")
+        if "CHUNKING" not in self.server.extensions or not size.isdecimal() or not int(size) or last.upper() != "LAST":
+            return "501 5.5.4 bad BDAT"
+        self._chunk_left = int(size)
+        return ""
 
     def _rset(self, argument: str, who: Task | None) -> str:
         self._reset()
@@ -251,7 +291,7 @@ class Connection(Shared):
 _COMMANDS: Final[dict[str, Callable[[Connection, str, Task | None], str]]] = {
     "EHLO": Connection._ehlo, "HELO": Connection._helo, "MAIL": Connection._mail, "RCPT": Connection._rcpt,
     "DATA": Connection._data_command, "RSET": Connection._rset, "NOOP": Connection._noop, "VRFY": Connection._vrfy,
-    "QUIT": Connection._quit,
+    "QUIT": Connection._quit, "BDAT": Connection._bdat,
 }  # fmt: skip
 _PARAMETERS: Final = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8"}
 

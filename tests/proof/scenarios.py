@@ -22,6 +22,7 @@ from . import (
     scenarios_sender,
     scenarios_throttle,
     scenarios_wake,
+    scenarios_window,
 )
 
 SUITE = [
@@ -29,6 +30,7 @@ SUITE = [
     *scenarios_pool.SCENARIOS,
     *scenarios_sender.SCENARIOS,
     *scenarios_riding.SCENARIOS,
+    *scenarios_window.SCENARIOS,
 ]
 LONG = [*scenarios_pool.LONG, *scenarios_sender.LONG, *scenarios_riding.LONG]
 SCENARIOS = SUITE + LONG

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Any
 from unittest import mock
 
 from tests.detsched import Run
@@ -26,20 +28,16 @@ from threadmail._delivery import Pipeline
 from threadmail._dispatch import Dispatcher
 from threadmail._lane import Lane
 
-from .scenario import CLIENT, CONFIG, LOST, OWNER, QUIET, SENDER, Scenario, by_envelope, orders
-from .scenarios_lanes import Other, abort, cancel, close, lanes_alone
+from .scenario import CLIENT, CONFIG, LOST, OWNER, Scenario, by_envelope, orders
+from .scenarios_lanes import Other, abort, cancel, close, of_lanes
 from .stage import also
 
 
 def riding(
-    name: str, schedules: int | None, lanes: int, messages: int, *others: Other, long: bool = False, **settings: object
+    name: str, schedules: int | None, lanes: int, messages: int, *others: Other, long: bool = False, **settings: Any
 ) -> Scenario:
     """Lanes alone, on a server with PIPELINING."""
-    timeouts = settings.pop("timeouts", QUIET["timeouts"])
-    program = lanes_alone(lanes, messages, "PIPELINING", others=others, **settings)  # type: ignore[arg-type]
-    return Scenario(
-        f"sender, riding, {name}", program, schedules, False, (*SENDER, Lane), OWNER, {"timeouts": timeouts}, long
-    )
+    return of_lanes(f"riding, {name}", schedules, lanes, messages, "PIPELINING", others=others, long=long, **settings)
 
 
 class _Interrupt(BaseException):
@@ -48,10 +46,22 @@ class _Interrupt(BaseException):
 
 def interrupted_asking(dispatcher: Dispatcher, lane: Lane) -> None:
     """A lane that is interrupted while it is given a message to have aboard."""
+    _interrupted(dispatcher, lane, "notify", "follow")
 
+
+def interrupted_beginning(dispatcher: Dispatcher, lane: Lane) -> None:
+    """A lane that is interrupted when it has a message aboard, of which nothing has been written."""
+    _interrupted(dispatcher, lane, "begun", "send")
+
+
+def _interrupted(dispatcher: Dispatcher, lane: Lane, called: str, by: str) -> None:
     def look(frame: FrameType, event: str, _: object) -> None:
-        asked_by = frame.f_back and frame.f_back.f_back
-        if event == "call" and frame.f_code.co_name == "notify" and asked_by and asked_by.f_code.co_name == "follow":
+        if event != "call" or frame.f_code.co_name != called:
+            return
+        above = frame.f_back
+        while above and above.f_code.co_name != by and above.f_code.co_filename != __file__:
+            above = above.f_back
+        if above and above.f_code.co_name == by:
             sys.setprofile(None)
             raise _Interrupt
 
@@ -71,6 +81,7 @@ def batches(
     *,
     turn: int = 50,
     singles: int = 0,
+    window: int = 1,
     other: Callable[[Client], object] | None = None,
     faults: Faults | None = None,
     failures: Iterable[str] = (),
@@ -78,15 +89,17 @@ def batches(
     """Threads call `send_all` on one `Client`, and take turns of so many messages; others send a single one each.
 
     Args:
+        window: messages that may be under way, content and all.
         other: what a thread does beside them.
     """
 
     def program(run: Run) -> None:
         run.context.enter_context(mock.patch.object(client_module, "TURN", turn))
         steady = faults is None and other is None
-        server = ModelServer("PIPELINING", faults=faults, bound=1 if steady else None, lockset=steady, ordered=True)
+        offered = ("PIPELINING", "CHUNKING") if window > 1 else ("PIPELINING",)
+        server = ModelServer(*offered, faults=faults, bound=1 if steady else None, lockset=steady, ordered=True)
         office = PostOffice(run, server, failures=failures)
-        client = Client(CONFIG, watch_idle=False)
+        client = Client(replace(CONFIG, window=window), watch_idle=False)
 
         def send_all(jobs: list[Job]) -> None:
             letters = [Envelope(job.sender, list(job.recipients), job.content) for job in jobs]
@@ -111,7 +124,7 @@ def batches(
             told = sum(report.outcome == "sent" for report in office.ledger.reports.values())
             lost = stats.closed.get("lost", 0) + stats.closed.get("stale", 0)
             right = {
-                "more in doubt than connections lost": doubts <= lost,
+                "more in doubt than connections lost": doubts <= window * lost,
                 "messages were counted wrongly": stats.sent == told,
                 "connections were counted wrongly": stats.opened - sum(stats.closed.values()) == client.is_connected,
             }
@@ -128,22 +141,22 @@ def close_anyway(client: Client) -> None:
         client.close()
 
 
-def _batches(
+def of_batches(
     name: str, program: Program, schedules: int | None, *, formula: bool = False, long: bool = False
 ) -> Scenario:
     return Scenario(f"Client, {name}", program, schedules, formula, (*CLIENT, Pipeline), OWNER, long=long)
 
 
-_ENDED = ("Closed", "Aborted")
-_DROPPED = Faults(drop_final={0: 1})
-_BETWEEN = Faults(hang_up_after={0: 1})
-_CLOSING = Faults(closing={0: 6})
-_REFUSED = Faults(refuse=frozenset(["r0.T0m0@there.test"]))
-_SPAM = Faults(refuse_content={"T0m0@here.test": "554 5.7.1 spam"})
-_ALL_REFUSED = "RecipientsRefused [550]"
+ENDED = ("Closed", "Aborted")
+DROPPED = Faults(drop_final={0: 1})
+BETWEEN = Faults(hang_up_after={0: 1})
+CLOSING = Faults(closing={0: 6})
+REFUSED = Faults(refuse=frozenset(["r0.T0m0@there.test"]))
+SPAM = Faults(refuse_content={"T0m0@here.test": "554 5.7.1 spam"})
+ALL_REFUSED = "RecipientsRefused [550]"
 
 
-def _one_token() -> Throttle:
+def one_token() -> Throttle:
     return Throttle(1, per=5.0)
 
 
@@ -157,8 +170,8 @@ SCENARIOS = [
     riding("both called off", 921, 1, 2, abort(0), abort(1), failures=["Aborted"]),
     riding("closed, and the queue worked off", 11, 1, 2, close(drain=True)),
     riding("closed", 79, 1, 3, close(), failures=["Closed"]),
-    riding("closed in a hurry", 965, 1, 2, close(timeout=1.0), failures=_ENDED, timeouts=1),
-    riding("dropped at the final reply", 1, 1, 3, faults=_DROPPED, failures=LOST),
+    riding("closed in a hurry", 965, 1, 2, close(timeout=1.0), failures=ENDED, timeouts=1),
+    riding("dropped at the final reply", 1, 1, 3, faults=DROPPED, failures=LOST),
     riding(
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST
     ),
@@ -168,7 +181,7 @@ SCENARIOS = [
         1,
         2,
         cancel(1),
-        faults=_DROPPED,
+        faults=DROPPED,
         failures=(*LOST, "cancelled"),
     ),
     riding(
@@ -177,53 +190,53 @@ SCENARIOS = [
         1,
         2,
         abort(1),
-        faults=_DROPPED,
+        faults=DROPPED,
         failures=(*LOST, "Aborted"),
     ),
-    riding("dropped at the final reply, and closed", 78, 1, 2, close(), faults=_DROPPED, failures=(*LOST, "Closed")),
+    riding("dropped at the final reply, and closed", 78, 1, 2, close(), faults=DROPPED, failures=(*LOST, "Closed")),
     riding(
         "dropped at the final reply, and closed when the queue is worked off",
         56,
         1,
         2,
         close(drain=True),
-        faults=_DROPPED,
+        faults=DROPPED,
         failures=LOST,
     ),
-    riding("hung up on after the final reply", 1, 1, 3, faults=_BETWEEN),
+    riding("hung up on after the final reply", 1, 1, 3, faults=BETWEEN),
     riding(
         "hung up on after the final reply, the one aboard called off",
         49,
         1,
         2,
         abort(1),
-        faults=_BETWEEN,
+        faults=BETWEEN,
         failures=["Aborted"],
     ),
-    riding("hung up on after the final reply, and closed", 65, 1, 2, close(), faults=_BETWEEN, failures=["Closed"]),
+    riding("hung up on after the final reply, and closed", 65, 1, 2, close(), faults=BETWEEN, failures=["Closed"]),
     riding("hung up on in the middle of the replies to the one aboard", 1, 1, 3, faults=Faults(drop={0: 6})),
-    riding("421 to the one aboard", 1, 1, 3, faults=_CLOSING),
-    riding("421 to the one aboard, called off", 49, 1, 2, abort(1), faults=_CLOSING, failures=["Aborted"]),
+    riding("421 to the one aboard", 1, 1, 3, faults=CLOSING),
+    riding("421 to the one aboard, called off", 49, 1, 2, abort(1), faults=CLOSING, failures=["Aborted"]),
     riding("421 to the content", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "421 4.3.2 closing"})),
-    riding("one recipient refused", 1, 1, 3, recipients=2, faults=_REFUSED),
-    riding("all recipients refused", 1, 1, 3, faults=_REFUSED, failures=[_ALL_REFUSED]),
+    riding("one recipient refused", 1, 1, 3, recipients=2, faults=REFUSED),
+    riding("all recipients refused", 1, 1, 3, faults=REFUSED, failures=[ALL_REFUSED]),
     riding(
         "all recipients refused, the next one called off",
         42,
         1,
         2,
         abort(1),
-        faults=_REFUSED,
-        failures=[_ALL_REFUSED, "Aborted"],
+        faults=REFUSED,
+        failures=[ALL_REFUSED, "Aborted"],
     ),
-    riding("content refused", 1, 1, 3, faults=_SPAM, failures=["DataRefused 554"]),
+    riding("content refused", 1, 1, 3, faults=SPAM, failures=["DataRefused 554"]),
     riding(
         "content refused, the one aboard called off",
         46,
         1,
         2,
         abort(1),
-        faults=_SPAM,
+        faults=SPAM,
         failures=["DataRefused 554", "Aborted"],
     ),
     riding("content put off", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "451 4.3.0 later"})),
@@ -246,25 +259,34 @@ SCENARIOS = [
         body=interrupted_asking,
         failures=["MailError", "Aborted"],
     ),
-    riding("no token for the next one", 1, 1, 2, throttle=_one_token),
-    riding("no token for the next one, 2 lanes", 40, 2, 2, connected=True, throttle=_one_token),
+    riding(
+        "interrupted as one begins, which is called off",
+        50,
+        1,
+        2,
+        abort(1),
+        body=interrupted_beginning,
+        failures=["MailError", "Aborted"],
+    ),
+    riding("no token for the next one", 1, 1, 2, throttle=one_token),
+    riding("no token for the next one, 2 lanes", 40, 2, 2, connected=True, throttle=one_token),
     riding("a deadline too short to be aboard", 1, 1, 2, ends={1: 100.0}),
     # Batches hold the one lock over a turn, so turns are what is counted.
-    *(_batches(f"batches, {t}x{m}", batches(t, m), orders(t, 1), formula=True) for t, m in [(2, 2), (2, 3), (3, 2)]),
-    _batches("batches, 2x4 in turns of 2", batches(2, 4, turn=2), orders(2, 2), formula=True),
-    _batches("batches, 2x2 beside a message", batches(2, 2, singles=1), orders(3, 1), formula=True),
-    _batches("batches, dropped at the final reply, 2x2", batches(2, 2, faults=_DROPPED, failures=LOST), 2),
-    _batches("batches, hung up on after the final reply, 2x2", batches(2, 2, faults=_BETWEEN), 2),
-    _batches("batches, 421 to the one aboard, 2x2", batches(2, 2, faults=_CLOSING), 2),
-    _batches("batches, content refused, 2x2", batches(2, 2, faults=_SPAM, failures=["DataRefused 554"]), 2),
-    _batches("batches, all recipients refused, 2x2", batches(2, 2, faults=_REFUSED, failures=[_ALL_REFUSED]), 2),
-    _batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=_ENDED), 198),
-    _batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=_ENDED), 98),
+    *(of_batches(f"batches, {t}x{m}", batches(t, m), orders(t, 1), formula=True) for t, m in [(2, 2), (2, 3), (3, 2)]),
+    of_batches("batches, 2x4 in turns of 2", batches(2, 4, turn=2), orders(2, 2), formula=True),
+    of_batches("batches, 2x2 beside a message", batches(2, 2, singles=1), orders(3, 1), formula=True),
+    of_batches("batches, dropped at the final reply, 2x2", batches(2, 2, faults=DROPPED, failures=LOST), 2),
+    of_batches("batches, hung up on after the final reply, 2x2", batches(2, 2, faults=BETWEEN), 2),
+    of_batches("batches, 421 to the one aboard, 2x2", batches(2, 2, faults=CLOSING), 2),
+    of_batches("batches, content refused, 2x2", batches(2, 2, faults=SPAM, failures=["DataRefused 554"]), 2),
+    of_batches("batches, all recipients refused, 2x2", batches(2, 2, faults=REFUSED, failures=[ALL_REFUSED]), 2),
+    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 198),
+    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 98),
 ]
 
 LONG = [
-    riding("dropped at the final reply, 2 lanes", 524, 2, 2, connected=True, faults=_DROPPED, failures=LOST, long=True),
-    _batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=_ENDED), None, long=True),
+    riding("dropped at the final reply, 2 lanes", 524, 2, 2, connected=True, faults=DROPPED, failures=LOST, long=True),
+    of_batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=ENDED), 1234, long=True),
     riding("2 lanes, 2 messages, which dial", 5416, 2, 2, long=True),
     riding("2 lanes, 3 messages", None, 2, 3, connected=True, long=True),
     riding(

@@ -129,6 +129,6 @@ SCENARIOS = [
 ]
 
 LONG = [
-    _sender("sender, full queue, 2 callers", dispatched(1, 1, callers=2, queue_size=1), long=True),
+    _sender("sender, full queue, 2 callers", dispatched(1, 1, callers=2, queue_size=1), 3395, long=True),
     _sender("sender, 2 lanes, 2 messages, with caller and executor", dispatched(2, 2), long=True),
 ]
