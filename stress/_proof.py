@@ -14,7 +14,7 @@ from typing import Final
 
 import threadmail
 from tests.proof.mutation import Score, read_score
-from tests.proof.scenario import BY_DESIGN
+from tests.proof.scenario import BY_DESIGN, Scenario
 
 from ._evidence import BY_FORMULA, HEAD, Certificate, Reproduction, Shown
 from ._page import Block, Code, Heading, Image, Items, Table, Text
@@ -24,7 +24,7 @@ TITLE: Final = "No interleaved commands: what was proved, and how far"
 
 @dataclass(frozen=True)
 class Report:
-    """All that was run. `left_out` names the scenarios of the registry that were not.
+    """All that was run. `left_out` are the scenarios of the registry that were not.
 
     `score` is the one that was written down when all mutants were hunted; the suite replays what killed them.
     """
@@ -32,7 +32,7 @@ class Report:
     certificates: Sequence[Certificate]
     reproduction: Reproduction
     shown: Sequence[Shown]
-    left_out: Sequence[str]
+    left_out: Sequence[Scenario]
     score: Score = field(default_factory=read_score)
 
     @property
@@ -84,10 +84,10 @@ _BEYOND: Final = (
     "connection. With N threads the steps come in some order, each of them alone; the next one meets the connection as "
     "its predecessor left it, which the scenarios with two messages for each thread, refused recipients, idle closes "
     "and lost connections go through.",
-    "**A message that rides** (its commands leave with the content of the one ahead) is its own thread's before "
-    "that one is settled: the thread has the lock, or the lane its client, until the last message aboard is seen "
+    "**A message that rides** (its commands leave with the content of the one ahead; in a window its content, too) "
+    "is its own thread's before that one is settled: the thread has the lock, or the lane its client, until the last message aboard is seen "
     "through or its connection dropped. So two messages of one thread are one step, and the premises above are "
-    "those of the step; the scenarios named `riding` and `batches` go through what may end it in the middle.",
+    "those of the step; the scenarios named `riding`, `window` and `batches` go through what may end it in the middle.",
     "**Pool and sender** give a client to one holder at a time, and what that holder does is the above. Who gets it is "
     "decided under the pool's and the dispatcher's own locks, from counts and queues whose cases (free, full, somebody "
     "waits, a dial fails, closed) occur at these sizes. That larger numbers bring no new case is an argument, not a "
@@ -210,8 +210,12 @@ def _certificates(report: Report) -> list[Block]:
             "bold and spoil the claim."
         )
     )
-    if report.left_out:
-        blocks.append(Text(f"Not run for this page (`--long` takes minutes): {'; '.join(report.left_out)}."))
+    known = [f"{one.name} ({one.schedules:,} schedules)" for one in report.left_out if one.schedules is not None]
+    unknown = [one.name for one in report.left_out if one.schedules is None]
+    if known:
+        blocks.append(Text(f"Exhausted by `python -m stress.explore`, not again for this page: {'; '.join(known)}."))
+    if unknown:
+        blocks.append(Text(f"Searched there, and not exhausted so far: {'; '.join(unknown)}."))
     return blocks
 
 

@@ -145,7 +145,8 @@ SEARCHES = [
 def verdict(search: Search, result: Result) -> str:
     if result.failing:
         return f"BROKEN: {result.failing} of {result.runs} schedules"
-    if races := (result.data_races or frozenset()) - BY_DESIGN:
+    # In which order lanes connect to the model server no lock of the library is meant to decide.
+    if races := (result.data_races or frozenset()) - BY_DESIGN - {"server"}:
         return f"BROKEN: data races on {', '.join(sorted(races))}"
     if result.complete:
         known = search.scenario.schedules

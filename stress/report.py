@@ -32,7 +32,7 @@ def run(scenarios: Sequence[Scenario]) -> Report:
         found.append(certify(scenario))
         print("  ".join(found[-1].cells()), flush=True)
     chosen = {scenario.name for scenario in scenarios}
-    left_out = [scenario.name for scenario in SCENARIOS if scenario.name not in chosen]
+    left_out = [scenario for scenario in SCENARIOS if scenario.name not in chosen]
     return Report(found, reproduce(), [show(golden) for golden in goldens()], left_out)
 
 

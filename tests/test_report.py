@@ -229,7 +229,7 @@ def fresh(shown: dict[str, Shown], race: Reproduction) -> Report:
     named = {scenario.name: scenario for scenario in SCENARIOS}
     assert {row.scenario for row in rows} <= set(named), "a scenario on the page is gone: python -m stress.report"
     certificates = [renewed(row, named[row.scenario]) for row in rows]
-    left_out = [name for name in named if name not in {row.scenario for row in rows}]
+    left_out = [scenario for name, scenario in named.items() if name not in {row.scenario for row in rows}]
     return Report(certificates, race, list(shown.values()), left_out)
 
 

@@ -90,5 +90,5 @@ LONG = [
     ),
     _pool("pool of 1, 2x1 beside close()", pooled(1, 2, 1, beside=ClientPool.close, failures=_ENDED), 90266, long=True),
     _pool("pool of 1, 3x2", pooled(1, 3, 2), 54438, long=True),
-    _pool("pool of 2, 4x1", pooled(2, 4, 1), long=True),
+    _pool("pool of 2, 4x1", pooled(2, 4, 1), 170352, long=True),
 ]
