@@ -65,6 +65,35 @@ def test_what_is_out_of_sequence_is_answered_and_noted(lines: str, answer: str) 
     assert server.connections[0].violations == [f"server answered {answer}"]
 
 
+def test_what_bdat_announces_is_content_whatever_it_looks_like() -> None:
+    server = ModelServer("PIPELINING", "CHUNKING")
+
+    def body(sock: Any) -> list[str]:
+        group = "RSET\r\nMAIL FROM:<s>\r\nRCPT TO:<r>\r\nBDAT 16 LAST\r\n..x\r\n.\r\nQUIT\r\n\r\n"
+        talk(sock, "EHLO me\r\n")
+        sock.sendall(group.encode()[:-5])
+        return [talk(sock, group[-5:])]
+
+    (said,) = dialogue(server, body)
+    assert [line[:3] for line in said.splitlines()] == ["250", "250", "250", "250"]
+    (stored,) = server.delivered
+    assert (stored.sender, stored.recipients, stored.body) == ("s", ["r"], b"..x\r\n.\r\nQUIT\r\n")
+    assert server.connections[0].violations == []
+
+
+def test_a_chunk_without_a_recipient_is_taken_and_refused() -> None:
+    group = "MAIL FROM:<s>\r\nRCPT TO:<r>\r\nBDAT 6 LAST\r\nQUIT\r\n"
+    refusing = ModelServer("PIPELINING", "CHUNKING", faults=Faults(refuse=frozenset(["r"])))
+    said = dialogue(refusing, lambda sock: talk(sock, group))
+    assert said == "250 2.1.0 sender ok\r\n550 5.1.1 no such user\r\n554 5.5.1 no valid recipients\r\n"
+    assert (refusing.delivered, refusing.connections[0].violations) == ([], [])
+    strict = ModelServer("PIPELINING", "CHUNKING")
+    assert dialogue(strict, lambda sock: talk(sock, "BDAT 6 LAST\r\nQUIT\r\n")) == "503 5.5.1 need RCPT\r\n"
+    assert strict.connections[0].violations == ["server answered 503 5.5.1 need RCPT"]
+    plain = ModelServer()
+    assert dialogue(plain, lambda sock: talk(sock, "BDAT 6 LAST\r\n")) == "501 5.5.4 bad BDAT\r\n"
+
+
 def test_a_correct_dialogue_is_stored_without_a_violation() -> None:
     server = ModelServer("SIZE 1000", "8BITMIME")
 
