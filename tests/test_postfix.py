@@ -78,7 +78,7 @@ def test_content_comes_through_unchanged(postfix: Postfix) -> None:
     content = (
         b"subject:no blank\r\nBcc: stays\r\nX-Long: " + b"x" * 3000 + b"\r\n\r\n.\r\n..\r\n\xff\x80\r\n" + b"y" * 9000
     )
-    with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test") as client:
+    with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test", timeout=10.0) as client:
         client.sendmail("a@example.com", ["b@example.org", "c@example.net"], content)
     [message] = postfix.wait_for(1)
     assert message.content == content + b"\r\n"
@@ -87,7 +87,7 @@ def test_content_comes_through_unchanged(postfix: Postfix) -> None:
 
 
 def test_certificate_verifies(postfix: Postfix) -> None:
-    with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test") as client:
+    with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test", timeout=10.0) as client:
         client.starttls(context=postfix.tls_context())
         client.sendmail("a@example.com", ["b@example.org"], b"Subject: over TLS\r\n\r\n")
     [message] = postfix.wait_for(1)
@@ -96,9 +96,9 @@ def test_certificate_verifies(postfix: Postfix) -> None:
 
 def test_settings_take_effect(tmp_path: Path) -> None:
     with started(tmp_path / "limited", {"smtpd_client_connection_count_limit": "1"}) as postfix:
-        with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test"):
+        with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test", timeout=10.0):
             with pytest.raises(smtplib.SMTPConnectError) as refused:
-                smtplib.SMTP(postfix.host, postfix.port)
+                smtplib.SMTP(postfix.host, postfix.port, timeout=10.0)
         assert refused.value.smtp_code == 421
 
 
@@ -111,7 +111,7 @@ def test_settings_that_postfix_refuses_are_named(tmp_path: Path) -> None:
 def test_nothing_is_left_running(tmp_path: Path) -> None:
     threads = threading.enumerate()
     with started(tmp_path / "short") as postfix:
-        with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test") as client:
+        with smtplib.SMTP(postfix.host, postfix.port, local_hostname="client.example.test", timeout=10.0) as client:
             client.sendmail("a@example.com", ["b@example.org"], b"Subject: x\r\n\r\n")
         postfix.wait_for(1)
         assert len(postfix.processes()) >= 5  # master, smtpd, cleanup, qmgr, smtp

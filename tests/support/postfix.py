@@ -178,8 +178,12 @@ class Postfix(Certified):
             folder=self._folder, daemons=installation.daemons, commands=installation.commands,
             owner=_OWNER, group=_GROUP, sink=self._sink.port,
         )  # fmt: skip
-        # A later line overrides an earlier one, and Postfix warns of it on stderr only.
-        main += "".join(f"{name} = {value}\n" for name, value in self._settings.items())
+        # Never two lines for one name: each process would warn of that in the log, postlogd itself as well, and when it
+        # starts after ten others have, there is no room left for its own warning, and it waits for itself.
+        kept = [line for line in main.splitlines() if line.partition(" =")[0] not in self._settings]
+        main = "".join(
+            f"{line}\n" for line in (*kept, *(f"{name} = {value}" for name, value in self._settings.items()))
+        )
         (config / "main.cf").write_text(main)
         (config / "master.cf").write_text((_TEMPLATES / "master.cf").read_text().format(port=self.port))
         # Postfix takes a file of this very second for one that is still being written, and waits.
