@@ -1,8 +1,9 @@
-"""What every test is held to: no thread of it survives."""
+"""What every test is held to, and what it can rely on: no thread of it survives, and Ctrl-C comes through."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -13,6 +14,12 @@ import pytest
 pytest_plugins = ["pytester"]
 
 HAS_TRUSTME = importlib.util.find_spec("trustme") is not None
+
+
+def pytest_configure() -> None:
+    # A shell that starts us in the background may have it ignored, and so would every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -288,7 +288,7 @@ LONG = [
     riding("dropped at the final reply, 2 lanes", 524, 2, 2, connected=True, faults=DROPPED, failures=LOST, long=True),
     of_batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=ENDED), 1234, long=True),
     riding("2 lanes, 2 messages, which dial", 5416, 2, 2, long=True),
-    riding("2 lanes, 3 messages", None, 2, 3, connected=True, long=True),
+    riding("2 lanes, 3 messages", 3804, 2, 3, connected=True, long=True),
     riding(
         "2 lanes, 2 messages, one is cancelled",
         3556,
