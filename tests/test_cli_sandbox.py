@@ -81,6 +81,7 @@ def test_it_ends_after_as_many_messages_as_it_was_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tls", ["starttls", "tls"])
 def test_tls_and_login_by_the_url_it_prints(tls: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trustme", reason="it makes the certificate")
     with sandbox("--tls", tls, "--auth", "ada:hunter2", "--max-messages", "1") as (process, url):
         monkeypatch.setenv("THREADMAIL_PASSWORD", "hunter2")
         assert "hunter2" not in url

@@ -6,6 +6,7 @@ What the command line makes of signals is in tests/test_cli_send.py, but for SIG
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,11 +30,27 @@ def begin(process: Popen[str]) -> None:
     process.stdin.write("leave\n")
     process.stdin.flush()
     assert next_line(process) == "leaving\n"
+    asleep(process)
 
 
 def called_off(process: Popen[str]) -> None:
     """Wait until the first signal has come through: what was queued is taken back."""
     assert [next_line(process) for _ in range(3)] == ["not sent\n"] * 3
+    asleep(process)
+
+
+def asleep(process: Popen[str]) -> None:
+    """Wait until the program's main thread does: it has not been switched to for a while.
+
+    CPython sees a signal that comes between its last look and the wait when the wait is over. That is a moment, but a
+    free-threaded one tries for the lock for a while in between.
+    """
+    status, switches = Path(f"/proc/{process.pid}/status"), ""
+    while status.exists():
+        before, switches = switches, "".join(re.findall(r"State:\tS|ctxt_switches:.*", status.read_text()))
+        if "State:\tS" in switches and switches == before:
+            return
+        time.sleep(0.05)
 
 
 def status(number: signal.Signals) -> int:
