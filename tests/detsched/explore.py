@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from .patching import patched
@@ -30,6 +31,7 @@ from .task import Task
 _clock = time.perf_counter
 # Runs between two collections of cyclic garbage.
 _COLLECT_EVERY = 500
+_STAT = Path("/proc/thread-self/stat")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def explore(
     outcomes: set[Hashable] = set()
     first: Failure | None = None
     complete = False
-    with _collector_off() as collect:
+    with _one_core(), _collector_off() as collect:
         while True:
             strategy.begin()
             scheduler, verdict = run_once(program, strategy, **options)
@@ -183,7 +185,7 @@ def run_once(program: Program, strategy: Strategy, **options: Any) -> tuple[Sche
     scheduler = Scheduler(strategy, **options)
     set_active(scheduler)
     try:
-        with _one_core(), patched():
+        with patched():
             run = Run(scheduler)
             with run.context:
                 program(run)
@@ -207,16 +209,18 @@ def replay(program: Program, schedule: str, **options: Any) -> tuple[Verdict, Sc
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """Keep this thread, and those that it starts, on one core where the system lets us.
+    """Keep this thread, and those that it starts, on one core.
 
     One of them runs at a time, and a thread is woken faster on the core where the last one went to sleep: a search
     takes three quarters of the time.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    try:
+        here = int(_STAT.read_text().rpartition(")")[2].split()[36])
+        allowed = os.sched_getaffinity(0)
+    except (OSError, AttributeError):  # not Linux
         yield
         return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
+    os.sched_setaffinity(0, {here})  # where the system has put it: on another core than what else is busy
     try:
         yield
     finally:

@@ -158,7 +158,10 @@ def check_error(receipt: Receipt, verdict: Verdict, mode: Mode, stage: str, act:
         assert receipt.error is None
     else:
         assert receipt.error is not None
-        assert type(receipt.error).__name__ == error_of(stage, act)
+        kinds = {error_of(stage, act)}
+        if (stage, act) == ("greeting", "reset"):
+            kinds.add("ConnectFailed")  # one that outruns the end of the system's own connect() is reported by that
+        assert type(receipt.error).__name__ in kinds
         assert receipt.phase is receipt.error.phase is mode.phase(stage, act)
         if verdict.outcome is Outcome.NOT_SENT:
             assert receipt.error.transient is verdict.again
