@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import select
 import signal
 import socket
 import ssl
+import struct
 import threading
 import time
 import tracemalloc
@@ -695,6 +697,21 @@ def tls_server(context: ssl.SSLContext | None, *, say: bytes = b"") -> Iterator[
             yield ours
         finally:
             ours.close()
+
+
+def test_a_connection_reset_before_the_handshake_is_not_left_open() -> None:
+    """The standard library takes the descriptor, finds the reset and raises; a ResourceWarning would say what it left."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname(), 10.0)
+        theirs, _ = listener.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        reset = select.poll()
+        reset.register(ours, 0)
+        assert reset.poll(10_000)
+        with pytest.raises(TLSFailed, match="the server closed the connection"):
+            wrap_tls(ours, ssl.create_default_context(), "localhost", Deadline.after(10.0))
+    assert ours.fileno() == -1
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ wrong is said in words. Leaves to others which certificates are trusted, and wha
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -35,6 +36,9 @@ def wrap_tls(
     left = limit.remaining()
     try:
         sock.settimeout(0.001 if left == 0.0 else left)  # 0 would mean: do not block
+        # One that was reset is found out here: wrap_socket() would take the descriptor, raise, and leave it to the
+        # garbage collector to close, with a ResourceWarning.
+        sock.getpeername()
         sock = wrapped = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
         if publish is not None:
             publish(wrapped)
@@ -60,6 +64,6 @@ def _tls_cause(exc: Exception, stranger: bool) -> str:
         return "the server did not respond in time"
     if stranger:
         return "the server does not speak TLS on this port (is it one for STARTTLS?)"
-    if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)):
+    if isinstance(exc, (ssl.SSLEOFError, ConnectionResetError)) or getattr(exc, "errno", None) == errno.ENOTCONN:
         return "the server closed the connection"
     return str(getattr(exc, "strerror", None) or exc)

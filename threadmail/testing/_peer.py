@@ -219,6 +219,7 @@ class Peer:
         self._buffer.clear()
         self._connection.settimeout(0)
         try:
+            self._connection.getpeername()  # one that was reset is found out here: wrap_socket() would leak it
             secured = self._tls_context.wrap_socket(self._connection, server_side=True, do_handshake_on_connect=False)
             self._connection = secured
             while not self.tls:
