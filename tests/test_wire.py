@@ -700,7 +700,7 @@ def tls_server(context: ssl.SSLContext | None, *, say: bytes = b"") -> Iterator[
 
 
 def test_a_connection_reset_before_the_handshake_is_not_left_open() -> None:
-    """The standard library takes the descriptor, finds the reset and raises; a ResourceWarning would say what it left."""
+    """The standard library takes the descriptor, finds the reset and raises: a ResourceWarning would tell of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname(), 10.0)
         theirs, _ = listener.accept()
