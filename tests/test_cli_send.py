@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -414,9 +415,10 @@ def test_quiet_says_only_what_went_wrong(sink: CaptureServer, letter: str, capsy
 
 def test_the_rate_is_kept(sink: CaptureServer, tmp_path: Path) -> None:
     folder = letters(tmp_path / "out", 3)
+    began = time.monotonic()
     assert main(["send", "--server", sink.url, folder, "--rate", "20/s"]) == 0
-    times = [m.received_at for m in sink.messages]
-    assert (max(times) - min(times)).total_seconds() > 0.09  # three messages are two gaps of 50 ms
+    assert time.monotonic() - began >= 2 / 20  # not between arrivals: the first may have been late
+    assert len(sink.messages) == 3
 
 
 def test_more_failures_than_rows_are_all_named(
