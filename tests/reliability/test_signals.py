@@ -17,7 +17,7 @@ from subprocess import Popen
 
 import pytest
 
-from tests.reliability.programs import ROOT, next_line, program
+from tests.reliability.programs import PATIENCE, ROOT, next_line, program
 from tests.reliability.test_exit import REST, stalling
 from threadmail._cli_exit import Exit
 from threadmail.testing import Pause, Reply, ScriptedServer, Serve, Signal
@@ -46,10 +46,12 @@ def asleep(process: Popen[str]) -> None:
     free-threaded one tries for the lock for a while in between.
     """
     status, switches = Path(f"/proc/{process.pid}/status"), ""
+    end = time.monotonic() + PATIENCE
     while status.exists():
         before, switches = switches, "".join(re.findall(r"State:\tS|ctxt_switches:.*", status.read_text()))
         if "State:\tS" in switches and switches == before:
             return
+        assert time.monotonic() < end, f"it does not come to rest: {switches}"
         time.sleep(0.05)
 
 
