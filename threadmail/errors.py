@@ -61,15 +61,23 @@ class MailError(smtplib.SMTPException):
 
     Attributes:
         phase: where the transaction stood, or None where there was none.
-        transient: whether a later try of the same thing may succeed.
+        transient: whether a later try of the same thing may succeed. It does not say that one is safe: where the
+            outcome is IN_DOUBT, another try may send twice. `may_resend` says both.
         outcome: what became of the message; NOT_SENT unless said otherwise.
         receipt: the receipt of the message under way, or None.
+        deadline_passed: only the caller's own deadline ended it, which says nothing about the server.
     """
 
     phase: Phase | None = None
     transient: bool = False
     outcome: Outcome = Outcome.NOT_SENT
     receipt: Receipt | None = None
+    deadline_passed: bool = False
+
+    @property
+    def may_resend(self) -> bool:
+        """Whether to send the message again is safe (surely nobody has it) and of use (it may succeed)."""
+        return self.transient and self.outcome is Outcome.NOT_SENT
 
     def __init__(self, message: str, *, phase: Phase | None = None, transient: bool | None = None) -> None:
         # Not super(): smtplib's classes, which come later in the order of bases, take other arguments.
