@@ -11,9 +11,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from threadmail.testing import _aiosmtpd
+
 pytest_plugins = ["pytester"]
 
 HAS_TRUSTME = importlib.util.find_spec("trustme") is not None
+if importlib.util.find_spec("aiosmtpd") is not None:
+    _aiosmtpd.load()  # some tests import it by themselves, with every warning an error
 
 
 def pytest_configure() -> None:

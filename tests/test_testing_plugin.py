@@ -97,6 +97,52 @@ def test_importing_the_plugin_or_the_package_loads_nothing_that_was_not_asked_fo
     assert result.stderr == ""
 
 
+def strictly(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python for which every warning is an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+
+
+#: `typing` as it is from Python 3.15 on, for those before.
+DEPRECATED = """
+import sys, typing, warnings
+class Typing(type(typing)):
+    def __getattr__(self, name):
+        if name != "ByteString":
+            raise AttributeError(name)
+        warnings.warn("'typing.ByteString' and 'collections.abc.ByteString' are deprecated", DeprecationWarning, 2)
+        return bytes
+if "ByteString" in vars(typing):
+    del typing.ByteString
+    typing.__class__ = Typing
+"""
+
+
+def test_the_server_starts_where_warnings_are_errors() -> None:
+    """aiosmtpd takes a deprecated name of `typing`: that warning is let go, and no other, before or behind."""
+    bare = strictly("-c", f"{DEPRECATED}\nimport aiosmtpd.smtp")
+    assert "DeprecationWarning: 'typing.ByteString'" in bare.stderr  # or nothing is shown by what follows
+    result = strictly(
+        "-c",
+        f"{DEPRECATED}\n"
+        "from threadmail.testing import CaptureServer\n"
+        "filters = list(warnings.filters)\n"
+        "with CaptureServer(), CaptureServer():\n"
+        "    print('aiosmtpd.smtp' in sys.modules, warnings.filters == filters)\n"
+        "warnings.warn('typing.ByteString', DeprecationWarning)\n",
+    )
+    assert result.stdout == "True True\n", result.stderr
+    assert result.stderr.endswith("DeprecationWarning: typing.ByteString\n")
+
+
+def test_the_demo_runs_where_warnings_are_errors() -> None:
+    """As a user has it with PYTHONWARNINGS=error."""
+    run = f"{DEPRECATED}\nfrom threadmail.cli import main\nsys.exit(main(['demo', '--quiet', '--messages', '8']))"
+    result = strictly("-c", run)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_every_public_name_can_be_had_and_is_listed() -> None:
     for name in threadmail.testing.__all__:
         assert getattr(threadmail.testing, name) is not None

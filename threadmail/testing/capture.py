@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from . import _aiosmtpd
 from ._book import Book
 from ._endpoint import Endpoint, TLSMode
 from ._sasl import DEFAULT_MECHANISMS, check
@@ -206,7 +207,7 @@ class CaptureServer(Endpoint):
 
 def _need_aiosmtpd() -> None:
     try:
-        import aiosmtpd.smtp  # noqa: F401
+        _aiosmtpd.load()
     except ImportError as error:
         message = "threadmail.testing.CaptureServer needs aiosmtpd: pip install 'threadmail[sandbox]'"
         raise ImportError(message) from error
