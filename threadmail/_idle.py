@@ -1,15 +1,20 @@
 """Who closes what nobody uses.
 
 Owns the thread that looks after idle connections while there are any. Guarantees: it holds its owner weakly, so a
-forgotten client can still be collected; it sleeps on a stop signal; it ends when there is nothing left to close, and is
-started again with the next connection.
+forgotten client can still be collected, and ends when that happens; it sleeps on a stop signal; it ends when there is
+nothing left to close, and is started again with the next connection. It is a courtesy: where no thread can be started
+nobody is disturbed, and it is tried again later.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import weakref
 from typing import Protocol
+
+from ._deadline import LONGEST
+from ._threads import start_thread
 
 
 class ClosesIdle(Protocol):
@@ -18,21 +23,34 @@ class ClosesIdle(Protocol):
 
 
 class IdleWatch:
-    """The thread of one owner. Methods are called under the owner's lock, but for `join`."""
+    """The thread of one owner. Methods are called under the owner's lock, but for `join_thread` of what `stop` returns.
+
+    The stop signal is a SimpleQueue and no Event: the one who sends it may be the garbage collector, in the middle of
+    whatever this thread or another one is about, and an Event has a lock that the same thread may hold. `put` is
+    reentrant by design.
+    """
 
     def __init__(self, owner: ClosesIdle) -> None:
         self._owner = weakref.ref(owner)
-        self._stop: threading.Event | None = None
+        self._stop: queue.SimpleQueue[None] | None = None
         self._thread: threading.Thread | None = None
+        self.is_missing = False  # it was wanted and could not be started
 
     def start(self) -> None:
-        """Watch, unless a thread does already."""
-        if self._thread is None:
-            self._stop = threading.Event()
-            self._thread = threading.Thread(
-                target=_watch, args=(self._owner, self._stop), name="threadmail-idle", daemon=True
-            )
-            self._thread.start()
+        """Watch, unless a thread does already; where none can be started, `is_missing` says so."""
+        owner = self._owner()
+        if owner is None or (self._thread is not None and self._thread.is_alive()):
+            return
+        self.is_missing = True
+        stop = self._stop = queue.SimpleQueue()
+        # The thread holds this reference, so its callback comes although owner and watch are collected together.
+        owner_ref = weakref.ref(owner, lambda _: stop.put(None))
+        try:
+            self._thread = start_thread(_watch, name="threadmail-idle", args=(owner_ref, stop))
+        except BaseException:
+            stop.put(None)  # an exception from outside: one that runs all the same is nobody's
+            raise
+        self.is_missing = self._thread is None
 
     def ended(self) -> None:
         """The thread has been told that there is nothing left, and will not look again."""
@@ -41,15 +59,23 @@ class IdleWatch:
     def stop(self) -> threading.Thread | None:
         """Let the thread end now. Returns it, to be joined when the owner's lock has been released."""
         if self._stop is not None:
-            self._stop.set()
+            self._stop.put(None)
         return self._thread
 
 
-def _watch(owner_ref: weakref.ref[ClosesIdle], stop: threading.Event) -> None:
+def _watch(owner_ref: weakref.ref[ClosesIdle], stop: queue.SimpleQueue[None]) -> None:
     pause: float | None = 0.0
-    while pause is not None and not stop.wait(pause):
+    while pause is not None and not _wait_for(stop, pause):
         owner = owner_ref()
         if owner is None:
             return
         pause = owner.close_idle()
         del owner  # while it sleeps, the thread must not keep its owner alive
+
+
+def _wait_for(stop: queue.SimpleQueue[None], seconds: float) -> bool:
+    try:
+        stop.get(timeout=min(seconds, LONGEST))
+    except queue.Empty:
+        return False
+    return True

@@ -20,6 +20,7 @@ from ._deadline import NEVER, Deadline, now
 from ._guard import Guarded, holding
 from ._idle import IdleWatch
 from ._opening import AnySMTP, open_session, unconnected
+from ._threads import join_thread
 from .config import ServerConfig
 from .errors import (
     Aborted,
@@ -131,8 +132,7 @@ class KeptConnection(Guarded):
             # The call under way ends at once, or with its dial.
             with holding(self.sync_root, Deadline.after(30.0)):
                 watcher = self._finish()
-        if watcher is not None:
-            watcher.join(5.0)
+        join_thread(watcher, 5.0)
 
     def _finish(self) -> threading.Thread | None:
         self._life = _Life.CLOSED
@@ -187,6 +187,8 @@ class KeptConnection(Guarded):
         if self._smtp is not None:
             reason = self._why_replace(self._smtp, end)
             if reason is None:
+                if self._watch is not None and self._watch.is_missing:
+                    self._watch.start()
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
                 return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
             self._disconnect(reason, end)

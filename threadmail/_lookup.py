@@ -10,6 +10,7 @@ name of this machine need no thread. Leaves connecting to `smtp`.
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import os
 import queue
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 from ._address import a_label
 from ._deadline import Deadline
+from ._threads import join_thread, start_thread
 from .config import is_loopback
 
 #: Seconds for this machine's own name: without it there is another one to give in EHLO.
@@ -44,8 +46,18 @@ class _Lookup:
     def run(self, key: Hashable) -> None:
         try:
             answer = self._ask()
-        except BaseException as exc:  # noqa: BLE001 - told to those who wait
+        except Exception as exc:  # noqa: BLE001 - told to those who wait
             answer = exc.with_traceback(None)
+        except BaseException:  # from outside, and for this thread alone
+            self.interrupted(key)
+            raise
+        self._settle(key, answer)
+
+    def interrupted(self, key: Hashable) -> None:
+        """Nobody asks any more. Others who wait for this answer must not do so for ever."""
+        self._settle(key, InterruptedError(errno.EINTR, "the lookup of the name was interrupted"))
+
+    def _settle(self, key: Hashable, answer: Any) -> None:
         self.answer.append(answer)
         _under_way.pop(key, None)  # before anybody is told: who asks after that asks anew
         for waiter in list(self.waiting):
@@ -89,9 +101,8 @@ class Waiter:
             lookup.waiting.remove(self)
         if not told:
             raise CalledOff
-        if lookup.thread is not None:
-            lookup.thread.join(1.0)  # it has nothing left to do
-        (answer,) = lookup.answer
+        join_thread(lookup.thread, 1.0)  # it has nothing left to do
+        answer = lookup.answer[0]
         if isinstance(answer, BaseException):
             raise copy.copy(answer)  # several threads may get it, and each adds its own traceback
         return cast(_T, answer)
@@ -99,13 +110,13 @@ class Waiter:
 
 def _start(lookup: _Lookup, key: Hashable) -> None:
     # A daemon: one that was given up may hang for longer than the interpreter wants to wait.
-    thread = threading.Thread(target=lookup.run, args=(key,), name="threadmail-lookup", daemon=True)
     try:
-        thread.start()
-    except RuntimeError:  # the interpreter is going and starts no threads any more (3.12), or there are too many
-        lookup.run(key)
-    else:
-        lookup.thread = thread
+        lookup.thread = start_thread(lookup.run, name="threadmail-lookup", args=(key,))
+        if lookup.thread is None:
+            lookup.run(key)
+    except BaseException:
+        lookup.interrupted(key)
+        raise
 
 
 def addresses(host: str, port: int, waiter: Callable[[], Waiter], limit: Deadline) -> list[tuple[str, int]]:

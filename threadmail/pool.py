@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from ._deadline import Deadline, now
 from ._guard import BornAnew
 from ._idle import IdleWatch
+from ._threads import join_thread
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
@@ -329,8 +330,7 @@ class ClientPool(BornAnew):
         for client in self._still_leased(end):
             client.abort()
         self._still_leased(Deadline.after(1.0))  # those come back at once, unless their users do something else
-        if watcher is not None:
-            watcher.join(5.0)
+        join_thread(watcher, 5.0)
 
     def _still_leased(self, end: Deadline) -> list[Client]:
         with self._lock:
