@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 import smtplib
 import socket
@@ -158,10 +159,35 @@ def test_whoever_called_off_gets_no_transient_error() -> None:
 
 
 def attributes_of(error: BaseException) -> dict[str, object]:
-    names = {name for name in dir(error) if not name.startswith("_")} - {"with_traceback", "add_note"}
+    names = {name for name in dir(error) if not name.startswith("_")}
+    names -= {"with_traceback", "add_note", "to_dict", "from_dict"}
     # `reason` and `library` are made by OpenSSL and are not there when nobody asked it.
     found = {name: getattr(error, name, None) for name in names}
     return {name: value for name, value in found.items() if name not in ("receipt", "report")}
+
+
+@pytest.mark.parametrize("cls", [cls for cls in classes() if cls is not DeliveryFailed], ids=lambda cls: cls.__name__)
+def test_every_error_comes_back_from_json(cls: type[MailError]) -> None:
+    """The same class, code, phase, text and answers; what a receipt keeps of it is not lost in a file."""
+    error = example(cls)
+    error.outcome, error.deadline_passed, error.transient = Outcome.IN_DOUBT, True, not error.transient
+    again = MailError.from_dict(json.loads(json.dumps(error.to_dict())))
+    assert type(again) is cls
+    assert (str(again), repr(again)) == (str(error), repr(error))
+    assert again.args == error.args
+    assert attributes_of(again) == attributes_of(error)
+    assert pickle.loads(pickle.dumps(again)).args == error.args
+
+
+def test_an_error_of_a_later_version_or_of_somebody_else_comes_back_as_what_is_known_of_it() -> None:
+    class Own(SenderRefused):
+        pass
+
+    again = MailError.from_dict(Own(550, b"no", "a@b.c").to_dict())
+    assert (type(again), str(again)) == (SenderRefused, "the server answered 550 no")
+    data = {**MailError("odd", phase=Phase.RCPT, transient=True).to_dict(), "class": "OfTheFuture"}
+    again = MailError.from_dict(data)
+    assert (type(again), str(again), again.phase, again.may_resend) == (MailError, "odd", Phase.RCPT, True)
 
 
 @every_class

@@ -5,15 +5,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import DataRefused, DeliveryFailed, Envelope, MailError, Outcome, Phase, Receipt, Reply, Report
+from threadmail import (
+    BadReply,
+    ConnectFailed,
+    ConnectionLost,
+    DataRefused,
+    DeliveryFailed,
+    Envelope,
+    LoginRefused,
+    MailError,
+    Outcome,
+    Phase,
+    Receipt,
+    RecipientsRefused,
+    Reply,
+    Report,
+    RetryPolicy,
+    SenderRefused,
+)
+from threadmail._mailing import _as_given
+from threadmail.transaction import Terms, Transaction
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
+ENVELOPE = Envelope("ann", [A], b"x\r\n")
 OK, LATER, NEVER = Reply(250, b"2.1.5 OK"), Reply(450, b"4.2.1 later"), Reply(550, b"5.1.1 no such user")
 
 
@@ -215,6 +237,263 @@ def test_the_algebra_of_attempts(parts: list[Receipt]) -> None:
     if len(parts) >= 3:
         first, second, third = parts[:3]
         assert first.followed_by(second.followed_by(third)) == first.followed_by(second).followed_by(third)
+
+
+# ---------------------------------------------------------------- what is raised for a message
+
+
+def test_a_message_that_somebody_has_is_no_error_after_retries_either() -> None:
+    """One accepted, the other put off and then refused: PARTIAL, and `error` is None as for a first attempt."""
+    first = receipt(Outcome.PARTIAL, (A, B), accepted=(A,), replies={A: OK, B: LATER})
+    gone = RecipientsRefused({B: NEVER.pair})
+    second = Receipt(Outcome.NOT_SENT, Phase.RCPT, "ann@example.org", (B,), replies={B: NEVER}, error=gone)
+    gone.receipt = second
+    both = first.followed_by(second)
+    assert (both.outcome, both.error, both.failure(), both.phase) == (Outcome.PARTIAL, None, None, Phase.DONE)
+    assert both.raise_for_failure() is both
+    assert gone.receipt is second, "another attempt's error was changed"
+
+
+def test_in_doubt_first_and_refused_second_is_an_error_in_doubt() -> None:
+    """What is raised says what the message is, not what its last attempt was: another try may send it twice."""
+    lost = ConnectionLost("lost", phase=Phase.FINAL)
+    lost.outcome = Outcome.IN_DOUBT
+    first = Receipt(Outcome.IN_DOUBT, Phase.FINAL, "ann@example.org", (A, B), error=lost)
+    lost.receipt = first
+    no = SenderRefused(550, b"no", "ann@example.org")
+    both = first.followed_by(Receipt.not_sent(None, no, attempts=1))
+    with pytest.raises(MailError) as info:
+        both.raise_for_failure()
+    error = info.value
+    assert (error.outcome, error.phase, error.receipt) == (Outcome.IN_DOUBT, Phase.FINAL, both)
+    assert error.receipt is both
+    assert both.attempts == 2
+    assert not error.may_resend
+    assert (lost.receipt, no.outcome) == (first, Outcome.NOT_SENT), "another attempt's error was changed"
+
+
+def test_the_error_of_the_last_attempt_carries_all_attempts() -> None:
+    """Put off three times: the error that is raised tells of three attempts and of all recipients."""
+    total = receipt(Outcome.NOT_SENT, (A, B), replies={A: LATER, B: NEVER}, error=RecipientsRefused({A: LATER.pair}))
+    for _ in range(2):
+        cause = OSError("network is down")
+        later = ConnectionLost("lost", phase=Phase.MAIL)
+        later.__cause__ = cause
+        total = total.followed_by(Receipt.not_sent(None, later, attempts=1))
+    error = total.failure()
+    assert type(error) is ConnectionLost
+    assert error.__cause__ is cause
+    assert error.receipt is total
+    assert (total.attempts, total.recipients, total.refused) == (3, (A, B), {A: LATER, B: NEVER})
+    assert error.may_resend
+
+
+def test_one_error_told_of_two_messages_stays_that_of_the_first() -> None:
+    """A dead server fails many: each receipt has an error of its own."""
+    error = ConnectFailed("dead")
+    one = Receipt.not_sent(ENVELOPE, error)
+    two = Receipt.not_sent(Envelope("ann", [B], b"x"), error)
+    assert error.receipt is one
+    assert one.error is error
+    assert two.error is not error
+    assert two.error is not None
+    assert two.error.receipt is two
+
+
+def test_a_raised_error_is_the_messages_own_whoever_gave_it() -> None:
+    """A receipt made by hand of somebody else's error: what is raised says what this receipt says."""
+    lent = ConnectFailed("dead")
+    lent.receipt = receipt(Outcome.NOT_SENT, (C,))
+    mine = receipt(Outcome.IN_DOUBT, (A,), error=lent)
+    error = mine.failure()
+    assert error is not None
+    assert error.receipt is mine
+    assert error.outcome is Outcome.IN_DOUBT
+    assert lent.outcome is Outcome.NOT_SENT
+
+
+def test_a_tag_comes_along_and_compares_as_nothing() -> None:
+    tagged = Receipt.not_sent(ENVELOPE, MailError("x"), tag="order 7")
+    assert tagged.tag == "order 7"
+    assert tagged == dataclasses.replace(tagged, tag=None)
+    assert tagged.followed_by(receipt(Outcome.SENT, (A,))).tag == "order 7"
+    assert receipt(Outcome.NOT_SENT).tag is None
+    odd = dataclasses.replace(tagged, tag=object())
+    assert json.loads(json.dumps(odd.to_dict()))["tag"] is None
+
+
+# ---------------------------------------------------------------- work in proportion
+
+
+class Counted(str):
+    """A recipient; looks at it are counted."""
+
+    looks = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.looks += 1
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        Counted.looks += 1
+        return str.__hash__(self)
+
+
+def looks(work: Callable[[], object]) -> int:
+    Counted.looks = 0
+    work()
+    return Counted.looks
+
+
+def half_deferred(n: int) -> tuple[tuple[Counted, ...], Receipt]:
+    recipients = tuple(Counted(f"r{i}@x.test") for i in range(n))
+    replies: dict[str, Reply] = {r: LATER if i % 2 else OK for i, r in enumerate(recipients)}
+    return recipients, receipt(Outcome.PARTIAL, recipients, accepted=recipients[::2], replies=replies)
+
+
+def again(r: Receipt) -> Receipt:
+    put_off = r.recipients[1::2]
+    return r.followed_by(receipt(Outcome.PARTIAL, put_off, accepted=put_off[::2], replies=dict.fromkeys(put_off, OK)))
+
+
+WORK: dict[str, Callable[[tuple[Counted, ...], Receipt], object]] = {
+    "refused": lambda _, r: r.refused,
+    "deferred": lambda _, r: r.deferred,
+    "followed_by": lambda _, r: again(r),
+    "followed_by, in doubt": lambda _, r: again(dataclasses.replace(r, outcome=Outcome.IN_DOUBT)),
+    "to_dict": lambda _, r: r.to_dict(),
+    "next attempt": lambda _, r: RetryPolicy().recipients(r),
+    "next attempt, in doubt": lambda _, r: RetryPolicy(resend_in_doubt=True).recipients(
+        dataclasses.replace(r, outcome=Outcome.IN_DOUBT)
+    ),
+    "as given": lambda rs, r: _as_given({name: reply.pair for name, reply in r.refused.items()}, list(rs)),
+    "transaction": lambda rs, _: transaction(rs, lmtp=False),
+    "transaction, LMTP": lambda rs, _: transaction(rs, lmtp=True),
+}
+
+
+def transaction(recipients: tuple[Counted, ...], *, lmtp: bool) -> Receipt:
+    """A whole transaction in which every second recipient is put off."""
+    to = Envelope("ann", ["x@x.test"], b"x\r\n")
+    to.__dict__["recipients"] = recipients
+    t = Transaction(to, Terms({"pipelining": ""}, lmtp=lmtp))
+    for i, command in enumerate(t.commands()):
+        data = command.phase is Phase.DATA
+        t.take(command, Reply(354) if data else LATER if i % 2 and command.recipient else OK)
+    for recipient in t.awaited:
+        t.take_final(recipient, OK)
+    return t.receipt()
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_the_work_grows_with_the_recipients_and_no_faster(name: str) -> None:
+    """Looks at recipients are counted: four times as many take at most about four times as much."""
+    few, many = (looks(partial(WORK[name], *half_deferred(n))) for n in (100, 400))
+    assert few > 0
+    assert many < 5 * few
+    assert many < 400 * 20
+
+
+# ---------------------------------------------------------------- written down and read back
+
+
+def texts(**settings: Any) -> st.SearchStrategy[str]:
+    return st.text(st.characters(blacklist_categories=["Cs"]), max_size=10, **settings)
+
+
+REPLIES = st.builds(Reply, st.integers(200, 599), st.binary(max_size=12))
+ERRORS = st.one_of(
+    st.builds(ConnectionLost, texts(), phase=st.sampled_from(Phase)),
+    st.builds(ConnectFailed, texts(), errno=st.none() | st.integers(1, 200), transient=st.booleans()),
+    st.builds(SenderRefused, st.integers(400, 599), st.binary(max_size=9), texts()),
+    st.builds(LoginRefused, st.integers(400, 599), st.binary(max_size=9)),
+    st.builds(BadReply, texts()),
+    st.builds(
+        RecipientsRefused,
+        st.dictionaries(texts(), st.tuples(st.integers(400, 599), st.binary(max_size=9)), min_size=1, max_size=3),
+    ),
+)
+
+
+@st.composite
+def receipts(draw: st.DrawFn) -> Receipt:
+    recipients = tuple(draw(st.lists(texts(), min_size=1, max_size=4, unique=True)))
+    outcome = draw(st.sampled_from(Outcome))
+    failed = outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT)
+    error = draw(ERRORS) if failed else None
+    if error is not None:
+        error.deadline_passed = draw(st.booleans())
+    r = Receipt(
+        outcome,
+        draw(st.none() | st.sampled_from(Phase)),
+        draw(texts()),
+        recipients,
+        draw(st.none() | texts()),
+        tuple(draw(st.lists(st.sampled_from(recipients), unique=True))),
+        draw(st.dictionaries(st.sampled_from(recipients), REPLIES)),
+        draw(st.none() | REPLIES),
+        error,
+        draw(st.integers(0, 9)),
+        draw(texts()),
+        draw(st.none() | texts() | st.integers()),
+    )
+    if error is not None:
+        error.receipt, error.outcome = r, outcome
+    return r
+
+
+@given(receipts())
+def test_a_receipt_comes_back_from_json(r: Receipt) -> None:
+    """from_dict(to_dict(r)) is r, its error and its tag included, whatever the server said."""
+    back = Receipt.from_dict(json.loads(json.dumps(r.to_dict())))
+    assert back == r
+    assert back.tag == r.tag
+    assert (back.refused, back.deferred) == (r.refused, r.deferred)
+    assert type(back.error) is type(r.error)
+    if r.error is not None:
+        assert back.error is not None
+        assert (str(back.error), back.error.args) == (str(r.error), r.error.args)
+        for name in ("phase", "transient", "outcome", "deadline_passed", "may_resend", "errno"):
+            assert getattr(back.error, name, None) == getattr(r.error, name, None), name
+        assert back.error.receipt is back
+
+
+def test_what_earlier_versions_wrote_is_read_as_well() -> None:
+    """They wrote no bytes, and of the error its text only."""
+    old = {
+        "outcome": "not sent",
+        "phase": "rcpt",
+        "sender": "ann@example.org",
+        "recipients": [A, B],
+        "message_id": None,
+        "accepted": [],
+        "refused": {B: "550 5.1.1 no such user"},
+        "reply": "250 2.0.0 OK",
+        "error": "the connection was lost",
+        "transient": True,
+        "attempts": 2,
+        "server": "mx:25",
+    }
+    r = Receipt.from_dict(old)
+    assert r.refused == {B: NEVER}
+    assert r.deferred == (A,)
+    assert r.reply == Reply(250, b"2.0.0 OK")
+    assert r.error is not None
+    assert (str(r.error), r.error.phase, r.error.receipt) == ("the connection was lost", Phase.RCPT, r)
+    assert Receipt.from_dict({**old, "error": None, "reply": None, "refused": {}, "phase": None}).error is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"outcome": "odd"}, {"refused": None}, {"reply": "x"}, {"recipients": 3}, {"failure": {"class": "x"}}]
+)
+def test_what_is_no_receipt_is_refused(change: dict[str, Any]) -> None:
+    data = {**receipt(Outcome.NOT_SENT, error=MailError("x")).to_dict(), "replies": {}, **change}
+    data.pop("replies") if "refused" in change else None
+    data.pop("final_reply") if "reply" in change else None
+    with pytest.raises(ValueError, match="no receipt"):
+        Receipt.from_dict(data)
+    with pytest.raises(ValueError, match="no receipt"):
+        Receipt.from_dict({})
 
 
 # ---------------------------------------------------------------- reports

@@ -238,7 +238,7 @@ class Mailing(Dialogue):
 
 def _as_given(replies: dict[str, Answer], given: Sequence[str]) -> dict[str, Answer]:
     """`replies` under the addresses as the caller wrote them, which is where code written for smtplib looks."""
-    if not replies or all(r in given for r in replies):
+    if not replies or replies.keys() <= set(given):
         return replies
     written = {recipient: name for name in reversed(given) for recipient in Envelope("", name, b"x").recipients}
     return {written[r]: answer for r, answer in replies.items()}

@@ -2,8 +2,8 @@
 
 Owns the vocabulary of failure: where a transaction stood (`Phase`), what became of the message (`Outcome`)
 and every exception threadmail raises. Each one answers the two questions a caller has after a failure: *may I
-try again* (`transient`) and *what does the recipient have* (`outcome`); `receipt` has the details where a
-message was under way.
+send it again* (`may_resend`) and *what does the recipient have* (`outcome`); `receipt` has the details where a
+message was under way. `transient` alone says only that another try may succeed, not that it is safe.
 
 Guarantees: each error is a `smtplib.SMTPException`, and is smtplib's own class wherever smtplib has one, so the
 `except` clauses of code written for smtplib keep working. Time-outs are also `TimeoutError`, lost connections
@@ -95,6 +95,60 @@ class MailError(smtplib.SMTPException):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The error as data that JSON can hold, without its receipt and its cause. `from_dict` reads it back."""
+        data: dict[str, Any] = {
+            "class": next(cls.__name__ for cls in type(self).__mro__ if _of_this_module(cls.__name__) is cls),
+            "message": self.message,
+            "phase": self.phase.value if self.phase else None,
+            "transient": self.transient,
+            "outcome": self.outcome.value,
+            "deadline_passed": self.deadline_passed,
+        }
+        if isinstance(self, ReplyError):
+            text = self.smtp_error
+            data["reply"] = [
+                self.smtp_code,
+                text if isinstance(text, str) else text.decode("latin-1"),
+            ]  # octet by octet
+        if isinstance(self, SenderRefused):
+            data["sender"] = self.sender
+        if isinstance(self, RecipientsRefused):
+            data["recipients"] = {r: [code, text.decode("latin-1")] for r, (code, text) in self.recipients.items()}
+        if isinstance(self, OSError) and self.errno is not None:
+            data["errno"] = self.errno
+        return data
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> MailError:
+        """The error that `to_dict` wrote: of the same class, or, where a later version knows that, a MailError.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data is not what `to_dict` writes.
+        """
+        cls = _of_this_module(data["class"]) or MailError
+        args: tuple[Any, ...] = (data["message"],)
+        state: dict[str, Any] = {"message": data["message"], "transient": bool(data["transient"])}
+        if issubclass(cls, ReplyError):
+            code, text = data["reply"]
+            args = (code, text.encode("latin-1"))
+            state.update(smtp_code=code, smtp_error=args[1])
+        if issubclass(cls, SenderRefused):
+            args = (*args, data["sender"])
+            state["sender"] = data["sender"]
+        if issubclass(cls, RecipientsRefused):
+            refused = {r: (code, text.encode("latin-1")) for r, (code, text) in data["recipients"].items()}
+            args, state["recipients"] = (refused,), refused
+        if data.get("errno") is not None and issubclass(cls, OSError):
+            state["errno"] = data["errno"]
+        error = _rebuild(cls, args)
+        for name, value in state.items():
+            setattr(error, name, value)
+        error.phase = Phase(data["phase"]) if data["phase"] else None
+        error.outcome = Outcome(data["outcome"])
+        error.deadline_passed = bool(data["deadline_passed"])
+        return error
+
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError's own __reduce__ calls the class with `args`, which fits none of the signatures below.
         # The state travels apart from the arguments, so that an error and its receipt may point at each other.
@@ -105,6 +159,11 @@ def _rebuild(cls: type[MailError], args: tuple[object, ...]) -> MailError:
     error = cls.__new__(cls, *args)
     error.args = args
     return error
+
+
+def _of_this_module(name: str) -> type[MailError] | None:
+    cls = globals().get(name)
+    return cls if isinstance(cls, type) and issubclass(cls, MailError) and cls is not DeliveryFailed else None
 
 
 def detach(error: MailError) -> MailError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -70,14 +71,17 @@ class Receipt:
 
     Attributes:
         outcome: SENT, PARTIAL, NOT_SENT or IN_DOUBT.
-        phase: where the transaction ended; DONE when the server gave its final reply. None: it never began.
+        phase: where the transaction ended; DONE when the server gave its final reply. None: it never began. Of several
+            attempts it is that of the one which decided the outcome.
         sender, recipients, message_id: of the message.
         accepted: the recipients the server took responsibility for.
         replies: the last reply to each recipient that was answered.
         reply: the server's final reply; its text usually names the queue id. None where there was none.
-        error: what kept the message from being sent; None when somebody accepted it (`refused` tells who did not).
+        error: what kept the message from being sent, or leaves it in doubt; None when somebody surely has it (SENT,
+            PARTIAL: `refused` tells who does not). Its `receipt` and `outcome` are those of the message.
         attempts: how often the message was handed to a connection.
         server: "host:port" of the last attempt.
+        tag: what the caller of `submit(message, tag=...)` gave, carried back. Not compared; pickled with the receipt.
     """
 
     outcome: Outcome
@@ -91,6 +95,7 @@ class Receipt:
     error: MailError | None = field(default=None, compare=False)
     attempts: int = 1
     server: str = ""
+    tag: Any = field(default=None, compare=False)
 
     def __init__(
         self,
@@ -105,6 +110,7 @@ class Receipt:
         error: MailError | None = None,
         attempts: int = 1,
         server: str = "",
+        tag: Any = None,
     ) -> None:
         # One is made for each message; the constructor of a frozen dataclass takes three times as long.
         fields = self.__dict__
@@ -119,70 +125,114 @@ class Receipt:
         fields["error"] = error
         fields["attempts"] = attempts
         fields["server"] = server
+        fields["tag"] = tag
 
     @classmethod
-    def not_sent(cls, envelope: Envelope | None, error: MailError, attempts: int = 0) -> Receipt:
-        """The receipt of a message that never reached a connection, or (None) never became an envelope."""
-        receipt = cls(
-            outcome=Outcome.NOT_SENT,
-            phase=error.phase,
-            sender=envelope.sender if envelope else "",
-            recipients=envelope.recipients if envelope else (),
-            message_id=envelope.message_id if envelope else None,
-            error=error,
-            attempts=attempts,
+    def not_sent(cls, envelope: Envelope | None, error: MailError, attempts: int = 0, *, tag: Any = None) -> Receipt:
+        """The receipt of a message that never reached a connection, or (None) never became an envelope.
+
+        Args:
+            error: why. It gets the receipt; one that has a receipt already is another message's, and a copy gets it.
+        """
+        return _told_by(
+            cls(
+                outcome=Outcome.NOT_SENT,
+                phase=error.phase,
+                sender=envelope.sender if envelope else "",
+                recipients=envelope.recipients if envelope else (),
+                message_id=envelope.message_id if envelope else None,
+                error=error,
+                attempts=attempts,
+                tag=tag,
+            )
         )
-        error.receipt = receipt
-        return receipt
 
     @property
     def refused(self) -> dict[str, Reply]:
         """The recipients the server refused, each with its reply."""
-        return {r: reply for r, reply in self.replies.items() if r not in self.accepted and not reply.positive}
+        accepted = set(self.accepted)
+        return {r: reply for r, reply in self.replies.items() if not reply.positive and r not in accepted}
 
     @property
     def deferred(self) -> tuple[str, ...]:
-        """The recipients for whom a later try may succeed, and cannot send anything twice."""
+        """The recipients for whom a later try may succeed, and cannot send anything twice.
+
+        Those of a message whose error `may_resend`, less whom the server refused for good; and of a PARTIAL one whom it
+        put off.
+        """
         if self.outcome is Outcome.IN_DOUBT:
             return ()
         again = self.outcome is Outcome.NOT_SENT and self.error is not None and self.error.transient
+        accepted, refused = set(self.accepted), self.refused
         return tuple(
-            r
-            for r in self.recipients
-            if r not in self.accepted and (self.replies[r].transient if r in self.refused else again)
+            r for r in self.recipients if r not in accepted and (refused[r].transient if r in refused else again)
         )
 
     def followed_by(self, later: Receipt) -> Receipt:
-        """This receipt and that of a later attempt for some of its recipients, as one."""
-        accepted = self.accepted + tuple(r for r in later.accepted if r not in self.accepted)
-        # Who was in doubt stays so unless accepted now: a refusal does not take back what may have been delivered.
-        doubtful = self.outcome is Outcome.IN_DOUBT and any(
-            r not in accepted and (r in later.recipients or r not in self.refused) for r in self.recipients
-        )
-        if later.outcome is Outcome.IN_DOUBT or doubtful:
+        """This receipt and that of a later attempt for some of its recipients, as one.
+
+        `error`, where there is one, is a copy: its `receipt` is the new one and its `outcome` that of the message.
+        """
+        had = set(self.accepted)
+        accepted = self.accepted + tuple(r for r in later.accepted if r not in had)
+        had.update(accepted)
+        if later.outcome is Outcome.IN_DOUBT or self._leaves_doubt(later, had):
             outcome = Outcome.IN_DOUBT
-        elif len(accepted) == len(self.recipients):
-            outcome = Outcome.SENT
+            decisive = later if later.outcome is Outcome.IN_DOUBT else self
+        elif had:
+            outcome = Outcome.SENT if len(accepted) == len(self.recipients) else Outcome.PARTIAL
+            decisive = later if later.accepted else self
         else:
-            outcome = Outcome.PARTIAL if accepted else Outcome.NOT_SENT
-        return replace(
+            outcome, decisive = Outcome.NOT_SENT, later
+        merged = replace(
             later,
             outcome=outcome,
+            phase=decisive.phase,
             recipients=self.recipients,
             accepted=accepted,
             replies={**self.replies, **later.replies},
             reply=later.reply or self.reply,
+            error=decisive.error if outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) else None,
             attempts=self.attempts + later.attempts,
+            tag=self.tag if later.tag is None else later.tag,
         )
+        return _told_by(merged)
+
+    def _leaves_doubt(self, later: Receipt, accepted: set[str]) -> bool:
+        """Whether somebody was in doubt, and was not accepted since: a refusal takes back nothing."""
+        if self.outcome is not Outcome.IN_DOUBT:
+            return False
+        asked, refused = set(later.recipients), self.refused
+        return any(r not in accepted and (r in asked or r not in refused) for r in self.recipients)
+
+    def failure(self) -> MailError | None:
+        """The error for whoever is told of this message; None if somebody surely has it.
+
+        Its `receipt` is this one and its `outcome` is this one's, whatever the attempt that raised it knew: that may
+        have been one of several, or another message's.
+        """
+        error = self.error
+        if error is None or self.outcome in (Outcome.SENT, Outcome.PARTIAL):
+            return None
+        if error.receipt is None:
+            error.receipt, error.outcome = self, self.outcome
+        return error if error.receipt is self and error.outcome is self.outcome else _copied(error, self)
 
     def raise_for_failure(self) -> Receipt:
-        """Raise `error` if nobody surely has the message (NOT_SENT, IN_DOUBT); else return the receipt itself."""
-        if self.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) and self.error is not None:
-            raise self.error
+        """Raise `failure()` if nobody surely has the message (NOT_SENT, IN_DOUBT); else return the receipt itself."""
+        error = self.failure()
+        if error is not None:
+            raise error
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The receipt as data that JSON can hold."""
+        """The receipt as data that JSON can hold. `from_dict` reads it back.
+
+        "refused", "reply" and "error" are for people. "transient" says whether a later try of the same thing may
+        succeed, "may_resend" whether that is safe as well: only then send the message again. "tag" is None where it is
+        none of str, int, float and bool.
+        """
+        error = self.failure() or self.error
         return {
             "outcome": self.outcome.value,
             "phase": self.phase.value if self.phase else None,
@@ -192,15 +242,93 @@ class Receipt:
             "accepted": list(self.accepted),
             "refused": {r: str(reply) for r, reply in self.refused.items()},
             "reply": str(self.reply) if self.reply else None,
-            "error": str(self.error) if self.error else None,
-            "transient": bool(self.error and self.error.transient),
+            "error": str(error) if error else None,
+            "transient": bool(error and error.transient),
+            "may_resend": bool(error and error.may_resend),
             "attempts": self.attempts,
             "server": self.server,
+            "tag": self.tag if isinstance(self.tag, (str, int, float)) else None,
+            "replies": {r: _reply_to_data(reply) for r, reply in self.replies.items()},
+            "final_reply": _reply_to_data(self.reply) if self.reply else None,
+            "failure": error.to_dict() if error else None,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Receipt:
+        """The receipt that `to_dict` wrote, of this version or an earlier one, which wrote less.
+
+        Raises:
+            ValueError: the data is not what `to_dict` writes.
+        """
+        try:
+            receipt = cls(
+                outcome=Outcome(data["outcome"]),
+                phase=Phase(data["phase"]) if data["phase"] else None,
+                sender=data["sender"],
+                recipients=tuple(data["recipients"]),
+                message_id=data["message_id"],
+                accepted=tuple(data["accepted"]),
+                replies=_replies_of(data),
+                reply=_reply_of(data.get("final_reply") or data["reply"]),
+                error=_error_of(data),
+                attempts=data["attempts"],
+                server=data["server"],
+                tag=data.get("tag"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise ValueError(f"no receipt: {type(exc).__name__}: {exc}") from exc
+        return _told_by(receipt)
 
     def __str__(self) -> str:
         because = self.error or self.reply or ""
         return f"{self.outcome.value}: {because}" if because else self.outcome.value
+
+
+def _told_by(receipt: Receipt) -> Receipt:
+    """The receipt, with an error that carries it; another message's, or another attempt's, is left as it is."""
+    error = receipt.error
+    if error is None:
+        return receipt
+    if error.receipt is None:
+        error.receipt, error.outcome = receipt, receipt.outcome
+    elif error.receipt is not receipt:
+        receipt.__dict__["error"] = _copied(error, receipt)
+    return receipt
+
+
+def _copied(error: MailError, receipt: Receipt) -> MailError:
+    copied = copy(error)
+    copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
+    copied.receipt, copied.outcome = receipt, receipt.outcome
+    return copied
+
+
+def _reply_to_data(reply: Reply) -> list[Any]:
+    return [reply.code, reply.raw.decode("latin-1")]  # octets as they are
+
+
+def _reply_of(data: list[Any] | str | None) -> Reply | None:
+    if data is None:
+        return None
+    if isinstance(data, str):  # as earlier versions wrote it: "250 2.0.0 OK"
+        code, _, text = data.partition(" ")
+        return Reply(int(code), text.encode())
+    code, text = data
+    return Reply(int(code), text.encode("latin-1"))
+
+
+def _replies_of(data: Mapping[str, Any]) -> dict[str, Reply]:
+    found = {r: _reply_of(reply) for r, reply in data.get("replies", data["refused"]).items()}
+    return {r: reply for r, reply in found.items() if reply is not None}
+
+
+def _error_of(data: Mapping[str, Any]) -> MailError | None:
+    if data.get("failure") is not None:
+        return MailError.from_dict(data["failure"])
+    if data["error"] is None:
+        return None
+    phase = Phase(data["phase"]) if data["phase"] else None
+    return MailError(data["error"], phase=phase, transient=data["transient"])
 
 
 class Report(Sequence[Receipt]):

@@ -58,7 +58,8 @@ class RetryPolicy:
     def recipients(self, receipt: Receipt) -> tuple[str, ...]:
         """For whom the message of `receipt` may be tried again; () when for nobody."""
         if receipt.outcome is Outcome.IN_DOUBT and self.resend_in_doubt:
-            return tuple(r for r in receipt.recipients if r not in receipt.accepted and r not in receipt.refused)
+            final = {*receipt.accepted, *(r for r, reply in receipt.refused.items() if not reply.transient)}
+            return tuple(r for r in receipt.recipients if r not in final)
         return receipt.deferred
 
     def next_attempt(self, receipt: Receipt, elapsed: float, rng: random.Random, *, spared: int = 0) -> float | None:
