@@ -47,6 +47,7 @@ class CircuitBreaker:
         self._rng = rng
         self._closed = False  # nothing is known yet, so the first dial is a probe
         self._connected = False  # since the last failure
+        self._barred = False  # the last login was refused for good
         self._probing = False
         self._at_once = 0  # dials under way that began while the breaker was closed
         self._failing_since = 0.0
@@ -86,13 +87,20 @@ class CircuitBreaker:
         """The dial opened a session."""
         self._reported()
         self._connected = True
+        self._barred = False
         # Without a failure to forget there is nothing to be careful about.
         self._closed = self._closed or not self.failures
         if self._closed:
             self.error = None
 
     def answered(self) -> None:
-        """The server answered a MAIL, in whatever way: it is there for mail, and what failed before is forgotten."""
+        """The server answered a MAIL, in whatever way: it is there for mail, and what failed before is forgotten.
+
+        But not a refused login: who answers on a session of before says nothing of the password that others would offer
+        again, and again, until the account is locked.
+        """
+        if self._barred:
+            return
         if self.failures or not self._closed:
             self._closed = True
             self.failures, self.opens_at, self.error = 0, 0.0, None
@@ -113,6 +121,7 @@ class CircuitBreaker:
         if isinstance(error, LoginRefused) and not error.transient:
             self.failures += 1
             self.opens_at = now + LOGIN_PAUSE
+            self._barred = True
             return
         # Who dialled at the same time as the first that failed tells nothing new. If each of them doubled the pause,
         # sixteen threads would take a server's restart for a minute's absence.

@@ -64,6 +64,7 @@ class KeptConnection(Guarded):
         self.config = config
         self._rng = rng
         self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
+        self._parted = False  # its pool has no more use for it; set without the lock, once and for all
         # Everything below is guarded by sync_root.
         self._life = _Life.OPEN
         self._busy = False  # a call is under way; only its own thread can see it so
@@ -134,9 +135,30 @@ class KeptConnection(Guarded):
                 watcher = self._finish()
         join_thread(watcher, 5.0)
 
-    def _finish(self) -> threading.Thread | None:
+    def _part(self, end: Deadline) -> bool:
+        """For a pool, which does not wait for who may still use what it has to end: end the session, and for good.
+
+        Args:
+            end: by when the farewell is over.
+        Returns:
+            Whether all is closed. Else somebody holds `sync_root`, or this very thread is in the middle of a call: the
+            connection is dropped under them, they can make no other one, and `_part` is to be called again.
+        """
+        self._parted = True
+        root = self.sync_root
+        if not root._is_owned():
+            try:
+                with holding(root, Deadline.after(0)):
+                    self._finish(end)
+                return True
+            except TimedOut:
+                pass
+        self.abort()
+        return False
+
+    def _finish(self, end: Deadline = NEVER) -> threading.Thread | None:
         self._life = _Life.CLOSED
-        self._disconnect("closed")
+        self._disconnect("closed", end)
         return self._watch.stop() if self._watch is not None else None
 
     def __enter__(self: _T) -> _T:
@@ -161,7 +183,7 @@ class KeptConnection(Guarded):
                     self._disconnect("lost")
 
     def _require_usable(self) -> None:
-        if self._life is _Life.CLOSED:
+        if self._life is _Life.CLOSED or self._parted:
             raise Closed("this client is closed")
         if self._busy:
             raise Reentered("this thread is in the middle of a call on this client")
@@ -193,6 +215,16 @@ class KeptConnection(Guarded):
                 return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
             self._disconnect(reason, end)
         return self._connect(end), True
+
+    def _still_good(self, end: Deadline) -> bool:
+        """For a pool, which asks its breaker before it dials: whether the kept connection can be trusted.
+
+        One that cannot is dropped, and no other one is made.
+        """
+        with self._call(end):
+            if self._smtp is not None and (reason := self._why_replace(self._smtp, end)) is not None:
+                self._disconnect(reason, end)
+            return self._smtp is not None
 
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
         if now() >= self._expires_at:
