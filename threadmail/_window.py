@@ -66,10 +66,10 @@ class Window:
         try:
             wire.write_chunk(lines, passage.chunk)
         except ConnectionLost as error:
-            if not wire.is_open:
-                raise
             if wire.content_left > 0:
                 transaction.phase = Phase.MAIL  # the server cannot have the last byte, and takes no part for the whole
+            if not wire.is_open:
+                raise
             self._broken = error
 
     def say_goodbye(self) -> None:

@@ -22,8 +22,8 @@ class ModelServer(Shared):
     matter even where no fault or bound depends on it.
     """
 
-    __slots__ = ("_real", "bound", "connections", "delivered", "extensions", "faults", "lockset", "most_open",
-                 "ordered", "read_timeouts", "refused")  # fmt: skip
+    __slots__ = ("_real", "answered", "bound", "connections", "delivered", "extensions", "faults", "lockset",
+                 "most_open", "ordered", "read_timeouts", "refused")  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class ModelServer(Shared):
         self.ordered = ordered or bound is not None or self.faults.by_number
         self.connections: list[Connection] = []
         self.delivered: list[Envelope] = []
+        self.answered: dict[str, str] = {}  # what was said last to RCPT of each recipient
         self.refused: list[str] = []  # senders of a content that was refused
         self.most_open = 0
 

@@ -1,26 +1,32 @@
 """The oracle: what must hold when a run is over, whatever the schedule was.
 
-For each message: exactly one stored envelope with its own sender, its own accepted recipients and its own body if it
-was reported sent, none if it was reported not sent, at most one if in doubt; its refused recipients reported to its
-own thread and no other. For each connection: no reply read by a thread that did not cause it, no foreign command
-inside a transaction, no command out of sequence. For the server: connections within the bound. Deadlock, endless runs
-and dying threads are the explorer's to notice.
+For each message and each of its recipients: one copy with the message's own sender and body if it was reported sent,
+none if it was reported not sent or refused, at most one if in doubt. The final reply that was told is one that the
+server gave to this message, a refusal the one it gave to this recipient. What is in doubt has had its end of data
+written. Each message is reported once; where somebody listens on `on_receipt`, he hears of each once, and the same. A
+receipt does not contradict itself, nor an error its receipt. For each connection: no reply read by a thread that did
+not cause it, no foreign command inside a transaction, no command out of sequence. For the server: connections within
+the bound. For the run: there was something to judge. Deadlock, endless runs and dying threads are the explorer's to
+notice. The rules that other judges share are in `tests/support/judgement.py`.
 """
 
 from __future__ import annotations
 
 import smtplib
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support import judgement
+from tests.support.judgement import FOREIGN_REFUSAL, IN_DOUBT, NOT_SENT, PARTIAL, SENT, Kind
 
 from .explore import Verdict
 from .modelserver import ModelServer
 from .smtpmodel import Envelope
 
-SENT: Final = "sent"
-NOT_SENT: Final = "not sent"
-IN_DOUBT: Final = "in doubt"
+__all__ = ["IN_DOUBT", "NOT_SENT", "SENT", "Job", "Ledger", "Report", "describe", "failed_outcome", "judge", "outcome",
+           "transcript", "verdict"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,21 +46,44 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What the sender was told about one message."""
+    """What the sender was told about one message. SENT with somebody `refused` is what receipts call PARTIAL."""
 
     outcome: str
     refused: frozenset[str] = frozenset()
     #: For a failure its kind; part of the outcome of the run.
     detail: str = ""
-    #: The server's final reply as the sender has it; checked against the stored envelope if not empty.
-    reply: str = ""
+    #: The server's final reply as the sender has it; "": he was told of none; None: this way to send does not tell.
+    reply: str | None = None
+    #: The reply to each refused recipient, where this way to send tells.
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    #: Where the receipt, or the error that was raised, contradicts itself.
+    wrong: tuple[str, ...] = ()
+    #: It was refused at the door: whoever gave it was told by an exception, and `on_receipt` need not be.
+    at_the_door: bool = False
 
     @classmethod
-    def of_receipt(cls, receipt: Any) -> Report:
-        """From an object with `outcome` (an enum), `refused`, `reply` and `error`: what the sender was told in full."""
-        outcome = SENT if receipt.outcome.value == "partial" else str(receipt.outcome.value)
+    def of_receipt(cls, receipt: Any, *, wrong: Iterable[str] = ()) -> Report:
+        """From a receipt: what the sender was told in full.
+
+        Args:
+            wrong: what else is wrong with it.
+        """
+        outcome = SENT if receipt.outcome.value == PARTIAL else str(receipt.outcome.value)
         detail = "" if outcome == SENT or receipt.error is None else describe(receipt.error)
-        return cls(outcome, frozenset(receipt.refused), detail, str(receipt.reply) if outcome == SENT else "")
+        reply = None if outcome != SENT else "" if receipt.reply is None else str(receipt.reply)
+        refusals = {name: str(said) for name, said in receipt.refused.items()}
+        contradictions = dict.fromkeys([*judgement.of_receipt(receipt), *wrong])
+        return cls(outcome, frozenset(refusals), detail, reply, refusals, tuple(contradictions))
+
+    @classmethod
+    def of_error(cls, error: Exception, *, at_the_door: bool = False) -> Report:
+        """From what was raised for one message: the error, and the receipt that it carries."""
+        ours = hasattr(error, "outcome") or not isinstance(error, (smtplib.SMTPException, OSError))
+        wrong = tuple(judgement.of_error(error)) if ours else ()  # the raw client knows no better
+        receipt = getattr(error, "receipt", None)
+        refusals = {} if receipt is None else {name: str(said) for name, said in receipt.refused.items()}
+        outcome, refused = failed_outcome(error), frozenset(refusals)
+        return cls(outcome, refused, describe(error), None, refusals, wrong, at_the_door)
 
 
 class Ledger:
@@ -64,6 +93,7 @@ class Ledger:
         self.jobs: dict[str, Job] = {}
         self.reports: dict[str, Report] = {}
         self.twice: list[str] = []
+        self.heard: dict[str, list[Report]] | None = None  # by `on_receipt`; None: nobody listens
 
     def add(self, token: str, recipients: int = 1) -> Job:
         job = self.jobs[token] = Job.make(token, recipients)
@@ -74,25 +104,36 @@ class Ledger:
             self.twice.append(job.token)
         self.reports[job.token] = report
 
-    def send(self, job: Job, sendmail: Callable[[str, list[str], bytes], Any]) -> None:
-        """Send by a function with `smtplib.SMTP.sendmail`'s interface, and report what it returned or raised."""
+    def listen(self) -> Callable[[Any], None]:
+        """A function to be given as `on_receipt`: from now on each job that is reported must be heard of, once."""
+        heard = self.heard = {}
+
+        def hear(receipt: Any) -> None:
+            heard.setdefault(receipt.sender.partition("@")[0], []).append(Report.of_receipt(receipt))
+
+        return hear
+
+    def send(self, job: Job, send: Callable[[str, list[str], bytes], Any]) -> None:
+        """Send by a function with `smtplib.SMTP.sendmail`'s interface, and report what it returned or raised.
+
+        One that returns a receipt in the place of the refused recipients is reported in full.
+        """
         try:
-            refused = sendmail(job.sender, list(job.recipients), job.content)
+            told = send(job.sender, list(job.recipients), job.content)
         except Exception as error:  # noqa: BLE001 - every way to fail is a report
-            self.report(job, Report(failed_outcome(error), detail=describe(error)))
+            self.report(job, Report.of_error(error))
         else:
-            self.report(job, Report(SENT, frozenset(refused or ())))
+            full = hasattr(told, "outcome")
+            self.report(job, Report.of_receipt(told) if full else Report(SENT, frozenset(told or ())))
 
     def send_for_receipt(self, job: Job, send: Callable[[Job], Any]) -> None:
         """Send by a function that returns a receipt, or raises an error that carries one."""
         try:
             receipt = send(job)
         except Exception as error:  # noqa: BLE001 - every way to fail is a report
-            receipt = getattr(error, "receipt", None)
-            if receipt is None:
-                self.report(job, Report(failed_outcome(error), detail=describe(error)))
-                return
-        self.report(job, Report.of_receipt(receipt))
+            self.report(job, Report.of_error(error))
+        else:
+            self.report(job, Report.of_receipt(receipt))
 
 
 def failed_outcome(error: Exception) -> str:
@@ -125,6 +166,8 @@ def judge(
         found += connection.violations
     if server.bound is not None and server.most_open > server.bound:
         found.append(f"more connections than allowed: {server.most_open}")
+    if not ledger.jobs:
+        found.append("empty: there was no message")
     allowed = tuple(failures)
     for job in ledger.jobs.values():
         report = ledger.reports.get(job.token)
@@ -134,34 +177,66 @@ def judge(
             found.append("no report")
     if ledger.twice:
         found.append("reported twice")
+    if not given_up:
+        found += _judge_heard(ledger)
     by_body = {job.content: job for job in ledger.jobs.values()}
     for envelope in server.delivered:
         found += _judge_envelope(envelope, by_body)
     return list(dict.fromkeys(found))
 
 
-def _judge_report(server: ModelServer, job: Job, report: Report, allowed: tuple[str, ...]) -> list[str]:
-    found = []
-    accepted = [name for name in job.recipients if name not in server.faults.refuse]
-    intact = [
-        envelope
-        for envelope in server.delivered
-        if (envelope.sender, envelope.recipients, envelope.body) == (job.sender, accepted, job.content)
-    ]
-    if report.outcome == SENT:
-        if not intact:
-            found.append("silent loss: reported sent, not delivered intact")
-        if report.refused != frozenset(job.recipients) - frozenset(accepted):
-            found.append("refused recipients reported wrongly")
-        if report.reply and report.reply not in [envelope.reply for envelope in intact]:
-            found.append("receipt with another message's reply")
-    elif report.outcome == NOT_SENT and intact:
-        found.append("reported not sent, but delivered")
-    if len(intact) > 1:
-        found.append("delivered twice")
+_MISCOUNTED = {
+    Kind.LOST: "silent loss: reported sent, not delivered intact",
+    Kind.TWICE: "delivered twice",
+    Kind.FALSE: "reported not sent, but delivered",
+}
+
+
+def _judge_report(server: ModelServer, job: Job, report: Report, allowed: tuple[str, ...]) -> Iterator[str]:
+    everybody = set(job.recipients)
+    own = [e for e in server.delivered if (e.sender, e.body) == (job.sender, job.content)]
+    intact = [e for e in own if set(e.recipients) <= everybody]
+    copies = Counter(name for envelope in intact for name in envelope.recipients)
+    for kind, name, _ in judgement.miscounts(job.recipients, report.outcome, report.refused, copies):
+        if kind is Kind.LOST and _last_answer(server, name)[:1] in ("4", "5") and name not in report.refused:
+            yield "refused recipients reported wrongly"
+        else:
+            yield "reported refused, but delivered" if name in report.refused else _MISCOUNTED[kind]
+    for name in sorted(report.refused):
+        answer = _last_answer(server, name)
+        if name not in job.recipients or (not copies[name] and answer[:1] not in ("4", "5")):
+            yield "refused recipients reported wrongly"
+        elif name in report.refusals and report.refusals[name] not in answer:
+            yield FOREIGN_REFUSAL
+    yield from judgement.misquotes(report.outcome, report.reply, [envelope.reply for envelope in intact] or ["\0"])
+    if report.outcome == IN_DOUBT and not copies and not _was_written(server, job):
+        yield "in doubt, though its end of data was never written"
     if report.outcome != SENT and report.detail not in allowed:
-        found.append(f"failed: {report.detail or report.outcome}")
-    return found
+        yield f"failed: {report.detail or report.outcome}"
+    yield from report.wrong
+
+
+def _last_answer(server: ModelServer, name: str) -> str:
+    """What the server said last to RCPT of this recipient; "" if it was never asked."""
+    return server.answered.get(name, "")
+
+
+def _was_written(server: ModelServer, job: Job) -> bool:
+    """Whether the client wrote the whole message on some connection, as DATA or as a chunk has it."""
+    return any(job.content + b"\r\n" in connection.written for connection in server.connections)
+
+
+def _judge_heard(ledger: Ledger) -> Iterator[str]:
+    if ledger.heard is None:
+        return
+    told = {token: report for token, report in ledger.reports.items() if not report.at_the_door}
+    counts = {token: len(reports) for token, reports in ledger.heard.items()}
+    for _, number in judgement.unheard(told, counts):
+        yield "on_receipt was called twice" if number else "on_receipt was never called"
+    for token, reports in ledger.heard.items():
+        if token in told and any(heard.outcome != told[token].outcome for heard in reports):
+            yield "on_receipt was told another outcome"
+        yield from (wrong for heard in reports for wrong in heard.wrong)
 
 
 def _judge_envelope(envelope: Envelope, by_body: Mapping[bytes, Job]) -> list[str]:

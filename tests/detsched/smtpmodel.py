@@ -81,7 +81,7 @@ class Connection(Shared):
 
     __slots__ = ("_chunk_left", "_command_count", "_data", "_envelope", "_partial", "_partial_owner", "_state",
                  "_stored", "closed", "eof", "lockset", "number", "owner", "replies", "server", "transcript",
-                 "violations")  # fmt: skip
+                 "violations", "written")  # fmt: skip
 
     def __init__(self, server: ModelServer, name: str, number: int) -> None:
         super().__init__(name)
@@ -91,6 +91,7 @@ class Connection(Shared):
         self.eof = False  # by the server, or a shutdown
         self.transcript: list[tuple[str, str, str]] = []
         self.violations: list[str] = []
+        self.written = bytearray()  # by the client, all of it: what was answered is another question
         # The thread whose transaction is open, and the locks that were held at every use of the connection so far.
         self.owner: Task | None = None
         self.lockset: set[Shared] | None = None
@@ -122,6 +123,7 @@ class Connection(Shared):
 
     def feed(self, data: bytes, who: Task | None, cause: int) -> None:
         """Bytes from the client, sent by thread `who` in event `cause`."""
+        self.written += data
         if self._partial and who is not self._partial_owner:
             self.violate("two threads in one line")
         data, self._partial_owner = self._partial + data, who
@@ -161,6 +163,8 @@ class Connection(Shared):
         verb, _, argument = text.partition(" ")
         handler = _COMMANDS.get(verb.upper())
         answer = handler(self, argument, who) if handler is not None else "500 5.5.2 unknown command"
+        if verb.upper() == "RCPT":
+            self.server.answered[argument[3:].strip("<> ")] = answer
         for reply in answer.split("\n") if answer else ():
             self.reply(reply, who, cause)
         if answer.startswith("50"):
@@ -251,7 +255,7 @@ class Connection(Shared):
             return "503 5.5.1 need MAIL"
         address = argument[3:].strip("<> ")
         if address in self.server.faults.refuse:
-            return "550 5.1.1 no such user"
+            return f"550 5.1.1 no such user: {address}"
         self._state = "rcpt"
         self._envelope.recipients.append(address)
         return "250 2.1.5 recipient ok"

@@ -76,9 +76,9 @@ def orders(threads: int, messages: int) -> int:
     return int(math.factorial(threads * messages) // math.factorial(messages) ** threads)
 
 
-def by_envelope(send: Callable[[Envelope], Receipt]) -> Callable[[str, list[str], bytes], list[str]]:
-    """A `send` of the product as a function like `sendmail`: what was refused comes back."""
-    return lambda sender, recipients, content: list(send(Envelope(sender, recipients, content)).refused)
+def by_envelope(send: Callable[[Envelope], Receipt]) -> Callable[[str, list[str], bytes], Receipt]:
+    """A `send` of the product that is called like `sendmail`; the receipt comes back, and is judged in full."""
+    return lambda sender, recipients, content: send(Envelope(sender, recipients, content))
 
 
 @contextlib.contextmanager

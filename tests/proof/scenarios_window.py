@@ -58,7 +58,7 @@ SCENARIOS = [
     windowed("the one behind cancelled", 14, 1, 3, cancel(1), failures=["cancelled"]),
     windowed("the one behind called off", 55, 1, 3, abort(1), failures=_DOUBT),
     windowed("the one ahead called off", 45, 1, 3, abort(0), failures=_DOUBT),
-    windowed("both called off", 708, 1, 2, abort(0), abort(1), failures=_DOUBT),
+    windowed("both called off", 728, 1, 2, abort(0), abort(1), failures=_DOUBT),
     windowed("closed, and the queue worked off", 11, 1, 2, close(drain=True)),
     windowed("closed", 108, 1, 3, close(), failures=["Closed"]),
     windowed("closed in a hurry", 1013, 1, 2, close(timeout=1.0), failures=(*ENDED, *LOST), timeouts=1),

@@ -21,7 +21,6 @@ from threadmail._crew import Crew
 from threadmail._desk import Desk
 from threadmail._dispatch import Dispatcher
 from threadmail._guard import BornAnew, Guarded
-from threadmail._lane import Lane
 from threadmail.pool import ClientPool
 from threadmail.smtp import _Client
 
@@ -186,14 +185,6 @@ FOUND = [
         "failed: AssertionError",
     ),
 ]
-
-
-def test_a_lane_that_asks_without_the_lock_who_was_called_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It told of one that was lost with its connection, and of one that was called off meanwhile, as chance would."""
-    told = "job.transaction.receipt()"
-    Found("", Lane, "_transmit", told, f"{told} if job.called_off else {told}", "", "", "").put_back(monkeypatch)
-    result = SCENARIOS["sender, window, both called off"].run()
-    assert result.data_races == frozenset({"Job.called_off"})
 
 
 @pytest.mark.parametrize("found", FOUND, ids=lambda found: found.what)

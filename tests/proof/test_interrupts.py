@@ -31,11 +31,13 @@ from threadmail._lane import Lane
 _PACKAGE = threadmail.__path__[0]
 
 #: What the interrupted moment may cost: one in the numbers, a token, the farewell of a connection (the socket of an
-#: object that nobody has is closed by the interpreter; the model's is not), a second call of `settled` (`Job.told`).
+#: object that nobody has is closed by the interpreter; the model's is not), a second call of `settled` (`Job.told`); a
+#: doubt, where it comes between the note that the end of data leaves and the write of it: nobody can do both at once.
 _COSTS = {
     "a connection was left open",
     "a job was not told of, or twice",
     "connections were counted wrongly",
+    "in doubt, though its end of data was never written",
     "more connections than allowed: 2",
     "outcomes were counted wrongly",
     "tokens were lost or won",
