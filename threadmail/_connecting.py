@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 
+from ._deadline import DeadlinePassed
 from .errors import ConnectFailed, ConnectionRefused, ConnectTimedOut, HostNotFound
 
 
@@ -40,5 +41,7 @@ def why_not_connected(exc: OSError | ValueError | OverflowError, where: str) -> 
     if isinstance(exc, ConnectionRefusedError):
         return ConnectionRefused(f"{where} refused the connection: nothing listens there", errno=exc.errno)
     if isinstance(exc, TimeoutError):
-        return ConnectTimedOut(f"{where} did not answer in time", errno=exc.errno)
+        error = ConnectTimedOut(f"{where} did not answer in time", errno=exc.errno)
+        error.deadline_passed = isinstance(exc, DeadlinePassed)
+        return error
     return ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}", errno=exc.errno)

@@ -21,6 +21,13 @@ def now() -> float:
     return time.monotonic()
 
 
+class DeadlinePassed(TimeoutError):
+    """A wait was over because the caller's deadline came, and no time-out of the config did.
+
+    Between the one who waits and the one who makes an error of ours of it; no user meets it.
+    """
+
+
 @dataclass(frozen=True)
 class Deadline:
     """A point in time by which a call is over; `Deadline()` never comes."""
@@ -52,7 +59,14 @@ class Deadline:
     def check(self, doing: str) -> None:
         """Raise TimedOut if the deadline has passed."""
         if self.passed:
-            raise TimedOut(f"the deadline passed while {doing}")
+            raise out_of_time(f"the deadline passed while {doing}")
+
+
+def out_of_time(message: str) -> TimedOut:
+    """The error for a deadline of the caller that passed."""
+    error = TimedOut(message)
+    error.deadline_passed = True
+    return error
 
 
 NEVER = Deadline()

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ._deadline import NEVER, Deadline
-from .errors import TimedOut
+from ._deadline import NEVER, Deadline, out_of_time
 
 
 class Lock(Protocol):
@@ -62,7 +61,7 @@ class _HeldInTime:
             if acquired and acquired[0]:
                 self._lock.release()
             raise
-        raise TimedOut("another thread kept this client busy until the deadline passed")
+        raise out_of_time("another thread kept this client busy until the deadline passed")
 
     if TYPE_CHECKING:
 

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from ._deadline import LONGEST, NEVER, Deadline, now
+from ._deadline import LONGEST, NEVER, Deadline, DeadlinePassed, now
 from .errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedOut
 
 #: Who waits for longer than this many seconds looks up once in so many.
@@ -66,17 +66,18 @@ class TimedSocket:
 
         Setting a time-out on a socket is a system call, which lets go of the GIL; so one that stands there is left
         where it is no longer than what is left. It may end a call too early: then nothing was sent or received, and the
-        call is made again.
+        call is made again. Where the time is up, `deadline_passed` and `DeadlinePassed` say whose patience it was.
         """
+        by_deadline = False
         while True:
             if not self.is_open:
                 raise NotConnected("there is no connection")
             if self.deadline is not NEVER:
                 left = min(self.deadline.at - now(), LONGEST)
                 if seconds is None or left < seconds:
-                    seconds = left
+                    seconds, by_deadline = left, True
             if seconds is not None and seconds <= 0.0:
-                raise ReplyTimedOut(f"{what} in time")
+                raise _timed_out(f"{what} in time", by_deadline)
             tick = self.sock.gettimeout()
             if tick != seconds and (tick is None or seconds is None or not TICK <= tick <= seconds):
                 tick = seconds if seconds is None or seconds < TICK else TICK
@@ -84,7 +85,11 @@ class TimedSocket:
             try:
                 return call(argument)
             except TimeoutError as exc:
-                if tick is None or tick == seconds or exc.errno is not None:  # the system's own has one
+                if exc.errno is not None:  # the system's own has one
+                    raise
+                if tick is None or tick == seconds:
+                    if by_deadline:
+                        raise DeadlinePassed(*exc.args) from None
                     raise
                 if seconds is not None:
                     seconds -= tick
@@ -97,5 +102,12 @@ class TimedSocket:
         if isinstance(exc, (ConnectionLost, BadReply)):
             raise exc
         if isinstance(exc, TimeoutError):
-            raise ReplyTimedOut(f"{what}: the server did not respond in time") from exc
+            by_deadline = isinstance(exc, DeadlinePassed)
+            raise _timed_out(f"{what}: the server did not respond in time", by_deadline) from exc
         raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
+
+
+def _timed_out(message: str, by_deadline: bool) -> ReplyTimedOut:
+    error = ReplyTimedOut(message)
+    error.deadline_passed = by_deadline
+    return error

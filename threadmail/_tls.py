@@ -23,12 +23,14 @@ def wrap_tls(
     publish: Callable[[ssl.SSLSocket], None] | None = None,
     *,
     offered: bool = False,
+    by_deadline: bool = False,
 ) -> ssl.SSLSocket:
     """Do the TLS handshake within `limit`; on any failure `sock` is closed.
 
     Args:
         publish: called with the TLS socket before the handshake, for whoever may want to end it.
         offered: the server has just said that it speaks TLS.
+        by_deadline: whether `limit` is the caller's deadline and no time-out of the config.
     Raises:
         TLSFailed: permanent where the certificate is at fault, with the cause in words.
     """
@@ -52,7 +54,9 @@ def wrap_tls(
         # A port that does not speak TLS will not learn it; everything else may have been bad luck.
         stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
         cause = _tls_cause(exc, stranger)
-        raise TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger) from exc
+        error = TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger)
+        error.deadline_passed = by_deadline and isinstance(exc, TimeoutError) and exc.errno is None
+        raise error from exc
     except BaseException:
         sock.close()
         raise

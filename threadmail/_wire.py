@@ -318,7 +318,8 @@ class Wire(TimedSocket):
         limit = self.deadline.within(self.timeouts.connect)
         self.rest()
         try:
-            return wrap_tls(self.sock, context, hostname, limit, self._replace, offered=offered)
+            mine = limit is self.deadline
+            return wrap_tls(self.sock, context, hostname, limit, self._replace, offered=offered, by_deadline=mine)
         except BaseException as exc:
             self.close()
             if self.aborted and isinstance(exc, OSError):

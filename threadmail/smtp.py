@@ -12,11 +12,13 @@ import smtplib
 import socket
 import ssl
 import sys
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from . import _login
 from ._connecting import tls_context, why_not_connected
-from ._deadline import NEVER, Deadline
+from ._deadline import NEVER, Deadline, DeadlinePassed
 from ._dialogue import UNSET, Answer
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
 from ._mailing import Mailing
@@ -37,6 +39,8 @@ from .errors import (
 )
 
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+_T = TypeVar("_T")
 
 
 class _Client(Mailing):
@@ -108,7 +112,9 @@ class _Client(Mailing):
             try:
                 answer = self.getreply()
             except ReplyTimedOut as error:
-                raise ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting") from error
+                silent = ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting")
+                silent.deadline_passed = error.deadline_passed
+                raise silent from error
             except BadReply as error:
                 stranger = BadReply(f"{host}:{port} is no SMTP server: {error}", phase=Phase.CONNECT)
                 stranger.transient = False
@@ -145,20 +151,22 @@ class _Client(Mailing):
             timeout: seconds for the lookup of the name, and for each address.
             end: when all of it must be over.
         """
-        places = addresses(host, port, self._new_waiter, end.within(timeout))
+        places = _in_time(lambda limit: addresses(host, port, self._new_waiter, limit), end, timeout)
         while True:
             place = places.pop(0)
-            left = end.within(timeout).remaining()
-            if left == 0.0:
-                raise TimeoutError("the deadline passed")
+            if end.passed:
+                raise DeadlinePassed("the deadline passed")
             try:
                 # An address at a time: given the name, it would allow each address the time that is left for all.
-                return socket.create_connection(place, left, self.source_address)
+                return _in_time(partial(self._reach, place), end, timeout)
             except OSError:
                 if not places:
                     raise
                 if self._abort_requested:
                     raise CalledOff from None
+
+    def _reach(self, place: tuple[str, int], limit: Deadline) -> socket.socket:
+        return socket.create_connection(place, _seconds(limit), self.source_address)
 
     def _new_waiter(self) -> Waiter:
         waiter = self._waiter = Waiter()  # from here on abort() reaches it
@@ -288,6 +296,27 @@ class _Client(Mailing):
             super().__exit__(*exc)
 
 
+def _in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None) -> _T:
+    """What `work(limit)` comes to, which must be over after `seconds`, or at `end` where that is sooner.
+
+    Raises:
+        DeadlinePassed: time was up, and it was that of `end`.
+    """
+    limit = end.within(seconds)
+    try:
+        return work(limit)
+    except TimeoutError as exc:
+        if limit is end and end is not NEVER and exc.errno is None:  # the system's own has one
+            raise DeadlinePassed(*exc.args) from None
+        raise
+
+
+def _seconds(limit: Deadline) -> float | None:
+    """What is left, as a socket takes it: there 0 means "do not block"."""
+    left = limit.remaining()
+    return 0.001 if left == 0.0 else left
+
+
 class SMTP(_Client):
     """`smtplib.SMTP` that threads can share."""
 
@@ -346,9 +375,13 @@ class LMTP(_Client, smtplib.LMTP):
         if not host.startswith("/"):
             return _Client._dial(self, host, port, timeout, end)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(end.within(timeout).remaining() or 0.001)
+
+        def reach(limit: Deadline) -> None:
+            sock.settimeout(_seconds(limit))
             sock.connect(host)
+
+        try:
+            _in_time(reach, end, timeout)
         except BaseException:
             sock.close()
             raise

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 
-from ._deadline import Deadline, now
+from ._deadline import Deadline, now, out_of_time
 from ._guard import after_fork
-from .errors import InvalidConfig, TimedOut
+from .errors import InvalidConfig
 
 
 class Throttle:
@@ -91,6 +91,6 @@ class Throttle:
         while pause := self.take():
             left = end.remaining()
             if left is not None and left < pause:
-                raise TimedOut(f"the throttle gives no token for another {pause:.1f} s")
+                raise out_of_time(f"the throttle gives no token for another {pause:.1f} s")
             with self._lock:
                 self._changed.wait(pause)
