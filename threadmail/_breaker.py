@@ -110,18 +110,25 @@ class CircuitBreaker:
         self._reported()
 
     def failed(self, error: MailError, now: float) -> None:
-        """The server did not let us in, or took a session back before it answered a MAIL.
+        """The dial did not open a session.
 
         Not for an error whose `deadline_passed` says that only the caller's patience ended: that is `gave_up`.
         """
-        was_closed, self._closed = self._closed, False
-        was_connected, self._connected = self._connected, False
+        was_closed = self._closed
         told_already = self._reported() and not was_closed
+        self._open(error, now, told_already=told_already)
+
+    def lost(self, error: MailError, now: float) -> None:
+        """The server took a session back before it answered a MAIL. Nobody owes an answer for that."""
+        self._open(error, now, told_already=False)
+
+    def _open(self, error: MailError, now: float, *, told_already: bool) -> None:
+        self._closed = False
+        was_connected, self._connected = self._connected, False
         self.error = error
         if isinstance(error, LoginRefused) and not error.transient:
             self.failures += 1
             self.opens_at = now + LOGIN_PAUSE
-            self._barred = True
             return
         # Who dialled at the same time as the first that failed tells nothing new. If each of them doubled the pause,
         # sixteen threads would take a server's restart for a minute's absence.

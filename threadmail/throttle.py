@@ -50,6 +50,16 @@ class Throttle:
             # outside that comes up where that begins would leave the lock held.
             self._changed = threading.Condition(self._lock)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it counts messages; else only `pause` has an effect."""
+        return self._rate is not None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a pause is under way. Takes no lock: who looks just before one begins has asked before it began."""
+        return bool(self._paused_until) and self._paused_until > now()
+
     def take(self) -> float:
         """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
         # Most senders are not limited, and all their lanes come by here for each message. Who looks just before a pause
