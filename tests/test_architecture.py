@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 #: From left to right. A new module needs a place here, and a sentence of its own at its head.
 ORDER = [
     *("errors", "_life", "_deadline", "_threads"),
-    *("_address", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
+    *("_address", "_address_field", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
     *("envelope", "receipt", "config", "_tls", "_socket", "_wire", "transaction", "_passage", "_window", "_delivery"),
     *("_lookup", "_guard", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle", "_breaker"),

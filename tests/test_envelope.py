@@ -219,7 +219,8 @@ def test_compat32_values_cannot_inject_a_header_or_a_body(value: str, last: bool
 @pytest.mark.parametrize("name", ["X-A: b\r\nBcc", "X-A\nBcc", "Subj ect", "", "Bcc:", "Grüße", "X\0Y"], ids=ascii)
 def test_header_names_cannot_inject_a_header(name: str) -> None:
     """A name that is no field name is refused, or it is not on the wire as something else."""
-    message = old(("From", "ann@example.org"), ("To", "bob@example.net"), (name, "eve@example.org"))
+    message = old(("From", "ann@example.org"), ("To", "bob@example.net"))
+    message.set_raw(name, "eve@example.org")  # from 3.14 on the front door is shut
     with pytest.raises(InvalidEnvelope):
         Envelope.from_message(message)
 

@@ -52,6 +52,7 @@ def generated(message: Any) -> bytes | None:
     """What the generator writes; None where it raises. It writes boundaries into the message, so it gets a copy."""
     out = io.BytesIO()
     copied = _flatten._copied(message)
+    _flatten._mind_addresses(copied, message.policy, utf8=False)
     random.seed(1)
     try:
         BytesGenerator(out, mangle_from_=False, policy=message.policy).flatten(copied, linesep="\r\n")

@@ -15,7 +15,7 @@ from email.generator import BytesGenerator
 from email.message import Message
 from typing import Any, cast
 
-from . import _plain
+from . import _address_field, _plain
 from ._message import FIELD, AnyMessage, Fields, header_length, normalise_line_ends
 from .errors import InvalidEnvelope
 
@@ -61,11 +61,14 @@ def _generated(message: AnyMessage, *, utf8: bool, before: bytes) -> bytes:
         policy = policy.clone(utf8=True)
     elif utf8:
         _write_utf8_as_it_is(copied)
+    _mind_addresses(copied, policy, utf8=utf8)
     copied.set_raw(_END, "")
     out = io.BytesIO()
     try:
         # A body line "From ..." stays what it is: to mangle it is the business of mbox files.
         BytesGenerator(out, mangle_from_=False, policy=policy).flatten(copied, linesep="\r\n")
+    except InvalidEnvelope:
+        raise
     except (MessageError, ValueError, LookupError, AttributeError, TypeError) as exc:
         # What the generator raises for messages it cannot write; newer versions also refuse injected headers here.
         raise InvalidEnvelope(f"the message cannot be written: {type(exc).__name__}: {exc}") from exc
@@ -99,6 +102,26 @@ def _write_utf8_as_it_is(message: AnyMessage) -> None:
         message.set_raw(
             name, value.encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape") if plain else value
         )
+
+
+def _mind_addresses(message: AnyMessage, policy: Any, *, utf8: bool) -> None:
+    """Have the address fields of a copy, and of its parts, written with the mailboxes that they name.
+
+    Args:
+        policy: that of the generator, which writes all parts by it.
+    """
+    if any(name.lower() in _address_field.NAMES for name in message):
+        fields = list(message.raw_items())
+        for name, _ in fields:
+            del message[name]
+        for name, value in fields:
+            if name.lower() in _address_field.NAMES:
+                value = _address_field.Written(name, value, policy, utf8=utf8)
+            message.set_raw(name, value)
+    if message.is_multipart():
+        for part in message.get_payload():
+            if isinstance(part, Message):
+                _mind_addresses(part, policy, utf8=utf8)
 
 
 def _verify_header(message: AnyMessage, content: bytes) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import _delivery, _message
 from ._address import mailbox, sender_mailbox
+from ._address_field import need_utf8
 from ._deadline import NEVER, Deadline
 from ._dialogue import Answer, Dialogue, State
 from ._flatten import flatten, message_fields
@@ -173,7 +174,7 @@ class Mailing(Dialogue):
         given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
         # As they go out: a display name is not written, and a domain has its A-label.
         bare = [sender_mailbox(from_addr), *(mailbox(r, "recipient") for r in given)]
-        international = not all(address.isascii() for address in bare)
+        international = not all(address.isascii() for address in bare) or need_utf8(fields)
         content = flatten(msg, utf8=international, fields=fields)
         with self._step(end):
             self._require_no_transaction()

@@ -21,6 +21,8 @@ from email.message import Message
 from email.policy import EmailPolicy, compat32
 from typing import Any, NamedTuple, TypeAlias
 
+from . import _address_field
+
 AnyMessage: TypeAlias = "Message[Any, Any]"
 Fields: TypeAlias = list[tuple[str, Any]]
 
@@ -68,6 +70,10 @@ _ADDRESSES = _classes(
     *(registry.SingleAddressHeader, registry.UniqueSingleAddressHeader),
 )
 _KNOWN = _AS_READ | _DATES | _ADDRESSES
+_FREE_TEXT = _classes(registry.UnstructuredHeader, registry.UniqueUnstructuredHeader)
+_ENDS_A_NAME = frozenset('()<>@,:;\\"[]')  # a dot does not, as everybody reads it (RFC 5322 §4.1, obs-phrase)
+# From 3.14 on the generator minds what came out of an encoded word, and can be asked for it.
+_has_token: Any = getattr(TokenList, "contains_token_type", None)
 _JOINED: Any = TokenList.__str__
 _PLAIN_LIST = re.compile(r"[A-Za-z0-9 .,@<>!#$%&'*+/^_`{|}~-]+")
 # Each value has a class of its own: to ask it for an attribute is to search five dictionaries that no cache holds.
@@ -264,12 +270,28 @@ def _as_written(name: str, value: Any, kind: type) -> str | None:
     state = _state(value)
     if state["_name"] != name:
         return None
+    tree = state["_parse_tree"]
     if bases in _ADDRESSES:
-        text = _unfolded(state["_parse_tree"])
+        if '"' in value and _is_hidden(tree, state["_groups"]):
+            return None
+        text = _unfolded(tree)
         return text if _PLAIN_LIST.fullmatch(text) else None
+    if bases in _FREE_TEXT:
+        if name.lower() in _address_field.NAMES:
+            return None  # mailboxes all the same
+    elif _has_token is not None and _has_token(tree, "vtext"):
+        return None
     if bases in _DATES and state["_defects"]:
         return None
     return str.__str__(value) or None  # an empty one is written without the space
+
+
+def _is_hidden(tree: Any, groups: Any) -> bool:
+    """Whether a name came out of an encoded word with what would be taken for more than a name without its quotes."""
+    if _has_token is not None and _has_token(tree, "vtext"):
+        return True
+    names = [address.display_name for group in groups for address in group.addresses]
+    return any(not _ENDS_A_NAME.isdisjoint(name) for name in (*names, *(group.display_name or "" for group in groups)))
 
 
 def _unfolded(tree: Any) -> str:
@@ -283,7 +305,10 @@ def _unfolded(tree: Any) -> str:
 
 def _folded(name: str, value: Any, rules: _Rules) -> str:
     """The field as the policy folds it, if what comes out is this one field."""
-    folded: str = rules.policy.fold_binary(name, value).decode("latin-1")
+    if name.lower() in _address_field.NAMES:
+        folded = _address_field.folded(name, value, rules.policy).encode("ascii", "surrogateescape").decode("latin-1")
+    else:
+        folded = rules.policy.fold_binary(name, value).decode("latin-1")
     match = _FOLDED.fullmatch(folded)
     if match is None or match[1].lower() != name.lower():
         raise _Unsure

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from . import _message
 from ._address import mailbox, sender_mailbox
+from ._address_field import need_utf8
 from ._content import BLOCK, Content, blocks
 from ._file import read_file
 from ._flatten import flatten, message_fields
@@ -48,12 +49,15 @@ class Envelope:
     message_id: str | None = None
     smtputf8: bool = field(default=False, repr=False)
     eight_bit: bool = field(default=False, repr=False)
+    _utf8_header: bool = field(default=False, repr=False, compare=False)  # whoever of the recipients it goes to
 
     def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
         wire = _message.without_bcc(_message.normalise_line_ends(_message.as_bytes(content), strict=strict))
         self._fill(sender, recipients, wire, wire)
 
-    def _fill(self, sender: str, recipients: Recipients, source: Content, header: bytes) -> Envelope:
+    def _fill(
+        self, sender: str, recipients: Recipients, source: Content, header: bytes, *, utf8_header: bool = False
+    ) -> Envelope:
         """Check and set everything. `header` begins with that of the message."""
         bare, to = sender_mailbox(sender), _mailboxes(recipients)
         self.__dict__.update(
@@ -61,7 +65,8 @@ class Envelope:
             recipients=to,
             source=source,
             message_id=_message.message_id(header),
-            smtputf8=not (bare.isascii() and all(map(str.isascii, to))),
+            smtputf8=utf8_header or not (bare.isascii() and all(map(str.isascii, to))),
+            _utf8_header=utf8_header,
             eight_bit=not source.isascii(),
         )
         return self
@@ -93,10 +98,12 @@ class Envelope:
         sender, recipients = _complete(fields, sender, recipients)
         bare = sender_mailbox(sender)
         to = _mailboxes(recipients)
-        utf8 = not (bare.isascii() and all(r.isascii() for r in to))
+        # The header may name somebody whom the envelope does not (RFC 6531 §3.4).
+        utf8 = not (bare.isascii() and all(r.isascii() for r in to)) or need_utf8(fields)
         before = _message.missing_fields(fields, bare)
         content = flatten(message, utf8=utf8, fields=fields, before=before)
-        return cls.__new__(cls)._fill(bare, to, content, content)
+        utf8 = utf8 and not content[: _message.header_length(content)].isascii()
+        return cls.__new__(cls)._fill(bare, to, content, content, utf8_header=utf8)
 
     @classmethod
     def from_bytes(
@@ -178,7 +185,7 @@ class Envelope:
         to = _mailboxes(recipients)
         changed = object.__new__(Envelope)
         changed.__dict__.update(self.__dict__, recipients=to)
-        changed._set("smtputf8", not (self.sender.isascii() and all(r.isascii() for r in to)))
+        changed._set("smtputf8", self._utf8_header or not (self.sender.isascii() and all(r.isascii() for r in to)))
         return changed
 
     def in_seven_bits(self) -> Envelope:

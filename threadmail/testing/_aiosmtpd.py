@@ -1,6 +1,6 @@
 """aiosmtpd, brought in without the warning that its import gives on new Pythons.
 
-Owns that import: `aiosmtpd.proxy_protocol` takes `typing.ByteString`, which is deprecated and goes with Python 3.17, and
+Owns that import: `aiosmtpd.proxy_protocol` takes `typing.ByteString`, which is deprecated and goes with Python 3.17;
 from 3.15 on to take it is a DeprecationWarning. Where warnings are errors (`-W error`, pytest's `filterwarnings`) the
 import fails, though neither we nor aiosmtpd's server use the name. Guarantees: that one warning is let go, once a
 process; every other one comes through, and the filters are what they were. Who imports aiosmtpd later finds it there.
