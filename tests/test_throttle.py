@@ -176,3 +176,182 @@ def test_threads_share_one_limit() -> None:
     for thread in threads:
         thread.join(20.0)
     assert sum(counts) == 25
+
+
+# ---------------------------------------------------------------- first come, first served
+
+
+def in_line(throttle: Throttle, count: int) -> None:
+    """Wait until so many threads stand in line."""
+    end = time.monotonic() + 10.0
+    while len(throttle._line) != count:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def waiters(t: Throttle, count: int, deadlines: dict[int, float] | None = None) -> tuple[list[Any], list[Any]]:
+    """Threads that ask one after another, and who of them was served or gave up, in that order."""
+    told: list[Any] = []
+
+    def work(i: int) -> None:
+        try:
+            t.acquire(deadline=(deadlines or {}).get(i))
+            told.append(i)
+        except TimedOut:
+            told.append(f"{i} gave up")
+
+    threads = []
+    for i in range(count):
+        threads.append(threading.Thread(target=work, args=(i,), name=f"waiter-{i}"))
+        threads[-1].start()
+        in_line(t, i + 1)
+    return threads, told
+
+
+def let(t: Throttle, threads: list[threading.Thread], told: list[Any]) -> None:
+    """Give tokens one at a time, each when the one before it has been taken."""
+    for served in range(1, len(threads) + 1):
+        t.give_back()
+        end = time.monotonic() + 10.0
+        while len(told) < served:
+            assert time.monotonic() < end, f"nobody took a token: {told}"
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(10.0)
+
+
+def test_who_asked_first_is_served_first() -> None:
+    """No thread overtakes another one, however they wake."""
+    t = Throttle(1, per=3600.0)
+    t.acquire()
+    threads, told = waiters(t, 6)
+    let(t, threads, told)
+    assert told == list(range(6))
+    assert not t._line
+    assert not t._in_line
+
+
+def test_a_deadline_that_those_ahead_leave_no_token_for_ends_at_once() -> None:
+    """Two wait for the tokens of the next two hours: a third one with ninety minutes need not wait to know."""
+    t = Throttle(1, per=3600.0)
+    t.acquire()
+    threads, told = waiters(t, 2)
+    begin = time.monotonic()
+    with pytest.raises(TimedOut, match="no token for another") as info:
+        t.acquire(deadline=5400.0)
+    assert time.monotonic() - begin < 5.0
+    assert info.value.deadline_passed
+    let(t, threads, told)
+    assert told == [0, 1]
+
+
+@pytest.mark.parametrize("impatient", [0, 1, 2])
+def test_who_gives_up_frees_the_place(impatient: int) -> None:
+    """A pause that began meanwhile outlasts one of three deadlines: its owner is gone, and those behind move up."""
+    t = Throttle(20)
+    t.acquire()
+    t.pause(0.3)
+    threads, told = waiters(t, 3, {impatient: 1.0})
+    t.pause(3600.0)
+    threads[impatient].join(10.0)
+    assert told == [f"{impatient} gave up"]
+    in_line(t, 2)
+    t._paused_until = 0.0
+    t._wake_first()
+    for thread in threads:
+        thread.join(10.0)
+    assert told[1:] == [i for i in range(3) if i != impatient]
+
+
+def test_an_exception_from_outside_leaves_no_place_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while it waits, and once more where it leaves."""
+    t = Throttle(1, per=3600.0)
+    t.acquire()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_wait", interrupted)
+    left, real = [0], t._leave
+
+    def leave(place: Any, me: int) -> None:
+        left[0] += 1
+        if left[0] == 1:
+            raise KeyboardInterrupt
+        real(place, me)
+
+    monkeypatch.setattr(t, "_leave", leave)
+    with pytest.raises(KeyboardInterrupt):
+        t.acquire()
+    assert left == [2]
+    assert not t._line
+    assert not t._in_line
+
+
+# ---------------------------------------------------------------- signal handlers and finalisers
+
+
+@pytest.mark.parametrize("inner", ["take", "give_back", "pause", "acquire"])
+@pytest.mark.parametrize("outer", ["take", "give_back", "acquire"])
+def test_any_call_may_come_in_the_middle_of_any_other(outer: str, inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal handler or the garbage collector does, on the same thread: nobody waits for itself, and the tokens
+    that come out are as many as there were."""
+    t = Throttle(1, per=3600.0, burst=10)
+    for _ in range(5):
+        t.take()
+    depth, inside = [0], list[str]()
+
+    def call(name: str) -> None:
+        getattr(t, name)(*([0.0] if name == "pause" else []))
+
+    class Interrupted(module._Bucket):
+        """The bucket is looked at in the middle of each call, under the lock."""
+
+        @property
+        def tokens(self) -> float:
+            if not depth[0]:
+                depth[0] = 1
+                call(inner)
+                inside.append(inner)
+            return self[0]
+
+    t._bucket = Interrupted(*t._bucket)
+    thread = threading.Thread(target=call, args=(outer,), name="interrupted", daemon=True)
+    thread.start()
+    thread.join(5.0)
+    assert not thread.is_alive(), "it waits for itself"
+    assert inside == [inner]
+    change = {"take": -1, "acquire": -1, "give_back": 1, "pause": 0}
+    assert taken(t, 20) == 5 + change[outer] + change[inner]
+
+
+def test_a_handler_that_interrupts_a_wait_does_not_stand_behind_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread waits in `acquire`; its signal handler acquires as well. Both get a token."""
+    t = Throttle(1, per=0.05)
+    t.acquire()
+    real, nested = module._wait, list[str]()
+
+    def wait(place: Any, seconds: float | None) -> None:
+        if not nested:
+            nested.append("asked")
+            t.acquire()
+            nested.append("served")
+        real(place, seconds)
+
+    monkeypatch.setattr(module, "_wait", wait)
+    thread = threading.Thread(target=t.acquire, name="interrupted", daemon=True)
+    thread.start()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert nested == ["asked", "served"]
+
+
+def test_what_a_schedule_asks_of_it(clock: Clock) -> None:
+    t = Throttle()
+    assert not t.is_limited
+    assert not t.is_paused(clock.time)
+    t.pause(2.0)
+    assert t.paused_until == clock.time + 2.0
+    assert t.is_paused(clock.time)
+    assert not t.is_paused(clock.time + 2.0)
+    assert Throttle(1).is_limited

@@ -1,17 +1,33 @@
 """How many messages a second.
 
 Owns `Throttle`, a token bucket that any number of threads, senders and pools may share. Guarantees: over any span of
-time no more than burst + rate x span tokens are given. Knows nothing of mail.
+time no more than burst + rate x span tokens are given; who waits in `acquire` is served in the order of asking; every
+method may be called by a signal handler or a finaliser, whatever the interrupted thread is about. Knows nothing of
+mail.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
+from collections import deque
+from typing import NamedTuple, TypeAlias
 
-from ._deadline import Deadline, now, out_of_time
+from ._deadline import LONGEST, Deadline, now, out_of_time
 from ._guard import after_fork
-from .errors import InvalidConfig
+from .errors import InvalidConfig, TimedOut
+
+
+class _Bucket(NamedTuple):
+    """How many tokens there were, and when that was."""
+
+    tokens: float
+    counted_at: float
+
+
+#: One place in the line: what is put there ends a wait.
+_Place: TypeAlias = "queue.SimpleQueue[None]"
 
 
 class Throttle:
@@ -32,8 +48,7 @@ class Throttle:
         self._burst = float(burst)
         self._pid = 0
         self.enter_child(os.getpid())
-        self._tokens = self._burst
-        self._counted_at = now()
+        self._bucket = _Bucket(self._burst, now())
         self._paused_until = 0.0
         after_fork(self)
 
@@ -44,11 +59,16 @@ class Throttle:
         """
         if self._pid != pid:
             self._pid = pid
-            # Guards tokens, when they were counted, and the pause; a leaf: nothing is called under it.
-            self._lock = threading.Lock()
-            # Taken by itself, never by way of the condition: its `__exit__` is a function, and an exception from
-            # outside that comes up where that begins would leave the lock held.
-            self._changed = threading.Condition(self._lock)
+            # Guards the bucket and the pause; a leaf: nothing is called under it that waits. Reentrant, for a signal
+            # handler may ask in the middle of it. So each change is made in one statement that nothing comes between,
+            # and what was computed from a bucket that is another one by then is computed again.
+            self._lock = threading.RLock()
+            # Who waits, in the order of asking. No lock: each operation on it is atomic, and whoever leaves wakes the
+            # one who is first then, who may be told so twice and never not at all.
+            self._line: deque[_Place] = deque()
+            self._in_line: dict[int, None] = {}  # which threads those are
+
+    # ------------------------------------------------------------ without waiting
 
     @property
     def is_limited(self) -> bool:
@@ -61,46 +81,141 @@ class Throttle:
         return bool(self._paused_until) and self._paused_until > now()
 
     def take(self) -> float:
-        """Take a token and return 0.0, or take none and return the seconds until it is worth asking again."""
-        # Most senders are not limited, and all their lanes come by here for each message. Who looks just before a pause
-        # begins has asked before it began.
+        """Take a token and return 0.0, or take none and return the seconds until it is worth asking again.
+
+        It does not look at who waits in `acquire`: who comes back after those seconds has waited as well.
+        """
+        # Most senders are not limited, and all their workers come by here for each message. Who looks just before a
+        # pause begins has asked before it began.
         if self._rate is None and not self._paused_until:
             return 0.0
         with self._lock:
-            time = now()
-            if time < self._paused_until:
-                return self._paused_until - time
-            if self._rate is None:
-                return 0.0
-            self._tokens = min(self._burst, self._tokens + (time - self._counted_at) * self._rate)
-            self._counted_at = time
-            if self._tokens >= 1.0:
-                self._tokens -= 1.0
-                return 0.0
-            return (1.0 - self._tokens) / self._rate
+            while True:
+                time, bucket = now(), self._bucket
+                pause = self._pause_for(1, bucket, time)
+                if pause or self._rate is None:
+                    return pause
+                left = _Bucket(self._counted(bucket, time) - 1.0, max(time, bucket.counted_at))
+                if self._bucket is bucket:
+                    self._bucket = left
+                    return 0.0
 
     def give_back(self) -> None:
         """Return a token that was taken for nothing."""
         with self._lock:
-            self._tokens = min(self._burst, self._tokens + 1.0)
+            while True:
+                bucket = self._bucket
+                more = _Bucket(min(self._burst, bucket.tokens + 1.0), bucket.counted_at)
+                if self._bucket is bucket:
+                    self._bucket = more
+                    break
+        self._wake_first()
 
     def pause(self, seconds: float) -> None:
         """Give no token for `seconds` from now; a longer pause that is under way stays."""
+        until = now() + seconds
         with self._lock:
-            self._paused_until = max(self._paused_until, now() + seconds)
+            if self._paused_until < until:
+                self._paused_until = until
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a rate, and not just pauses."""
+        return self._rate is not None
+
+    @property
+    def paused_until(self) -> float:
+        """Until when `pause` lets nobody pass, on the monotonic clock; perhaps over."""
+        return self._paused_until
+
+    def is_paused(self, time: float) -> bool:
+        """Whether a pause is under way at that time of the monotonic clock."""
+        return time < self._paused_until
+
+    def _counted(self, bucket: _Bucket, time: float) -> float:
+        """How many tokens there are at `time`."""
+        assert self._rate is not None
+        return min(self._burst, bucket.tokens + max(0.0, time - bucket.counted_at) * self._rate)
+
+    def _pause_for(self, count: int, bucket: _Bucket, time: float) -> float:
+        """Seconds until the last of `count` tokens will be there, if each is taken when it comes."""
+        paused = max(0.0, self._paused_until - time)
+        if self._rate is None:
+            return paused
+        lacking = count - self._counted(bucket, time + paused)
+        # Not a pause too short for any clock to notice: a token that lacks the last bit of a float is one.
+        return paused + max(0.0, lacking) / self._rate if lacking > 1e-9 else paused
+
+    # ------------------------------------------------------------ waiting
 
     def acquire(self, deadline: float | Deadline | None = None) -> None:
-        """Wait for a token.
+        """Wait for a token; first come, first served.
+
+        A signal handler that interrupts a thread in here does not stand in line behind itself: it takes the next token.
 
         Args:
             deadline: seconds this may take.
         Raises:
-            TimedOut: there will be none before the deadline.
+            TimedOut: there will be none before the deadline. Nothing was taken, and those behind move up.
         """
-        end = Deadline.after(deadline)
+        end, me = Deadline.after(deadline), threading.get_ident()
+        place: _Place = queue.SimpleQueue()
+        if me in self._in_line:
+            self._await_token(place, end)
+            return
+        if not self._line and not self.take():
+            return
+        try:
+            self._in_line[me] = None
+            ahead = len(self._line)
+            self._line.append(place)
+            self._await_turn(place, ahead, end)
+            self._await_token(place, end)
+        finally:
+            try:
+                self._leave(place, me)
+            except BaseException:
+                self._leave(place, me)  # an exception from outside came in between; those behind must not wait for it
+                raise
+
+    def _await_turn(self, place: _Place, ahead: int, end: Deadline) -> None:
+        pause = self._pause_for(ahead + 1, self._bucket, now())
+        left = end.remaining()
+        if left is not None and left < pause:
+            raise _too_late(pause)
+        while self._line[0] is not place:
+            if end.passed:
+                raise out_of_time("the throttle has others to serve first")
+            _wait(place, end.remaining())
+
+    def _await_token(self, place: _Place, end: Deadline) -> None:
         while pause := self.take():
             left = end.remaining()
             if left is not None and left < pause:
-                raise out_of_time(f"the throttle gives no token for another {pause:.1f} s")
-            with self._lock:
-                self._changed.wait(pause)
+                raise _too_late(pause)
+            _wait(place, pause)
+
+    def _leave(self, place: _Place, me: int) -> None:
+        self._in_line.pop(me, None)
+        try:
+            self._line.remove(place)
+        except ValueError:
+            pass  # done already
+        self._wake_first()
+
+    def _wake_first(self) -> None:
+        try:
+            self._line[0].put(None)
+        except IndexError:
+            pass  # nobody waits
+
+
+def _wait(place: _Place, seconds: float | None) -> None:
+    try:
+        place.get(timeout=None if seconds is None else min(seconds, LONGEST))
+    except queue.Empty:
+        pass
+
+
+def _too_late(pause: float) -> TimedOut:
+    return out_of_time(f"the throttle gives no token for another {pause:.1f} s")

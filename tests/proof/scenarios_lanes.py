@@ -123,7 +123,7 @@ class Lanes:
 
     def tokens_right(self) -> bool:
         """Each attempt takes one. One that was called off may have taken one before it was any."""
-        spent = TOKENS - self.throttle._tokens
+        spent = TOKENS - self.throttle._bucket.tokens
         attempts = sum(job.receipt.attempts for job in self.jobs if job.receipt is not None)
         spare = sum(job.called_off for job in self.jobs)
         return self.throttle._burst != TOKENS or attempts <= round(spent) <= attempts + spare

@@ -110,7 +110,7 @@ class Objects:
                 threads[-1].start()
         elif what == "locks":
             locks = [self.client.sync_root, self.pool._lock, self.sender._dispatcher._lock, self.sender._close_lock]
-            for lock in [*locks, self.throttle._changed]:
+            for lock in [*locks, self.throttle._lock]:
                 ready = threading.Event()
                 threads.append(threading.Thread(target=hold, args=(lock, ready, done), name="holder"))
                 threads[-1].start()
