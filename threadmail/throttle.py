@@ -119,18 +119,9 @@ class Throttle:
                 self._paused_until = until
 
     @property
-    def is_limited(self) -> bool:
-        """Whether there is a rate, and not just pauses."""
-        return self._rate is not None
-
-    @property
     def paused_until(self) -> float:
         """Until when `pause` lets nobody pass, on the monotonic clock; perhaps over."""
         return self._paused_until
-
-    def is_paused(self, time: float) -> bool:
-        """Whether a pause is under way at that time of the monotonic clock."""
-        return time < self._paused_until
 
     def _counted(self, bucket: _Bucket, time: float) -> float:
         """How many tokens there are at `time`."""
