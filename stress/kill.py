@@ -6,10 +6,13 @@ Each worker process sends a list of messages with a `ThreadedSender` and appends
 it has it. It is killed (SIGKILL) at a random moment and started again with what the file does not have. Then the server
 is asked, by Message-ID and by run (each process writes its number into a header).
 
-Claimed: no process sends a message twice; what is recorded as sent was accepted; what is recorded as not sent was not;
-every copy is whole. **Not claimed:** that a message is not sent twice by two processes. Between the server's acceptance
-and the record lies a moment, and a process killed in it leaves a message of which its successor knows nothing: it sends
-it again. How often that happened is printed. Only a record made before the end of data could tell (an outbox).
+Claimed: no process sends a message twice, or is told of one twice; a process that was not killed was told of each once,
+by `on_receipt` and by what it waited for, and leaves no thread; what is recorded as sent was accepted; what is recorded
+as not sent was not; every copy is whole; and at least one was killed and one sent, or nothing was shown.
+
+**Not claimed:** that a message is not sent twice by two processes. Between the server's acceptance and the record lies
+a moment, and a process killed in it leaves a message of which its successor knows nothing: it sends it again. How often
+that happened is printed. Only a record made before the end of data could tell (an outbox).
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import judgement
+from tests.support.judgement import Kind
 from threadmail import Envelope, Outcome, Receipt, ThreadedSender
 from threadmail.testing import CapturedMessage, CaptureServer
 
@@ -35,8 +40,11 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 3  # processes at once
 MESSAGES = 300  # in a list; then comes the next one
 LATEST = 0.8  # seconds after its start by which a process is killed
+FLOOR = 0.9  # of what was recorded must be recorded as sent: nothing goes wrong but that somebody is killed
 
 PATIENCE = 60.0
+UNEVEN = 3  # a process's status when it was told something else by `on_receipt` than by `send_each`
+LEFT = 4  # and when a thread is left
 
 _MARKS = re.compile(rb"^Message-ID: <(\S+)@example\.org>\r\nX-Run: (\d+)\r\n", re.MULTILINE)
 
@@ -55,20 +63,30 @@ def hash_of(name: str) -> int:
 # ---------------------------------------------------------------- the process that is killed
 
 
-def work(url: str, run: int, names: Iterable[str], record: Path) -> None:
-    """Send `names`, and append each receipt to `record` when it is there."""
+def work(url: str, run: int, names: Iterable[str], record: Path) -> int:
+    """Send `names`, and append each receipt to `record` when it is there. Returns the exit status."""
+    announced: Counter[tuple[str, Outcome]] = Counter()
+    yielded: Counter[tuple[str, Outcome]] = Counter()
     file = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def keep(receipt: Receipt) -> None:
-        name = receipt.sender.removeprefix("from-").partition("@")[0]
+        name = name_of(receipt)
+        announced[name, receipt.outcome] += 1
         os.write(file, f"{run} {name} {receipt.outcome.name}\n".encode())
         os.fsync(file)
 
     with ThreadedSender(url, workers=3, on_receipt=keep) as sender:
         print("ready", flush=True)
-        for _ in sender.send_each(letter(name, run) for name in names):
-            pass
+        for receipt in sender.send_each(letter(name, run) for name in names):
+            yielded[name_of(receipt), receipt.outcome] += 1
     os.close(file)
+    if announced != yielded:
+        return UNEVEN
+    return LEFT if threading.active_count() > 1 else 0
+
+
+def name_of(receipt: Receipt) -> str:
+    return receipt.sender.removeprefix("from-").partition("@")[0]
 
 
 # ---------------------------------------------------------------- the one who kills
@@ -83,6 +101,7 @@ class Tally:
     records: list[Path] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    finished: dict[int, tuple[str, ...]] = field(default_factory=dict)  # runs that ended in peace, and what they had
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next_run(self) -> int:
@@ -91,12 +110,12 @@ class Tally:
             return self.runs
 
 
-def settled(record: Path) -> dict[tuple[str, int], Outcome]:
-    """What a file has, by name and run. A line that a kill cut short says nothing."""
+def settled(record: Path) -> dict[tuple[str, int], list[Outcome]]:
+    """What a file has, by name and run, all of it. A line that a kill cut short says nothing."""
     lines = record.read_text().split("\n")[:-1] if record.exists() else []
-    found = {}
+    found: dict[tuple[str, int], list[Outcome]] = {}
     for run, name, outcome in (line.split() for line in lines):
-        found[name, int(run)] = Outcome[outcome]
+        found.setdefault((name, int(run)), []).append(Outcome[outcome])
     return found
 
 
@@ -136,6 +155,9 @@ def one_run(url: str, names: Sequence[str], record: Path, t: Tally, life: float 
         except subprocess.TimeoutExpired:
             process.kill()
             status = "a hang"
+    if status == 0:
+        with t.lock:
+            t.finished[run] = tuple(names)
     if status in (0, -9):
         return True
     with t.lock:
@@ -164,18 +186,29 @@ def judge(arrived: Sequence[CapturedMessage], t: Tally) -> tuple[list[str], str]
             expected.content,
         ):
             wrong.append(f"{name} of run {run} is not whole")
-    told = {key: outcome for record in t.records for key, outcome in settled(record).items()}
+    told = {key: outcomes for record in t.records for key, outcomes in settled(record).items()}
+    for (name, run), outcomes in told.items():
+        if len(outcomes) > 1:
+            wrong.append(f"{name} of run {run} was told {len(outcomes)} times: {[o.value for o in outcomes]}")
+        number = {name: copies[name, run]}
+        for kind, _, _ in judgement.miscounts([name], outcomes[-1].value, [], number):
+            if kind is not Kind.TWICE:
+                how = "did not arrive" if kind is Kind.LOST else "arrived"
+                wrong.append(f"{name} of run {run} is recorded as {outcomes[-1].value}, and {how}")
     wrong += [f"{name} arrived {count} times from run {run}" for (name, run), count in copies.items() if count > 1]
-    for (name, run), outcome in told.items():
-        if outcome is Outcome.SENT and copies[name, run] == 0:
-            wrong.append(f"{name} of run {run} is recorded as sent, and did not arrive")
-        if outcome is Outcome.NOT_SENT and copies[name, run] > 0:
-            wrong.append(f"{name} of run {run} is recorded as not sent, and arrived")
+    for run, names in t.finished.items():
+        heard = {name: len(told.get((name, run), [])) for name in names}
+        wrong += [f"{name} of run {run} was never told" for name, count in judgement.unheard(names, heard) if not count]
+    doubts = sum(Outcome.IN_DOUBT in outcomes for outcomes in told.values())
+    wrong += judgement.unexplained(doubts, 0)  # whoever is killed records nothing more, and nothing else goes wrong
+    if not t.kills:
+        wrong.append("empty: nobody was killed")
+    wrong += judgement.too_few(Counter(outcomes[-1].value for outcomes in told.values()), FLOOR)
     by_name = Counter(name for (name, _), count in copies.items() if count)
     lost = [name for name in t.names if not by_name[name]]
     wrong += [f"{name} never arrived, though a run was left to finish its list" for name in lost if not t.violations]
     unknown = sum(key not in told for key, count in copies.items() if count)
-    counts = Counter(outcome.value for outcome in told.values())
+    counts = Counter(outcome.value for outcomes in told.values() for outcome in outcomes)
     figures = (
         f"{t.runs} runs, {t.kills} kills; {len(t.names):,} messages; recorded: "
         + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
@@ -194,6 +227,7 @@ def kill(seconds: float, seed: int) -> int:
                 target=kill_and_restart,
                 args=(server.url, number, Path(folder), random.Random(f"{seed}/{number}"), over, t),
                 name=f"killer-{number}",
+                daemon=True,
             )
             for number in range(WORKERS)
         ]
@@ -203,6 +237,7 @@ def kill(seconds: float, seed: int) -> int:
         over.set()
         for killer in killers:
             killer.join(2 * PATIENCE)
+        t.violations += [f"{killer.name} hangs" for killer in killers if killer.is_alive()]
         wrong, figures = judge(server.messages, t)
     print(figures)
     print("".join(f"  {line}\n" for line in wrong[:20]), end="")
@@ -218,8 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.work is not None:
         url, run, record = options.work
-        work(url, int(run), sys.stdin.read().split(), Path(record))
-        return 0
+        return work(url, int(run), sys.stdin.read().split(), Path(record))
     return 1 if kill(options.seconds, options.seed) else 0
 
 

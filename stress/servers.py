@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.support.naming import NamingServer, naming
 from threadmail import RetryPolicy, Timeouts
-from threadmail.testing import CaptureServer
 
 from .ledger import DEFERRED, REFUSED, Arrived
 from .storm import Storm
@@ -31,6 +31,7 @@ class Server(Protocol):
         patience: how a sender is to try again.
         faulty: whether messages are refused by chance.
         struck: what went wrong by this server's doing, complete when `arrived` has returned.
+        hit: connections with a message on them that this server (or what is before it) may have ended, at most, so far.
     """
 
     host: str
@@ -39,6 +40,7 @@ class Server(Protocol):
     patience: RetryPolicy
     faulty: bool
     struck: Counter[str]
+    hit: int
 
     def __enter__(self) -> Server: ...
     def __exit__(self, *exc: object) -> None: ...
@@ -61,15 +63,16 @@ class _Plain:
     def __init__(self) -> None:
         self.faulty = True
         self.struck: Counter[str] = Counter()
+        self.hit = 0
 
 
 class Aiosmtpd(_Plain):
-    """`CaptureServer`, which drops connections on demand and refuses some messages at the last moment."""
+    """`NamingServer`, which drops connections on demand and refuses some messages at the last moment."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
         self._rng = rng  # used on the server's thread only
-        self._server = CaptureServer(on_recipient=self._refuse, on_message=self._refuse_message)
+        self._server = NamingServer(on_recipient=self._refuse, on_message=self._refuse_message)
 
     def __enter__(self) -> Aiosmtpd:
         self._server.start()
@@ -81,18 +84,21 @@ class Aiosmtpd(_Plain):
 
     def _refuse(self, recipient: str) -> str | None:
         domain = recipient.rpartition("@")[2]
-        return {REFUSED: "550 5.1.1 nobody here", DEFERRED: "451 4.2.1 later"}.get(domain)
+        code, words = {REFUSED: ("550 5.1.1", "nobody here"), DEFERRED: ("451 4.2.1", "later")}.get(domain, ("", ""))
+        return naming(code, recipient, words) if code else None
 
     def _refuse_message(self, message: object) -> str | None:
         chance = self._rng.random() if self.faulty else 1.0
         return "554 5.7.1 no" if chance < 0.01 else "452 4.3.1 full" if chance < 0.03 else None
 
     def disturb(self, rng: random.Random) -> tuple[str, int]:
-        return "connection dropped by the server", self._server.drop_connections(rng.choice(["fin", "reset", "421"]))
+        dropped = self._server.drop_connections(rng.choice(["fin", "reset", "421"]))
+        self.hit += dropped
+        return "connection dropped by the server", dropped
 
     def arrived(self, at_least: int) -> list[Arrived]:
         self._server.close()  # it keeps a message before it answers, so that what was answered is there
-        return [Arrived(m.sender, m.recipients, m.content) for m in self._server.messages]
+        return [Arrived(m.sender, m.recipients, m.content, queue_id) for m, queue_id in self._server.taken]
 
 
 class RealPostfix(_Plain):
@@ -152,8 +158,8 @@ class RealExim(_Plain):
 
         super().__init__()
         rcpt = (
-            f"deny message = 550 5.1.1 nobody here\ndomains = {REFUSED}\n"
-            f"defer message = 451 4.2.1 later\ndomains = {DEFERRED}"
+            f"deny message = 550 5.1.1 <$local_part@$domain>: nobody here\ndomains = {REFUSED}\n"
+            f"defer message = 451 4.2.1 <$local_part@$domain>: later\ndomains = {DEFERRED}"
         )
         data = "defer message = 452 4.3.1 full\ncondition = ${if <{${randint:100}}{2}}"
         limits = {"smtp_accept_max_per_host": "6", "smtp_accept_max_per_connection": "20"}

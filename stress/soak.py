@@ -7,8 +7,10 @@ Round after round, threads share an `SMTP`, a `Client`, a `ClientPool` and a `Th
 once, and send messages of every shape, while recipients and messages are refused, connections dropped, calls aborted,
 deadlines missed and subjects closed under work. The interpreter switches threads every microsecond. After each round
 the ledger compares every receipt with what the server has: sent means exactly once and intact, to each accepted
-recipient; not sent means never; in doubt means at most once. No thread and no file descriptor may be left, and memory
-must not grow from round to round.
+recipient; not sent means never; in doubt means at most once. No more may be in doubt than broken connections can
+explain, and a share must have been sent at all. `on_receipt` tells of each message once. When nobody sends any more
+nothing may be leased, queued or waited for; no thread and no file descriptor may be left, and memory must not grow from
+round to round.
 
 With `--faults`, all subjects work at once, in longer rounds, before a server that is cut off at random bytes, stalls,
 greylists, ends sessions, refuses logins and is restarted (`stress/storm.py`).
@@ -54,6 +56,8 @@ GROWTH = 24.0  # MiB that it may be more in the end; the messages of one round a
 OBJECTS = 1000  # that there may be more in the end; a round makes millions
 SWITCH = 1e-6  # the interpreter's switch interval, in seconds
 DEADLINES = (0.0005, 0.002, 0.01, 0.05)  # seconds; one in twelve messages has one
+FLOOR = 0.25  # of the messages of a round must be sent; in the worst storm about half of them are
+LEAST = 5  # messages of a round, or it says nothing
 STDERR = 2  # also where a test has replaced sys.stderr
 SHOWN = 20  # violations of a round to print
 
@@ -66,7 +70,7 @@ class Round:
         self._server = server
         self._rng = random.Random(seed)
         self._calm = names == [RawSMTP.name]
-        self.ledger = Ledger(calm=self._calm)
+        self.ledger = Ledger(calm=self._calm, floor=FLOOR, least=LEAST)
         server.faulty = not self._calm
         self._subjects = [SUBJECTS[name](server, self._rng, self.ledger) for name in names]
         self._stop = threading.Event()
@@ -87,10 +91,20 @@ class Round:
         for subject in early:
             self._guarded(subject.close)
             self.ledger.count("closed under work")
+            self.ledger.may_doubt(subject.connections)
         self._stop.set()
         _join(workers)
         for subject in self._subjects:
-            self._guarded(subject.close)
+            self._guarded(self._end, subject)
+
+    def _end(self, subject: Subject) -> None:
+        """Close it when nobody uses it any more: then and thereafter nothing may be left of their use."""
+        for when, act in (("when its callers are gone", None), ("when it is closed", subject.close)):
+            if act is not None:
+                act()
+            for what, number in subject.left().items():
+                if number:
+                    self.ledger.violated(f"{subject.name}: {number} {what} left {when}")
 
     def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
         try:
@@ -105,7 +119,7 @@ class Round:
             message += 1
             envelope = make_envelope(rng, f"{subject.name}{number}-{message}")
             deadline = rng.choice(DEADLINES) if not self._calm and rng.random() < 1 / 12 else None
-            self.ledger.hand_in(envelope)
+            self.ledger.hand_in(envelope, announced=subject.announces, hurried=deadline is not None)
             try:
                 fate = subject.send(envelope, deadline, rng)
             except MailError as error:
@@ -163,6 +177,7 @@ def soak_round(
         sending.run()
         arrived = server.arrived(sending.ledger.surely_arrived())
         sending.ledger.faults.update(server.struck)
+        sending.ledger.may_doubt(server.hit)
     violations = sending.ledger.judge(arrived)
     left = [thread for thread in threading.enumerate() if thread not in threads]
     for thread in left:

@@ -1,6 +1,6 @@
 """The soak's worst server: one that is alive, and everything between it and the client goes wrong.
 
-Owns a `CaptureServer` that limits connections, greylists, refuses logins and is restarted, the `FaultProxy` before it
+Owns a `NamingServer` that limits connections, greylists, refuses logins and is restarted, the `FaultProxy` before it
 that cuts and stalls connections at random bytes, and the count of what struck. Guarantees what every server of the
 soak does: `arrived` is the whole truth, over all restarts. Each kind of fault can be left out (`FAULTS`).
 """
@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from tests.support.naming import NamingServer, naming
 from threadmail import RetryPolicy, Timeouts
-from threadmail.testing import CapturedMessage, CaptureServer
+from threadmail.testing import CapturedMessage
 from threadmail.testing.proxy import Cut, Delay, Fault, FaultProxy, Hold, Plan
 
 from .ledger import DEFERRED, REFUSED, Arrived
@@ -47,10 +48,11 @@ class Storm:
         self._rng = rng  # used on the server's thread only
         self._faults = frozenset(faults)
         self._seen: set[str] = set()
-        self._arrived: list[CapturedMessage] = []
+        self._arrived: list[Arrived] = []
         self._expired = threading.local()
         self._tokens = random.Random(rng.random())
         self.struck: Counter[str] = Counter()  # on the server's thread, but for restarts
+        self.hit = 0
         self._restarts = 0
         self._restart_at = 0.0
         # A stall for good costs a whole timeout, so it is short; a busy machine that misses it makes one fault more.
@@ -70,8 +72,8 @@ class Storm:
         self._proxy.close()
         self._server.close()
 
-    def _new_server(self, port: int) -> CaptureServer:
-        return CaptureServer(
+    def _new_server(self, port: int) -> NamingServer:
+        return NamingServer(
             port=port,
             auth={USER: PASSWORD},
             max_connections=CONNECTIONS if "421" in self._faults else None,
@@ -97,11 +99,12 @@ class Storm:
     def _judge_recipient(self, recipient: str) -> str | None:
         domain = recipient.rpartition("@")[2]
         if "refusals" in self._faults and domain in (REFUSED, DEFERRED):
-            return {REFUSED: "550 5.1.1 nobody here", DEFERRED: "451 4.2.1 later"}[domain]
+            code, words = {REFUSED: ("550 5.1.1", "nobody here"), DEFERRED: ("451 4.2.1", "later")}[domain]
+            return naming(code, recipient, words)
         if "greylist" in self._faults and recipient not in self._seen and self._rng.random() < 0.05:
             self._seen.add(recipient)
             self.struck["recipient greylisted"] += 1
-            return "451 4.7.1 Greylisted, please try again"
+            return naming("451 4.7.1", recipient, "Greylisted, please try again")
         return None
 
     def _judge_message(self, message: CapturedMessage) -> str | None:
@@ -126,17 +129,20 @@ class Storm:
         self._restart_at = self._restart_at or now + rng.uniform(*LIFE)
         if "421" not in self._faults or rng.random() < 0.8:
             return "left alone", 0
-        return "session ended with 421", self._server.drop_connections("421")
+        dropped = self._server.drop_connections("421")
+        self.hit += dropped
+        return "session ended with 421", dropped
 
     def _restart(self, rng: random.Random) -> None:
         self._keep()
+        self.hit += self._server.max_simultaneous
         time.sleep(rng.uniform(*DEATH))
         self._server = self._new_server(self._server.port)
         self._server.start()
 
     def _keep(self) -> None:
         self._server.close()
-        self._arrived += self._server.messages
+        self._arrived += [Arrived(m.sender, m.recipients, m.content, queue_id) for m, queue_id in self._server.taken]
         self.struck["connection over the limit"] += self._server.connections_refused
 
     def arrived(self, at_least: int) -> list[Arrived]:
@@ -150,5 +156,6 @@ class Storm:
                 for fault in faults:
                     if passed >= fault.after:
                         self.struck["connection cut" if isinstance(fault, Cut) else "connection stalled"] += 1
+                        self.hit += 1
         self.struck["connection refused while the server was away"] = self._proxy.connections_refused
-        return [Arrived(m.sender, m.recipients, m.content) for m in self._arrived]
+        return self._arrived

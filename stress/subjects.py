@@ -10,11 +10,24 @@ import smtplib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from typing import Protocol
 
-from threadmail import SMTP, Client, ClientPool, Envelope, Outcome, Receipt, ServerConfig, ThreadedSender
+from threadmail import (
+    SMTP,
+    Client,
+    ClientPool,
+    Closed,
+    Envelope,
+    MailError,
+    Outcome,
+    Receipt,
+    ServerConfig,
+    ThreadedSender,
+    TimedOut,
+)
 from threadmail._jobs import SendFuture
 
 from .ledger import Fate, Ledger
@@ -27,11 +40,19 @@ class Subject(Protocol):
     name: str
     #: Whether `close` ends calls that are under way, for good.
     closes_under_work: bool
+    #: Whether a callback tells of each message as well.
+    announces: bool
+    #: Connections at most, and so messages that closing it may leave in doubt.
+    connections: int
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate: ...
 
     def disturb(self, rng: random.Random) -> str:
         """Do something rude; return what."""
+        ...
+
+    def left(self) -> dict[str, int]:
+        """What there is of its callers' use, in numbers that must be 0 when nobody uses it any more."""
         ...
 
     def close(self) -> None: ...
@@ -53,14 +74,17 @@ class SharedSMTP:
     """One guarded `SMTP`; connecting again when it was dropped is its users' business, and one step under the lock."""
 
     name = "smtp"
-    closes_under_work = False
+    closes_under_work = announces = False
+    connections = 1
 
     def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
         self._where = server.host, server.port
+        self._ledger = ledger
         self._smtp = SMTP(local_hostname="soak.example.org", timeouts=server.settings["timeouts"])
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         smtp = self._smtp
+        self._ledger.not_begun(envelope)  # its errors have a receipt only where the dialogue had begun
         with smtp.sync_root:
             if smtp.sock is None:
                 smtp.connect(*self._where)
@@ -70,8 +94,12 @@ class SharedSMTP:
         return Fate.of_refused(envelope, refused)
 
     def disturb(self, rng: random.Random) -> str:
+        self._ledger.may_doubt()
         self._smtp.abort()
         return "SMTP.abort()"
+
+    def left(self) -> dict[str, int]:
+        return {}
 
     def close(self) -> None:
         self._smtp.close()
@@ -80,22 +108,31 @@ class SharedSMTP:
 class SharedClient:
     name = "client"
     closes_under_work = True
+    announces = False
+    connections = 1
 
     def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._client = Client(_config(server, rng), rng=rng)
+        self._closed = False
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         return Fate.of(self._client.send(envelope, deadline=deadline))
 
     def disturb(self, rng: random.Random) -> str:
         if rng.random() < 0.5:
+            self._ledger.may_doubt()
             self._client.abort()
             return "Client.abort()"
         self._client.close_idle()
         return "Client.close_idle()"
 
+    def left(self) -> dict[str, int]:
+        return {"connections": int(self._closed and self._client.is_connected)}
+
     def close(self) -> None:
         self._client.close(timeout=0.01)
+        self._closed = True
 
 
 class SharedPool:
@@ -103,15 +140,24 @@ class SharedPool:
 
     name = "pool"
     closes_under_work = True
+    announces = False
+    connections = POOL
 
     def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._closed = False
         self._pool = ClientPool(_config(server, rng), max_size=POOL, rng=rng)
         self._leased: deque[Client] = deque(maxlen=POOL)  # the last ones, so that aborting may come too late as well
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         if rng.random() < 0.5:
             return Fate.of(self._pool.send(envelope, deadline=deadline))
-        with self._pool.lease(timeout=deadline) as client:
+        with ExitStack() as stack:
+            try:
+                client = stack.enter_context(self._pool.lease(timeout=deadline))
+            except MailError:
+                self._ledger.not_begun(envelope)
+                raise
             self._leased.append(client)
             receipt = client.send(envelope, deadline=deadline)
             if rng.random() < 0.1:
@@ -120,18 +166,26 @@ class SharedPool:
 
     def disturb(self, rng: random.Random) -> str:
         if rng.random() < 0.7 and self._leased:
+            self._ledger.may_doubt()
             self._leased[-1].abort()
             return "abort() of a leased client"
         self._pool.close_idle()
         return "ClientPool.close_idle()"
 
+    def left(self) -> dict[str, int]:
+        stats = self._pool.stats()
+        idle = stats.idle if self._closed else max(0, stats.idle - POOL)
+        return {"clients leased": stats.leased, "threads waiting": stats.waiting, "clients idle": idle}
+
     def close(self) -> None:
         self._pool.close(timeout=0.05)
+        self._closed = True
 
 
 class SharedSender:
     name = "sender"
-    closes_under_work = True
+    closes_under_work = announces = True
+    connections = POOL
 
     def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -154,8 +208,16 @@ class SharedSender:
 
     def send(self, envelope: Envelope, deadline: float | None, rng: random.Random) -> Fate:
         if rng.random() < 0.5:
-            return Fate.of(self._sender.send(envelope, deadline=deadline))
-        future = self._sender.submit(envelope, deadline=deadline)
+            try:
+                return Fate.of(self._sender.send(envelope, deadline=deadline))
+            except (Closed, TimedOut):
+                self._ledger.turned_away(envelope)  # at the door, or later: it does not say
+                raise
+        try:
+            future = self._sender.submit(envelope, deadline=deadline)
+        except MailError:
+            self._ledger.turned_away(envelope)
+            raise
         self._futures.append(future)
         try:
             return Fate.of(future.result(PATIENCE / 2))
@@ -171,22 +233,30 @@ class SharedSender:
         if rng.random() < 0.3:
             future.cancel()
             return "cancel() of a future"
+        self._ledger.may_doubt()
         self._sender.abort(future)
         return "ThreadedSender.abort()"
 
+    def left(self) -> dict[str, int]:
+        stats = self._sender.stats()
+        return {"queued": stats.queued, "retrying": stats.retrying, "in flight": stats.in_flight}
+
     def close(self) -> None:
         self._sender.close(drain=self._drain, timeout=0.5)
+        for wrong in self._ledger.unheard(self._heard):
+            self._ledger.violated(wrong)
+
+    def _heard(self) -> Mapping[str | None, int]:
         with self._lock:
-            twice = [name for name, count in self._announced.items() if count > 1]
-        for name in twice:
-            self._ledger.violated(f"{name}: on_receipt was called twice")
+            return dict(self._announced)
 
 
 class RawSMTP:
     """The standard library's own client, as a control: what the others are spared."""
 
     name = "raw"
-    closes_under_work = False
+    closes_under_work = announces = False
+    connections = 1
 
     def __init__(self, server: Server, rng: random.Random, ledger: Ledger) -> None:
         self._where = server.host, server.port
@@ -211,6 +281,9 @@ class RawSMTP:
 
     def disturb(self, rng: random.Random) -> str:
         return ""
+
+    def left(self) -> dict[str, int]:
+        return {}
 
     def close(self) -> None:
         self._smtp.close()

@@ -191,7 +191,8 @@ class Receipt:
             recipients=self.recipients,
             accepted=accepted,
             replies={**self.replies, **later.replies},
-            reply=later.reply or self.reply,
+            # What quotes the queue id is the acceptance; a later refusal of the rest does not take it away.
+            reply=self.reply if self.accepted and not later.accepted else later.reply or self.reply,
             error=decisive.error if outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) else None,
             attempts=self.attempts + later.attempts,
             tag=self.tag if later.tag is None else later.tag,

@@ -16,10 +16,11 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tests.reliability.cutting_ways import Way
+from tests.support.naming import NamingServer
 from threadmail import Outcome
-from threadmail.testing import CaptureServer, Cut, Garble, Hold, Passage, Plan, ScriptedServer, Serve, TestCA
+from threadmail.testing import Cut, Garble, Hold, Passage, Plan, ScriptedServer, Serve, TestCA
 
-Server: TypeAlias = CaptureServer | ScriptedServer
+Server: TypeAlias = NamingServer | ScriptedServer
 Direction: TypeAlias = Literal["up", "down"]  # to the server, to the client
 
 RECIPIENTS = 2
@@ -57,11 +58,11 @@ def authority() -> TestCA:
 
 #: One line a mode. What goes over all of them takes a new one in.
 MODES = [
-    Mode("EHLO", lambda: CaptureServer(extensions=(), size_limit=None)),
-    Mode("PIPELINING", lambda: CaptureServer(extensions=("PIPELINING",), size_limit=None)),
+    Mode("EHLO", lambda: NamingServer(extensions=(), size_limit=None)),
+    Mode("PIPELINING", lambda: NamingServer(extensions=("PIPELINING",), size_limit=None)),
     Mode(
         "window of 3",
-        lambda: CaptureServer(extensions=("PIPELINING", "CHUNKING"), size_limit=None),
+        lambda: NamingServer(extensions=("PIPELINING", "CHUNKING"), size_limit=None),
         {"window": 3},
         exact=False,  # what of a window the kernel took before it saw the cut is in doubt, the rest is not
         doubts=3,
@@ -69,13 +70,13 @@ MODES = [
     Mode("HELO", lambda: ScriptedServer([Serve(replies={"EHLO": "502 5.5.1 what?"})], last="repeat")),
     Mode(
         "STARTTLS and AUTH",
-        lambda: CaptureServer(tls="starttls", ca=authority(), auth={"ada": "secret"}, require_auth=True),
+        lambda: NamingServer(tls="starttls", ca=authority(), auth={"ada": "secret"}, require_auth=True),
         exact=False,
     ),
 ]
 
 #: More content than the system's buffers take at once, in many blocks.
-LARGE = Mode("EHLO, 3 MiB", lambda: CaptureServer(extensions=(), size_limit=None), exact=False, padding=3 << 20)
+LARGE = Mode("EHLO, 3 MiB", lambda: NamingServer(extensions=(), size_limit=None), exact=False, padding=3 << 20)
 
 
 # ---------------------------------------------------------------- where things are

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from tests.reliability.cutting import Layout, Mode, Place
 from tests.reliability.cutting_ways import Fate, Other, Way
+from tests.support.naming import NamingServer
 from threadmail import Envelope, Outcome, ServerConfig, Timeouts
-from threadmail.testing import FaultProxy
+from threadmail.testing import CapturedMessage, FaultProxy
 
 CALM = 5.0  # seconds, the deadline where the fault is noticed at once
 SILENT = 0.25  # seconds, the deadline where silence has to be waited for
@@ -24,6 +27,8 @@ WORKERS = 4
 DAMAGERS = 8  # servers at once where each trial needs one for itself
 WAITERS = 24  # trials at once where most of them wait
 CARRIED = ("host", "port", "security", "username", "password", "ssl_context", "lmtp")
+
+Arrivals: TypeAlias = dict[bytes, list[tuple[CapturedMessage, str]]]  # by the first line of the content
 
 _numbers = itertools.count(1)
 
@@ -37,9 +42,10 @@ class Trial:
         connections: how many it took.
         heard: whether the end of data came out of the client on the first of them.
         spoken: the Message-IDs that went to the server, over all connections; empty where they cannot be seen.
-        arrived: how often the server took the message.
-        intact: whether each of those is the message as it was sent.
-        others: the same of the messages that went with it: what was told, and how often each arrived whole.
+        copies: how often the server took the message for each of its recipients, in their order.
+        ids: what the server's final replies to it named; empty where it names nothing.
+        intact: whether each of those copies is the message as it was sent.
+        others: the same of the messages that went with it: what was told, and the copies of it that arrived whole.
     """
 
     place: Place
@@ -49,9 +55,10 @@ class Trial:
     connections: int
     heard: bool
     spoken: frozenset[str]
-    arrived: int = 0
+    copies: tuple[int, ...] = ()
+    ids: frozenset[str] = frozenset()
     intact: bool = True
-    others: tuple[tuple[Other, int], ...] = ()
+    others: tuple[tuple[Other, tuple[int, ...], frozenset[str]], ...] = ()
 
 
 def new_envelope(padding: int) -> Envelope:
@@ -123,25 +130,58 @@ class Bench:
         with ThreadPoolExecutor(workers, "cutting") as pool:
             trials = list(pool.map(self._attempt, places))
         self._server.wait_for_connections(0)
-        contents: dict[bytes, list[bytes]] = {}
-        for message in self._server.messages:
-            contents.setdefault(_first_line(message.content), []).append(message.content)
+        arrivals: Arrivals = {}
+        for message, queue_id in self._taken():
+            arrivals.setdefault(_first_line(message.content), []).append((message, queue_id))
         for trial in trials:
-            sent = trial.envelope.content
-            taken = contents.get(_first_line(sent), [])
-            others = tuple((other, _whole(other.envelope, contents)) for other in trial.fate.others)
-            yield replace(trial, arrived=len(taken), intact=all(content == sent for content in taken), others=others)
+            sent = trial.envelope
+            taken = arrivals.get(_first_line(sent.content), [])
+            others = tuple(
+                (other, *_counted(other.envelope, _whole(other.envelope, arrivals))) for other in trial.fate.others
+            )
+            copies, ids = _counted(sent, taken)
+            intact = all(_is_whole(sent, message) for message, _ in taken)
+            yield replace(trial, copies=copies, ids=ids, intact=intact, others=others)
+
+    def _taken(self) -> list[tuple[CapturedMessage, str]]:
+        """What the server took, each with the id that its reply named, or ""."""
+        if isinstance(self._server, NamingServer):
+            return self._server.taken
+        return [(message, "") for message in self._server.messages]
 
     def run_one(self, place: Place) -> Trial:
         """A trial whose message may arrive damaged beyond recognition: whatever arrives meanwhile is it."""
         before = len(self._server.messages)
         trial = self._attempt(place)
         self._server.wait_for_connections(0)
-        return replace(trial, arrived=len(self._server.messages) - before)
+        taken = self._taken()[before:]
+        copies = Counter(recipient for message, _ in taken for recipient in message.recipients)
+        known = trial.envelope.recipients
+        damaged = sum(number for recipient, number in copies.items() if recipient not in known)
+        counts = [copies[recipient] for recipient in known]
+        # A name that nobody has is that of whoever is missing: one byte was damaged, so one name.
+        if damaged and 0 in counts:
+            counts[counts.index(0)] = damaged
+        return replace(trial, copies=tuple(counts))
 
 
-def _whole(envelope: Envelope, contents: Mapping[bytes, list[bytes]]) -> int:
-    return contents.get(_first_line(envelope.content), []).count(envelope.content)
+def _counted(
+    envelope: Envelope, taken: Sequence[tuple[CapturedMessage, str]]
+) -> tuple[tuple[int, ...], frozenset[str]]:
+    """How often each recipient has it, and what the replies to it named."""
+    copies = Counter(recipient for message, _ in taken for recipient in message.recipients)
+    ids = frozenset(queue_id for _, queue_id in taken if queue_id)
+    return tuple(copies[recipient] for recipient in envelope.recipients), ids
+
+
+def _is_whole(envelope: Envelope, message: CapturedMessage) -> bool:
+    strangers = set(message.recipients) - set(envelope.recipients)
+    return (message.sender, message.content) == (envelope.sender, envelope.content) and not strangers
+
+
+def _whole(envelope: Envelope, arrivals: Arrivals) -> list[tuple[CapturedMessage, str]]:
+    taken = arrivals.get(_first_line(envelope.content), [])
+    return [(message, queue_id) for message, queue_id in taken if _is_whole(envelope, message)]
 
 
 def _first_line(content: bytes) -> bytes:

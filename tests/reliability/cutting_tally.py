@@ -1,7 +1,8 @@
 """The judge of the every-byte runs.
 
-Owns the verdict on a trial: the outcome against what the server has, the doubt against the bytes, the time against the
-deadline; and the sum of many, one line for people.
+Owns the verdict on a trial: the outcome against what the server has for each recipient, the reply that was told against
+the one that was given, the error against its receipt, the doubt against the bytes, the time against the deadline; and
+the sum of many, one line for people, in which there must be some, and not all in doubt.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from dataclasses import dataclass, field
 
 from tests.reliability.cutting import Layout, Mode, Place, places
 from tests.reliability.cutting_bench import Bench, Trial, run_damaged
-from tests.reliability.cutting_ways import Way
-from threadmail import Outcome
+from tests.reliability.cutting_ways import Fate, Other, Way
+from tests.support import judgement
+from threadmail import Envelope, Outcome
 from threadmail.testing import Garble
 
 GIVEN_UP = (Outcome.NOT_SENT, Outcome.PARTIAL)
+MANY = 20  # trials from which on a share says something
+DOUBTFUL = 0.6  # of them at most may be in doubt where the places are drawn; near the end of data are many of them
 SLACK = 2.0  # seconds by which a loaded machine may be late
 
 
@@ -31,15 +35,17 @@ def complaints(
         doubts: messages that may be in doubt at once.
     """
     fate, fault = trial.fate, trial.place.fault
-    told = [(fate.outcome, trial.arrived), *((other.outcome, arrived) for other, arrived in trial.others)]
-    for outcome, arrived in told:
-        if arrived not in _may_arrive(outcome, 2 if way.resends else 1):
-            yield f"false: {outcome.value}, and it arrived {arrived} times"
-    if sum(outcome is Outcome.IN_DOUBT for outcome, _ in told) > doubts:
+    told = [fate.outcome, *(other.outcome for other, _, _ in trial.others)]
+    most = 2 if way.resends else 1
+    yield from _false(trial.envelope, fate, trial.copies, trial.ids, most)
+    for mate, copies, ids in trial.others:
+        yield from _false(mate.envelope, mate, copies, ids, most)
+    yield from fate.wrong
+    if told.count(Outcome.IN_DOUBT) > doubts:
         yield f"more than {doubts} in doubt"
     # Trying again takes longer than a silence may last on a loaded machine; after a cut there is time enough.
     if way.after and not trial.place.is_silent and fate.seconds < trial.deadline:
-        yield from (f"{outcome.value}, and not tried again" for outcome, _ in told if outcome in GIVEN_UP)
+        yield from (f"{outcome.value}, and not tried again" for outcome in told if outcome in GIVEN_UP)
     if not trial.intact:
         yield "it arrived damaged"
     if fate.seconds > trial.deadline + SLACK:
@@ -48,7 +54,7 @@ def complaints(
         yield "in doubt, though the end of data was not handed over"
     if isinstance(fault, Garble):
         return
-    if trial.spoken - {trial.envelope.message_id, *(other.envelope.message_id for other, _ in trial.others)}:
+    if trial.spoken - {trial.envelope.message_id, *(other.envelope.message_id for other, _, _ in trial.others)}:
         yield f"another Message-ID: {sorted(trial.spoken)}"
     # On a loaded machine the deadline may pass before the fault; or the short time-out of whoever tries again, on the
     # first connection before the fault or on the second, where there is none.
@@ -60,7 +66,7 @@ def complaints(
     if trial.place.is_silent or not in_time:
         return
     yield from _charged(fate.attempts, trial.place, layout, way, first=not way.before)
-    for number, ((other, _), itself) in enumerate(zip(trial.others, others, strict=True)):
+    for number, ((other, _, _), itself) in enumerate(zip(trial.others, others, strict=True)):
         yield from _unexpected(other.outcome, trial.place, itself, way, in_time=in_time)
         yield from _charged(other.attempts, trial.place, itself, way, first=number == 0 < way.before)
 
@@ -85,13 +91,30 @@ def _of(trial: Trial, bench: Bench) -> Iterator[str]:
     return complaints(trial, bench.layout, bench.way, exact=mode.exact, others=bench.others, doubts=mode.doubts)
 
 
-def _may_arrive(told: Outcome, copies: int) -> range:
-    return {
-        Outcome.SENT: range(1, copies + 1),
-        Outcome.PARTIAL: range(1, 2),
-        Outcome.NOT_SENT: range(1),
-        Outcome.IN_DOUBT: range(copies + 1),
-    }[told]
+def _false(
+    envelope: Envelope, told: Fate | Other, copies: Sequence[int], ids: frozenset[str], most: int
+) -> Iterator[str]:
+    """Whom it reached how often, and whose reply the receipt quotes."""
+    receipt, outcome = told.receipt, told.outcome.value
+    refused = receipt.refused if receipt is not None else told.refused if isinstance(told, Fate) else ()
+    accepted = None if receipt is None else receipt.accepted
+    own = dict(zip(envelope.recipients, copies, strict=True))
+    for miscount in judgement.miscounts(envelope.recipients, outcome, refused, own, accepted=accepted, most=most):
+        yield f"false: {outcome}, and it arrived {miscount.copies} times for {miscount.recipient}"
+    reply = None if receipt is None else str(receipt.reply or "")
+    yield from judgement.misquotes(outcome, reply, ids)
+
+
+def of_sweep(trials: int, outcomes: Counter[Outcome], *, exact: bool) -> Iterator[str]:
+    """What no single trial shows: that there were any, and that not everything is in doubt, where no place can say so.
+
+    Args:
+        exact: what must come out is known for each place, so that no trial is in doubt without need.
+    """
+    yield from judgement.too_few({outcome.value: number for outcome, number in outcomes.items()}, 0.0)
+    doubts = outcomes[Outcome.IN_DOUBT]
+    if not exact and trials >= MANY and doubts > DOUBTFUL * trials:
+        yield f"{doubts} of {trials} in doubt: the end of data is not in so many places"
 
 
 @dataclass
@@ -117,7 +140,13 @@ class Tally:
             where = places(bench.layouts, fault, sample, seed)
             # Whose message is damaged nobody can tell from the message.
             trials = run_damaged(mode, way, where) if fault == "garble" else bench.run(where)
+            before = self.trials
+            outcomes = self.outcomes.copy()
             self.add(trials, bench)
+            self.wrong += [
+                f"{mode.name}, {way.name}, {fault}: {complaint}"
+                for complaint in of_sweep(self.trials - before, self.outcomes - outcomes, exact=mode.exact)
+            ]
 
     def add(self, trials: Iterable[Trial], bench: Bench) -> None:
         """Judge trials."""

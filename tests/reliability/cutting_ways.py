@@ -9,9 +9,10 @@ import smtplib
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from tests.support import judgement
 from threadmail import (
     SMTP,
     Client,
@@ -33,6 +34,7 @@ class Other(NamedTuple):
     envelope: Envelope
     outcome: Outcome
     attempts: int = 1
+    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Fate:
     Attributes:
         handed_over: whether the end of data was about to leave at some time; None: this way does not tell.
         others: what was told of the messages that went with it, in their order.
+        receipt: what he got, or what the error had; None: this way does not give one.
+        refused: whom the server did not want, where there is no receipt to say so.
+        wrong: where receipt and error contradict each other or themselves.
     """
 
     outcome: Outcome
@@ -50,6 +55,9 @@ class Fate:
     attempts: int = 1
     handed_over: bool | None = None
     others: tuple[Other, ...] = ()
+    receipt: Receipt | None = None
+    refused: frozenset[str] = frozenset()
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,23 +82,34 @@ class Way:
     dials: bool = False
 
 
-def _told(begin: float, send: Callable[[], Receipt | Outcome], handed_over: list[Envelope] | None = None) -> Fate:
-    error, attempts, raised = "", 1, None
+def _told(
+    begin: float,
+    send: Callable[[], Receipt | Outcome],
+    handed_over: list[object] | None = None,
+    *,
+    receipt_due: bool = True,
+) -> Fate:
+    error, attempts, receipt = "", 1, None
+    wrong: list[str] = []
     try:
         told = send()
+        receipt = told if isinstance(told, Receipt) else None
     except MailError as exc:
-        told, raised, error = exc.receipt or exc.outcome, exc.outcome, f"{type(exc).__name__}: {exc}"
+        told, receipt, error = exc.outcome, exc.receipt, f"{type(exc).__name__}: {exc}"
+        wrong += judgement.of_error(exc, receipt_due=receipt_due)
     seconds = time.monotonic() - begin
-    if isinstance(told, Receipt):
-        attempts = told.attempts
-        told = told.outcome
-    assert raised in (None, told), "receipt and error contradict each other"
-    return Fate(told, seconds, error, attempts, None if handed_over is None else bool(handed_over))
+    if receipt is not None:
+        attempts = receipt.attempts
+        wrong += judgement.of_receipt(receipt)
+    outcome = told.outcome if isinstance(told, Receipt) else told
+    gone = None if handed_over is None else bool(handed_over)
+    return Fate(outcome, seconds, error, attempts, gone, receipt=receipt, wrong=tuple(dict.fromkeys(wrong)))
 
 
 def by_smtp(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
     """As code written for smtplib does."""
     smtp = SMTP(local_hostname=config.local_hostname, timeouts=config.timeouts)
+    refused: dict[str, tuple[int, bytes]] = {}
 
     def send() -> Outcome:
         with smtp.within(deadline):
@@ -99,35 +118,45 @@ def by_smtp(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
                 smtp.starttls(context=config.make_ssl_context())
             if config.username is not None and config.password is not None:
                 smtp.login(config.username, config.password)
-            refused = smtp.sendmail(envelope.sender, envelope.recipients, envelope.content)
+            refused.update(smtp.sendmail(envelope.sender, envelope.recipients, envelope.content))
         return Outcome.PARTIAL if refused else Outcome.SENT
 
-    fate = _told(time.monotonic(), send)
+    fate = _told(time.monotonic(), send, receipt_due=False)  # it may fail before there is a message
     try:
         smtp.quit()
     except MailError:
         pass
-    return fate
+    return replace(fate, refused=frozenset(refused))
 
 
 def by_client(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
     """A connection of its own."""
-    gone: list[Envelope] = []
+    gone: list[object] = []
     with Client(config) as client:
         begin = time.monotonic()
-        return _told(begin, lambda: client.transmit(envelope, deadline=deadline, before_final=gone.append), gone)
+        return _told(
+            begin,
+            lambda: client.transmit(envelope, deadline=deadline, before_final=gone.append),
+            gone,
+            receipt_due=False,
+        )
 
 
 def by_kept_client(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
     """Over a connection that has served another message, and is replaced unseen where it proves stale."""
-    gone: list[Envelope] = []
+    gone: list[object] = []
     with Client(config) as client:
         try:
             client.send(another(envelope), deadline=deadline)
         except MailError:
             pass  # under TLS nobody knows where it ends; then the second one gets a new connection
         begin = time.monotonic()
-        return _told(begin, lambda: client.transmit(envelope, deadline=deadline, before_final=gone.append), gone)
+        return _told(
+            begin,
+            lambda: client.transmit(envelope, deadline=deadline, before_final=gone.append),
+            gone,
+            receipt_due=False,
+        )
 
 
 def by_pool(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
@@ -160,8 +189,10 @@ def by_batch(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:
         begin = time.monotonic()
         report = sender.send_all(batch, deadline=deadline)
         seconds = time.monotonic() - begin
-    others = tuple(Other(batch[i], report[i].outcome, report[i].attempts) for i in (0, 2))
-    return Fate(report[1].outcome, seconds, str(report[1].error or ""), report[1].attempts, others=others)
+    others = tuple(Other(batch[i], report[i].outcome, report[i].attempts, report[i]) for i in (0, 2))
+    wrong = tuple(dict.fromkeys(complaint for receipt in report for complaint in judgement.of_receipt(receipt)))
+    own = report[1]
+    return Fate(own.outcome, seconds, str(own.error or ""), own.attempts, others=others, receipt=own, wrong=wrong)
 
 
 def by_raw_smtplib(config: ServerConfig, envelope: Envelope, deadline: float) -> Fate:

@@ -8,16 +8,13 @@ every byte of every mode in every way.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from stress import cuts
-from tests.reliability.cutting import LARGE, MODES, Layout, Mode, Place
-from tests.reliability.cutting_bench import CALM, Trial
-from tests.reliability.cutting_tally import Tally, complaints
-from tests.reliability.cutting_ways import BATCH, CLIENT, KEPT, POOL, RAW, RESENDER, SENDER, SMTP_WAY, Fate, Other, Way
-from threadmail import Envelope, Outcome
+from tests.reliability.cutting import LARGE, MODES, Mode, Place
+from tests.reliability.cutting_tally import Tally
+from tests.reliability.cutting_ways import BATCH, CLIENT, KEPT, POOL, RAW, RESENDER, SENDER, SMTP_WAY, Way
+from threadmail import Outcome
 from threadmail.testing import Cut, Hold, Plan
 
 EXACT = [mode for mode in MODES if mode.exact]
@@ -140,82 +137,7 @@ def test_the_raw_client_does_not_pass() -> None:
     assert any("false: not sent, and it arrived 1 times" in line for line in tally.wrong)
 
 
-LAYOUT = Layout(up=126, down=162, content=77, end=120, go_ahead=133, final=147, ready=78)
-BEFORE, AMID, AFTER = Place("up", Cut(77)), Place("up", Cut(100)), Place("down", Cut(147))
-ID = "<m1@a.test>"
-MESSAGE = Envelope("a@a.test", "b@b.test", f"Message-ID: {ID}\r\n\r\n")
-
-
-def trial(
-    place: Place,
-    outcome: Outcome,
-    arrived: int = 0,
-    *,
-    seconds: float = 0.1,
-    intact: bool = True,
-    spoken: tuple[str, ...] = (ID,),
-    handed_over: bool | None = None,
-) -> Trial:
-    fate = Fate(outcome, seconds, handed_over=handed_over)
-    return Trial(place, MESSAGE, fate, CALM, 1, True, frozenset(spoken), arrived, intact)
-
-
-@pytest.mark.parametrize(
-    ("found", "way", "wrong"),
-    [
-        (trial(BEFORE, Outcome.NOT_SENT), CLIENT, ""),
-        (trial(AMID, Outcome.IN_DOUBT, 1), CLIENT, ""),
-        (trial(AFTER, Outcome.SENT, 1), CLIENT, ""),
-        (trial(BEFORE, Outcome.SENT, 1), SENDER, ""),
-        (trial(AMID, Outcome.SENT, 2), RESENDER, ""),
-        (trial(Place("up", Hold(77)), Outcome.IN_DOUBT), CLIENT, ""),
-        (trial(Place("up", Hold(120)), Outcome.SENT, 1), CLIENT, ""),
-        (trial(AFTER, Outcome.SENT, 0), CLIENT, "arrived 0 times"),
-        (trial(AFTER, Outcome.SENT, 2), SENDER, "arrived 2 times"),
-        (trial(BEFORE, Outcome.NOT_SENT, 1), CLIENT, "arrived 1 times"),
-        (trial(AMID, Outcome.IN_DOUBT, 2), SENDER, "arrived 2 times"),
-        (trial(AMID, Outcome.SENT, 3), RESENDER, "arrived 3 times"),
-        (trial(AFTER, Outcome.SENT, 1, intact=False), CLIENT, "damaged"),
-        (trial(BEFORE, Outcome.NOT_SENT, seconds=8.0), CLIENT, "late"),
-        (trial(BEFORE, Outcome.IN_DOUBT), CLIENT, "the end of data cannot have left"),
-        (trial(BEFORE, Outcome.NOT_SENT), SENDER, "not sent instead of sent"),
-        (trial(AMID, Outcome.NOT_SENT), CLIENT, "not sent instead of in doubt"),
-        (trial(AFTER, Outcome.IN_DOUBT, 1), CLIENT, "in doubt instead of sent"),
-        (trial(AMID, Outcome.IN_DOUBT, handed_over=False), CLIENT, "was not handed over"),
-        (trial(BEFORE, Outcome.SENT, 1, spoken=(ID, "<m2@a.test>")), SENDER, "another Message-ID"),
-    ],
-)
-def test_the_judge_sees_what_is_wrong(found: Trial, way: Way, wrong: str) -> None:
-    """Each way in which a receipt can be false, late or too timid; and nothing where it is true."""
-    said = list(complaints(found, LAYOUT, way, exact=True))
-    assert any(wrong in line for line in said) if wrong else said == []
-
-
-EARLIER = replace(LAYOUT, content=40, end=60, go_ahead=60, final=70)
-LATER = replace(LAYOUT, content=122, end=125, go_ahead=155, final=160)
-
-
-@pytest.mark.parametrize(
-    ("place", "first", "last", "wrong"),
-    [
-        (AFTER, (Outcome.SENT, 1, 1), (Outcome.SENT, 1, 1), ""),
-        (BEFORE, (Outcome.SENT, 1, 2), (Outcome.SENT, 1, 1), ""),
-        (AFTER, (Outcome.SENT, 1, 1), (Outcome.NOT_SENT, 1, 1), "false: not sent, and it arrived 1 times"),
-        (AFTER, (Outcome.SENT, 1, 1), (Outcome.NOT_SENT, 0, 1), "not sent instead of sent"),
-        (AFTER, (Outcome.SENT, 1, 1), (Outcome.NOT_SENT, 0, 1), "not tried again"),
-        (AFTER, (Outcome.SENT, 1, 1), (Outcome.IN_DOUBT, 0, 1), "the end of data cannot have left"),
-        (AFTER, (Outcome.SENT, 1, 1), (Outcome.SENT, 1, 2), "2 attempts"),
-        (AFTER, (Outcome.IN_DOUBT, 0, 1), (Outcome.IN_DOUBT, 0, 1), "more than 1 in doubt"),
-    ],
-)
-def test_the_judge_looks_at_the_others_as_well(
-    place: Place, first: tuple[Outcome, int, int], last: tuple[Outcome, int, int], wrong: str
-) -> None:
-    """The messages that went with the one that is watched: what was told of them, how often each came, its attempts."""
-    others = tuple((Other(MESSAGE, outcome, attempts), arrived) for outcome, arrived, attempts in (first, last))
-    found = replace(trial(place, Outcome.SENT, 1), others=others)
-    said = list(complaints(found, LAYOUT, BATCH, exact=True, others=[EARLIER, LATER]))
-    assert any(wrong in line for line in said) if wrong else said == []
+BEFORE = Place("up", Cut(77))
 
 
 def test_a_place_says_where_it_is() -> None:

@@ -113,8 +113,12 @@ def of_receipt(receipt: Any) -> Iterator[str]:
         yield WITHOUT_REPLY
 
 
-def of_error(error: Any) -> Iterator[str]:
-    """Where an error that was raised for a message contradicts itself, or the receipt that it carries."""
+def of_error(error: Any, *, receipt_due: bool = True) -> Iterator[str]:
+    """Where an error that was raised for a message contradicts itself, or the receipt that it carries.
+
+    Args:
+        receipt_due: the message was handed in, so that there must be one. There must be for any that is in doubt.
+    """
     if not isinstance(error, smtplib.SMTPException):
         yield f"{type(error).__name__} is no error of ours"
         return
@@ -126,7 +130,8 @@ def of_error(error: Any) -> Iterator[str]:
     if error.transient and outcome == NOT_SENT and not error.may_resend:  # type: ignore[attr-defined]
         yield f"{name} may not be sent again, it says, and is surely not sent and transient"
     if receipt is None:
-        yield f"{name} carries no receipt"
+        if receipt_due or outcome == IN_DOUBT:
+            yield f"{name} carries no receipt"
         return
     yield from of_receipt(receipt)
     if receipt.outcome.value != outcome:
