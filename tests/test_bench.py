@@ -7,13 +7,14 @@ import random
 import re
 import smtplib
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from stress.bench import figures, growth, plan, plots, table, targets
+from stress.bench import against, figures, growth, plan, plots, table, targets
 from stress.bench.__main__ import busy_share, fetch, main
 from stress.bench.figures import Figure, Point
 from stress.bench.job import Job
@@ -393,19 +394,27 @@ def test_the_benchmark_runs(
     assert all(run.seconds > 0 and run.peak >= run.base > 0 for found in runs.values() for run in found)
 
 
-class Losing:
-    """A server that loses a message."""
+class Counting:
+    """The sink, as a server to send to."""
 
     def __init__(self, sink: Sink) -> None:
         self.host, self.port, self._sink = sink.host, sink.port, sink
-        self._lost = 0
 
     def taken(self) -> int:
-        lost, self._lost = self._lost, -1  # one too many from the second look on
-        return self._sink.messages - lost
+        return self._sink.messages
 
     def processes(self) -> list[int]:
         return []
+
+
+class Losing(Counting):
+    """A server that loses a message."""
+
+    _lost = 0
+
+    def taken(self) -> int:
+        lost, self._lost = self._lost, -1  # one too many from the second look on
+        return super().taken() - lost
 
 
 def test_a_run_in_which_a_message_came_twice_is_no_run(sink: Sink, tmp_path: Path) -> None:
@@ -454,3 +463,126 @@ def test_what_a_peer_cannot_take_is_not_measured_with_something_else(tmp_path: P
 def test_an_unknown_server_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"), serve("nowhere", Tools(tmp_path, fetch=False)):
         pass
+
+
+# Before and after ---------------------------------------------------------------------------------------------------
+
+
+def laps(*seconds: float, messages: int = 1000) -> Run:
+    """A run whose laps took so long, half of it the user's."""
+    each = tuple((lap, lap / 2, lap / 4) for lap in seconds)
+    return one(messages * len(seconds), sum(seconds), laps=each)  # type: ignore[arg-type]
+
+
+def row_of(reading: against.Reading = against.RATE) -> against.Row:
+    return against.Row(4, "x", "threadmail", Cell("core", ("threadmail",)), reading, 3)
+
+
+def taking(given: dict[str, list[Run]], order: list[str]) -> against.Take:
+    def take(row: against.Row, tree: str) -> Run:
+        order.append(tree)
+        return given[tree].pop(0)
+
+    return take
+
+
+def test_the_low_end_counts() -> None:
+    """What other work adds to some laps, however much, changes nothing; and neither does one lap that is too good."""
+    assert against.low([5.0]) == 5.0
+    assert against.low([float(n) for n in range(1, 12)]) == 2.0
+    quiet = [1.0] * 5 + [2.0] * 5
+    assert against.low(quiet) == against.low([*quiet[:5], *[99.0] * 5]) == 1.0
+    found = against.Found(row_of(), {"before": [laps(0.1, 0.1, 0.5)], "after": [laps(0.2, 0.9, 0.2)]})
+    assert found.cost("before") == pytest.approx(100.0)
+    assert found.quotient == pytest.approx(0.5)
+    assert against.CPU.of(laps(0.1, 0.2)) == pytest.approx([75.0, 150.0])
+
+
+def test_both_take_turns_and_a_good_row_needs_no_more() -> None:
+    order: list[str] = []
+    found = against.compare(row_of(), taking({"before": [laps(1.0)] * 3, "after": [laps(0.5)] * 3}, order), 3)
+    assert order == ["before", "after", "after", "before", "before", "after"]
+    assert found.quotient == pytest.approx(2.0)
+    assert (found.is_short, found.verdict, found.scatter) == (False, "kept", 0.0)
+
+
+def test_a_row_is_short_only_beyond_what_before_differs_from_itself() -> None:
+    """Three more turns, with before twice in each; its own scatter is the bound, and is told."""
+    for again, short in (([laps(1.0)] * 3, True), ([laps(1.0), laps(1.25), laps(1.0)], False)):
+        order: list[str] = []
+        before = [laps(1.0)] * 2
+        for two in again:
+            before += [laps(1.0), two] if len(before) % 4 == 2 else [two, laps(1.0)]
+        found = against.compare(row_of(), taking({"before": before, "after": [laps(1.1)] * 5}, order), 2)
+        assert order[4:] == ["before", "after", "before"] * 3
+        assert found.quotient == pytest.approx(1 / 1.1)
+        assert found.is_short is short
+        assert found.scatter == pytest.approx(0.0 if short else 0.2)
+        assert ("**short**" in found.verdict) is short
+        assert f"before against before {found.scatter:.1%}" in against.in_table([found])
+
+
+def test_a_row_that_recovers_in_further_turns_is_kept() -> None:
+    found = against.compare(
+        row_of(), taking({"before": [laps(1.0)] * 9, "after": [laps(1.5), *[laps(1.0)] * 4]}, []), 1
+    )
+    assert not found.is_short
+    assert found.verdict == "kept; before against before 0.0%"
+
+
+def test_a_row_that_fails_is_short() -> None:
+    def fail(row: against.Row, tree: str) -> Run:
+        raise RunFailed("it hung")
+
+    found = against.compare(row_of(), fail, 2)
+    assert found.is_short
+    assert "**not measured: it hung**" in against.in_table([found])
+
+
+def test_the_rows_are_those_of_the_targets() -> None:
+    rows = against.rows()
+    assert {row.number for row in rows} >= {target.number for target in targets.TARGETS}
+    assert all(PEERS[row.peer].ours and row.peer in row.cell.peers for row in rows)
+    whole = [row for row in rows if row.number == 4 and row.reading is against.CPU]
+    assert {row.cell.connections for row in whole} == {1, 8}
+    assert any(row.peer == "threadmail-client-all" for row in rows)
+    assert all(row.cell.rtt for row in rows if row.reading is against.TRIPS)
+
+
+in_a_checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout of git")
+
+
+@in_a_checkout
+def test_a_commit_is_measured_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From end to end: HEAD, checked out beside the working tree, and gone afterwards."""
+    cell = Cell("linear", ("threadmail",), "sink", 0.0, 2, messages=6, pinned=True)
+    monkeypatch.setattr(against, "rows", lambda: [against.Row(8, "tiny", "threadmail", cell, against.CPU)])
+    monkeypatch.setattr(against, "SLOWEST", 0.0)  # six messages say nothing of speed
+    monkeypatch.chdir(tmp_path)
+    before = worktrees()
+    assert main(["--against", "HEAD", "--quick", "--offline", "--seed", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| 8 \| tiny \| CPU \| [\d,.]+ us \| [\d,.]+ us \|.* kept \|$", printed, re.M)
+    assert worktrees() == before
+    assert main(["--against", "HEAD", "--part", "nothing", "--offline"]) == 1  # an empty run is none
+    with pytest.raises(SystemExit, match="worktree add"):
+        main(["--against", "no-such-commit", "--offline"])
+
+
+def worktrees() -> str:
+    command = ["git", "-C", str(ROOT), "worktree", "list"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_what_is_measured_is_what_was_meant(sink: Sink, tmp_path: Path) -> None:
+    """A folder that holds no threadmail would have another one measured in its place."""
+    (tmp_path / "x.eml").write_bytes(content(500))
+    job = Job("threadmail", sink.host, sink.port, 1, 2, str(tmp_path / "x.eml"), laps=2)
+    tools = Tools(tmp_path, fetch=False)
+    with pytest.raises(RunFailed, match="not what was to be measured"):
+        run(PEERS["threadmail"], job, Counting(sink), tools, tree=tmp_path)
+    (tmp_path / "threadmail").symlink_to(ROOT / "threadmail", target_is_directory=True)
+    found = run(PEERS["threadmail"], job, Counting(sink), tools, tree=tmp_path)
+    assert (found.messages, len(found.laps)) == (4, 2)

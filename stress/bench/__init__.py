@@ -12,6 +12,7 @@
 | `plan`, `growth` | what is measured |
 | `rounds` | rounds in shuffled order, and the results they leave |
 | `figures` | medians, paired ratios, slopes |
+| `against` | the rows of two commits, in turn |
 | `targets` | what was promised, and whether it is kept |
 | `table`, `plots` | the page and its pictures |
 """

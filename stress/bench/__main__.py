@@ -6,6 +6,7 @@
     python -m stress.bench --onto X.json            go on with a run that was cut short
     python -m stress.bench --onto X.json --part core    measure a part of it anew
     python -m stress.bench --only threadmail --only nodemailer --part speed --rtt 10 --connections 8
+    python -m stress.bench --against COMMIT         the rows that measure threadmail, beside those of another commit
 
 Peers that are not there (Django, aiosmtplib, nodemailer, Postfix with smtp-source and smtp-sink) are fetched by name
 into the folder `--cache`, with pip, npm and apt-get; nothing is installed on the machine, and who cannot be had is
@@ -27,7 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import growth, plots, table
+from . import against, growth, plots, table
 from .peers import PEERS, about
 from .plan import KIB, MIB, PROFILES, Cell, Filter, Profile, cells, minutes
 from .rounds import Bench, Results
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.fetch:
         return fetch(Tools(options.cache))
+    if options.against:
+        return against.main(options)
     earlier: Path | None = options.again
     results = Results.from_json(earlier.read_text(encoding="utf-8")) if earlier else measure(options)
     print()
@@ -244,6 +247,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help=f"default: docs/; {BUILD} for a part of the plan, with --quick and --again"
     )
     parser.add_argument("--onto", type=Path, metavar="JSON", help="go on with an earlier run, or measure parts anew")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="compare the working tree with it; ends with 1 if a row is below 0.97 of it"
+    )
     parser.add_argument("--again", type=Path, metavar="JSON", help="write the page of an earlier run anew")
     return parser
 

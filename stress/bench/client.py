@@ -53,12 +53,10 @@ def threadmail_sender(job: Job, clock: Clock) -> None:
 
     messages = _ours(job) if job.stream else list(_ours(job))
     with ThreadedSender(_config(job), workers=job.connections) as sender:
-        clock.go()
-        if job.stream:
-            sent = sum(receipt.outcome is Outcome.SENT for receipt in sender.send_each(messages))
-        else:
-            sent = sum(receipt.outcome is Outcome.SENT for receipt in sender.send_all(messages))
-        clock.stop(sent)
+        for _ in range(job.laps):
+            clock.go()
+            receipts = sender.send_each(messages) if job.stream else sender.send_all(messages)
+            clock.stop(sum(receipt.outcome is Outcome.SENT for receipt in receipts))
 
 
 def threadmail_client(job: Job, clock: Clock) -> None:
@@ -157,13 +155,14 @@ def _in_threads(job: Job, clock: Clock, messages: Sequence[Any], send: Callable[
             raise
 
     shares = [messages[i :: job.connections] for i in range(job.connections)]
-    threads = [threading.Thread(target=work, args=(s,), name=f"bench-{i}") for i, s in enumerate(shares) if s]
-    clock.go()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    clock.stop(0 if failures else len(messages))
+    for _ in range(job.laps):
+        threads = [threading.Thread(target=work, args=(s,), name=f"bench-{i}") for i, s in enumerate(shares) if s]
+        clock.go()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        clock.stop(0 if failures else len(messages))
 
 
 # ---------------------------------------------------------------------- packages
@@ -233,10 +232,10 @@ PROGRAMS: dict[str, tuple[Callable[[Job, Clock], None], str]] = {
 def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     program, module = PROGRAMS[job.peer]
-    importlib.import_module(module)
+    source = importlib.import_module(module).__file__
     clock = Clock(base=peak_kib("VmRSS"))
     program(job, clock)
-    print(json.dumps({**clock.result, "peak": peak_kib()}), flush=True)
+    print(json.dumps({**clock.result(), "peak": peak_kib(), "source": source}), flush=True)
 
 
 if __name__ == "__main__":

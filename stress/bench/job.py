@@ -7,6 +7,7 @@ it is part of every process that is measured.
 from __future__ import annotations
 
 import functools
+import gc
 import resource
 import sys
 import time
@@ -27,6 +28,7 @@ class Job:
         path: the file that holds the content.
         window: CHUNKING with so many in flight, where the peer can; None without.
         stream: make the messages as they are sent.
+        laps: how often the messages are sent, one time after another, each with the clock anew.
     """
 
     peer: str
@@ -40,6 +42,7 @@ class Job:
     window: int | None = None
     max_messages: int = 0
     stream: bool = False
+    laps: int = 1
 
     @property
     def content(self) -> bytes:
@@ -65,26 +68,36 @@ class Job:
 
 @dataclass
 class Clock:
-    """Wall time, CPU and memory of the block."""
+    """Wall time and CPU of the blocks between `go` and `stop`, and how much was sent in all of them."""
 
     base: int = 0
-    result: dict[str, float] = field(default_factory=dict)
+    sent: int = 0
+    laps: list[tuple[float, float, float]] = field(default_factory=list)  # seconds, user, system
 
     def go(self) -> None:
-        """Everything is ready: wait for the word, and start."""
-        print("ready", flush=True)
-        sys.stdin.readline()
-        self._cpu = _cpu()
+        """Everything is ready: wait for the word, the first time, and start."""
+        if self.laps:
+            gc.collect()
+        else:
+            print("ready", flush=True)
+            sys.stdin.readline()
+        self._user, self._system = _cpu()
         self._started = time.perf_counter()
 
     def stop(self, sent: int) -> None:
         seconds = time.perf_counter() - self._started
-        self.result = {"seconds": seconds, "cpu": _cpu() - self._cpu, "sent": sent, "base": self.base}
+        user, system = _cpu()
+        self.laps.append((seconds, user - self._user, system - self._system))
+        self.sent += sent
+
+    def result(self) -> dict[str, Any]:
+        seconds, user, system = map(sum, zip(*self.laps, strict=True))
+        return {"seconds": seconds, "cpu": user + system, "sent": self.sent, "base": self.base, "laps": self.laps}
 
 
-def _cpu() -> float:
+def _cpu() -> tuple[float, float]:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return used.ru_utime, used.ru_stime
 
 
 def peak_kib(field: str = "VmHWM") -> int:

@@ -77,9 +77,11 @@ PEERS = {
 }  # fmt: skip
 
 
-def command(peer: Peer, job: Job, tools: Tools) -> tuple[list[str], dict[str, str]]:
+def command(peer: Peer, job: Job, tools: Tools, tree: Path | None = None) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment of one run.
 
+    Args:
+        tree: a folder whose threadmail is measured, in place of the one beside this benchmark.
     Raises:
         Unavailable: the peer cannot be had here, or cannot do this.
     """
@@ -93,7 +95,8 @@ def command(peer: Peer, job: Job, tools: Tools) -> tuple[list[str], dict[str, st
     if peer.name == "smtp-source":
         return _smtp_source(job, tools)
     python = tools.python(peer.package) if peer.package else sys.executable
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+    path = os.pathsep.join(map(str, [tree, ROOT] if tree is not None else [ROOT]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": ""}
     return [python, "-m", "stress.bench.client", text], environment
 
 

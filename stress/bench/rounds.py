@@ -90,7 +90,8 @@ class Results:
         results.lines = {float(rtt): Checked(**found) for rtt, found in data["lines"].items()}
         for entry in data["runs"]:
             cell = Cell(**{**entry["cell"], "peers": tuple(entry["cell"]["peers"])})
-            results.runs[cell, entry["peer"]] = [Run(**one) for one in entry["runs"]]
+            runs = [{**one, "laps": tuple(map(tuple, one.get("laps", ())))} for one in entry["runs"]]
+            results.runs[cell, entry["peer"]] = [Run(**one) for one in runs]
         return results
 
 
@@ -193,16 +194,32 @@ class Bench:
         self._messages[cell, peer] = number
         return one
 
-    def _send(self, cell: Cell, peer: str, server: Server, messages: int) -> Run:
+    def once(self, cell: Cell, peer: str, messages: int, *, laps: int = 1, tree: Path | None = None) -> Run:
+        """One run outside of all rounds.
+
+        Args:
+            laps: how often the messages are sent.
+            tree: the folder whose threadmail is to be measured, if not the one beside us.
+        Raises:
+            Unavailable, RunFailed: as `run`.
+        """
+        return self._send(cell, peer, self._server(cell), messages, laps, tree)
+
+    def _send(
+        self, cell: Cell, peer: str, server: Server, messages: int, laps: int = 1, tree: Path | None = None
+    ) -> Run:
         line = self._line(cell, server)
         host, port = (line.host, line.port) if line is not None else (server.host, server.port)
         path = str(self._eml(cell.size))
-        job = Job(peer, host, port, cell.connections, messages, path, cell.form, cell.recipients, stream=cell.stream)
+        job = Job(
+            peer, host, port, cell.connections, messages, path, cell.form, cell.recipients,
+            stream=cell.stream, laps=laps,
+        )  # fmt: skip
         core = self._core if cell.pinned else None
         if line is None:
-            return run(PEERS[peer], job, server, self._tools, core)
+            return run(PEERS[peer], job, server, self._tools, core, tree)
         trips, work = line.trips, cpu_of([line.pid])
-        one = run(PEERS[peer], job, server, self._tools, core)
+        one = run(PEERS[peer], job, server, self._tools, core, tree)
         return dataclasses.replace(one, trips=line.trips - trips, wire=(cpu_of([line.pid]) - work) / one.seconds)
 
     def _server(self, cell: Cell) -> Server:

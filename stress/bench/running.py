@@ -44,6 +44,7 @@ class Run:
         trips: round trips on the delay line, if there was one.
         busy: what part of the time the server's processes were at work: near 1 for one process, the server is measured.
         wire: the same of the delay line.
+        laps: seconds, user and system CPU of each time that the messages were sent.
     """
 
     messages: int
@@ -54,6 +55,7 @@ class Run:
     busy: float = 0.0
     trips: int = 0
     wire: float = 0.0
+    laps: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def rate(self) -> float:
@@ -66,26 +68,28 @@ class Run:
         return self.cpu / self.messages
 
 
-def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = None) -> Run:
+def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = None, tree: Path | None = None) -> Run:
     """Send `job` by `peer`; `job` names the way to `server`, which may lead over a delay line.
 
+    Args:
+        tree: the folder whose threadmail is measured, if it is not the one beside us.
     Raises:
         Unavailable: the peer cannot be had, or cannot do this.
         RunFailed: it failed, hung, or not exactly its messages arrived.
     """
-    line, environment = command(peer, job, tools)
+    line, environment = command(peer, job, tools, tree)
     before, work = server.taken(), cpu_of(server.processes())
     with tempfile.TemporaryFile() as errors:
         with on_core(core):
             started = time.perf_counter()
             process = subprocess.Popen(
-                line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+                line, env=environment, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
             )
         watchdog = threading.Timer(PATIENCE + job.messages * _PATIENCE_EACH, process.kill)
         watchdog.name = "bench-watchdog"
         watchdog.start()
         try:
-            found = _talk(process, job) if peer.says else _watch(process, job, started)
+            found = _talk(process, job, tree) if peer.says else _watch(process, job, started)
         except (ValueError, OSError) as error:
             raise RunFailed(f"{peer.label}: {_why(process, errors) or error}") from error
         finally:
@@ -94,11 +98,11 @@ def run(peer: Peer, job: Job, server: Server, tools: Tools, core: int | None = N
             process.communicate()
             watchdog.join()
     busy = (cpu_of(server.processes()) - work) / found.seconds
-    _compare(server, before, job.messages, peer)
+    _compare(server, before, job.messages * job.laps, peer)
     return dataclasses.replace(found, busy=max(0.0, busy))
 
 
-def _talk(process: subprocess.Popen[bytes], job: Job) -> Run:
+def _talk(process: subprocess.Popen[bytes], job: Job, tree: Path | None) -> Run:
     assert process.stdin is not None
     assert process.stdout is not None
     if process.stdout.readline() != b"ready\n":
@@ -108,10 +112,14 @@ def _talk(process: subprocess.Popen[bytes], job: Job) -> Run:
     said = json.loads(process.stdout.readline() or b"null")
     if not said:
         raise ValueError("it ended without a word")
-    if said["sent"] != job.messages:
-        raise ValueError(f"it sent {said['sent']} of {job.messages} messages")
+    messages = job.messages * job.laps
+    if said["sent"] != messages:
+        raise ValueError(f"it sent {said['sent']} of {messages} messages")
+    if tree is not None and not Path(said["source"]).resolve().is_relative_to((tree / "threadmail").resolve()):
+        raise ValueError(f"it is not what was to be measured: {said['source']}")
     process.wait(PATIENCE)
-    return Run(job.messages, said["seconds"], said["cpu"], said["peak"] / 1024, said["base"] / 1024)
+    laps = tuple(tuple(lap) for lap in said.get("laps", ()))
+    return Run(messages, said["seconds"], said["cpu"], said["peak"] / 1024, said["base"] / 1024, laps=laps)
 
 
 def _watch(process: subprocess.Popen[bytes], job: Job, started: float) -> Run:
