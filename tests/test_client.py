@@ -36,6 +36,7 @@ from threadmail import (
     Timeouts,
     _deadline,
     _kept,
+    _opening,
 )
 from threadmail import (
     client as client_module,
@@ -76,7 +77,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     hands = Clock()
-    for module in (_deadline, _kept, client_module):
+    for module in (_deadline, _kept, _opening, client_module):
         monkeypatch.setattr(module, "now", hands)
     return hands
 

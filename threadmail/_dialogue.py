@@ -180,8 +180,14 @@ class Dialogue(Guarded, smtplib.SMTP):
         smtplib.SMTP._print_debug(self, *said)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Close without a farewell. To end a call that another thread is making, `abort()`."""
+        """Close without a farewell. To end a call that another thread is making, `abort()`.
+
+        Raises:
+            Reentered: this very thread is inside an exchange on this client, which goes on unharmed.
+        """
         with holding(self.sync_root, NEVER):
+            if self._state is State.DRIVING:
+                raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
             self._drop()
 
     def _drop(self) -> None:

@@ -92,6 +92,10 @@ class Guarded:
         """Whether this is a forked child that has not used the object yet: what it holds is still the parent's."""
         return self._pid != os.getpid()
 
+    def stand_alone(self) -> None:
+        """Have a lock that nobody else knows, instead of the owner's, who holds that now and lets go of this object."""
+        self._locks[self._pid] = threading.RLock()
+
     def enter_child(self, pid: int) -> Any:
         """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
         new_lock = threading.RLock()

@@ -3,23 +3,27 @@
 Owns one dialogue with a server for as long as its owner lives: connecting and logging in when first needed, checking a
 kept connection before it is trusted, replacing it when it is stale, worn or old, closing it when nobody uses it.
 Guarantees: having a connection and using it are one critical section; what is asked of a connection that was replaced
-had no effect on the old one; a connection made before a fork is never spoken on after it. What is sent on it is the
-business of `Client`.
+had no effect on the old one; a connection made before a fork is never spoken on after it; neither a doubt about the old
+connection nor a farewell to it uses up the time that a new one needs. What is sent on it is the business of `Client`.
+
+A signal handler, a log handler or a finaliser may come in the middle of a call, in the very thread that makes it. There
+`abort()`, `stats()`, `repr()` and the properties work as anywhere else, for they take no lock; all else is refused at
+once (`Reentered`), and the call goes on unharmed.
 """
 
 from __future__ import annotations
 
-import enum
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from ._deadline import NEVER, Deadline, now
 from ._guard import Guarded, holding
 from ._idle import IdleWatch
-from ._opening import AnySMTP, open_session, unconnected
+from ._life import Life
+from ._opening import AnySMTP, Pair, as_ours, open_session, pair_to_offer, unconnected
 from ._threads import join_thread
 from .config import ServerConfig
 from .errors import (
@@ -27,7 +31,6 @@ from .errors import (
     BadReply,
     Closed,
     ConnectionLost,
-    LoginRefused,
     MailError,
     Phase,
     RecipientsRefused,
@@ -35,19 +38,28 @@ from .errors import (
     ReplyError,
     TimedOut,
 )
-from .retry import LOGIN_PAUSE
 from .transaction import Terms, Transaction
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
 #: the look at the socket; a question each time made servers hang up (Symfony #35515).
 PROBE_AFTER = 5.0
 
+#: What a probe of the old connection, or a farewell to it, may take of the caller's time: a quarter of what is left,
+#: and at most so many seconds.
+SHARE = 5.0
+
+#: Seconds for a call of another thread to end whose connection `close` has dropped: it may be dialling.
+LAST_WAIT = 30.0
+
+_AT_ONCE = Deadline(0.0)
+
+#: Called when a server is about to be dialled. What it raises forbids that, and ends the call.
+BeforeDial: TypeAlias = Callable[[], None]
+
+#: Called when a dial is over: with None if there is a session now, else with what kept it from being one.
+AfterDial: TypeAlias = Callable[["MailError | None"], None]
+
 _T = TypeVar("_T")
-
-
-class _Life(enum.Enum):
-    OPEN = "open"
-    CLOSED = "closed"
 
 
 class KeptConnection(Guarded):
@@ -57,27 +69,37 @@ class KeptConnection(Guarded):
         config: the server.
         rng: chance, for the jitter of `max_age`.
         watch_idle: let a thread close the connection after `idle_timeout`.
+        before_dial, after_dial: for an owner who has a say in when the server is dialled; see `Client`.
     """
 
-    def __init__(self, config: ServerConfig, rng: random.Random, *, watch_idle: bool) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        rng: random.Random,
+        *,
+        watch_idle: bool,
+        before_dial: BeforeDial | None = None,
+        after_dial: AfterDial | None = None,
+    ) -> None:
         super().__init__()
+        self._before_dial, self._after_dial = before_dial, after_dial
         self.config = config
         self._rng = rng
         self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
         self._parted = False  # its pool has no more use for it; set without the lock, once and for all
         # Everything below is guarded by sync_root.
-        self._life = _Life.OPEN
+        self._life = Life.OPEN
         self._busy = False  # a call is under way; only its own thread can see it so
         self._smtp: AnySMTP | None = None
         self._last_used = 0.0
         self._expires_at = 0.0
         self._sent_here = 0  # messages on this connection
         self._logged_in = False
-        self._login_refused: tuple[LoginRefused, float] | None = None
         self._terms = Terms()  # of this connection
         # What `stats` tells; each can be looked at without the lock.
         self._opened = self._sent = 0
         self._closed: Mapping[str, int] = {}  # replaced whole
+        self._leaving: AnySMTP | None = None  # what the idle watch says goodbye on, without the lock
         self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
 
     # ------------------------------------------------------------ state
@@ -121,19 +143,28 @@ class KeptConnection(Guarded):
         """End the session and refuse further calls. May be called twice, and from any thread.
 
         Args:
-            timeout: seconds to let a call of another thread finish before the connection is dropped under it.
+            timeout: seconds for a call of another thread to finish, before the connection is dropped under it, and for
+                the farewell.
         Raises:
             TimedOut: another thread holds `sync_root` and does not let go of it, even so.
+            Reentered: this very thread is in the middle of a call on this client, which goes on unharmed. `abort()`
+                ends that.
         """
+        end = Deadline.after(timeout)
         try:
-            with holding(self.sync_root, Deadline.after(timeout)):
-                watcher = self._finish()
+            with holding(self.sync_root, end):
+                watcher = self._finish(end)
         except TimedOut:
             self.abort()
             # The call under way ends at once, or with its dial.
-            with holding(self.sync_root, Deadline.after(30.0)):
-                watcher = self._finish()
-        join_thread(watcher, 5.0)
+            with holding(self.sync_root, Deadline.after(LAST_WAIT)):
+                watcher = self._finish(_AT_ONCE)
+        left = end.remaining()
+        join_thread(watcher, SHARE if left is None else left)
+        leaving = self._leaving
+        if leaving is not None:
+            leaving.abort()
+            join_thread(watcher, SHARE)
 
     def _part(self, end: Deadline) -> bool:
         """For a pool, which does not wait for who may still use what it has to end: end the session, and for good.
@@ -148,7 +179,7 @@ class KeptConnection(Guarded):
         root = self.sync_root
         if not root._is_owned():
             try:
-                with holding(root, Deadline.after(0)):
+                with holding(root, _AT_ONCE):
                     self._finish(end)
                 return True
             except TimedOut:
@@ -156,9 +187,12 @@ class KeptConnection(Guarded):
         self.abort()
         return False
 
-    def _finish(self, end: Deadline = NEVER) -> threading.Thread | None:
-        self._life = _Life.CLOSED
+    def _finish(self, end: Deadline) -> threading.Thread | None:
+        if self._busy:
+            raise self._unusable()
+        self._life = Life.CLOSING  # an exception from outside may end the farewell; then the next one goes on here
         self._disconnect("closed", end)
+        self._life = Life.CLOSED
         return self._watch.stop() if self._watch is not None else None
 
     def __enter__(self: _T) -> _T:
@@ -169,10 +203,14 @@ class KeptConnection(Guarded):
 
     # ------------------------------------------------------------ under sync_root
 
+    # A call begins by one look and two fields set, with no call between them: an exception from outside, and a signal
+    # handler, come up when something is called.
+
     @contextmanager
     def _call(self, end: Deadline) -> Iterator[None]:
         with holding(self.sync_root, end):
-            self._require_usable()
+            if self._busy or self._life is not Life.OPEN or self._parted:
+                raise self._unusable()
             self._busy, self._aborted = True, False
             try:
                 yield
@@ -182,11 +220,10 @@ class KeptConnection(Guarded):
                 if self._smtp is not None and self._smtp.sock is None:
                     self._disconnect("lost")
 
-    def _require_usable(self) -> None:
-        if self._life is _Life.CLOSED or self._parted:
-            raise Closed("this client is closed")
+    def _unusable(self) -> MailError:
         if self._busy:
-            raise Reentered("this thread is in the middle of a call on this client")
+            return Reentered("this thread is in the middle of a call on this client")
+        return Closed("this client is closed")
 
     def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], begun: Transaction | None = None) -> _T:
         smtp, fresh = self._ready(end, begun)
@@ -213,7 +250,7 @@ class KeptConnection(Guarded):
                     self._watch.start()
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
                 return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
-            self._disconnect(reason, end)
+            self._disconnect(reason, _share(end))
         return self._connect(end), True
 
     def _still_good(self, end: Deadline) -> bool:
@@ -223,7 +260,7 @@ class KeptConnection(Guarded):
         """
         with self._call(end):
             if self._smtp is not None and (reason := self._why_replace(self._smtp, end)) is not None:
-                self._disconnect(reason, end)
+                self._disconnect(reason, _share(end))
             return self._smtp is not None
 
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
@@ -235,10 +272,10 @@ class KeptConnection(Guarded):
             return "stale"
         if now() - self._last_used > PROBE_AFTER:
             try:
-                code = smtp.noop(deadline=end.within(self.config.timeouts.probe))[0]
+                code = smtp.noop(deadline=_share(end).within(self.config.timeouts.probe))[0]
             except MailError:
                 end.check("testing the connection")
-                return "stale"
+                return "stale"  # also where only its share was over: what does not answer a NOOP is no use
             return None if code == 250 else "stale"
         return None
 
@@ -246,19 +283,30 @@ class KeptConnection(Guarded):
         return self.config.max_messages is not None and self._sent_here >= self.config.max_messages
 
     def _connect(self, end: Deadline) -> AnySMTP:
-        if self._login_refused is not None and now() < self._login_refused[1]:
-            refusal = self._login_refused[0]
-            raise LoginRefused(refusal.smtp_code, refusal.smtp_error)
-        smtp = self._smtp = unconnected(self.config, self.sync_root, end)  # from here on abort() reaches it
+        pair = pair_to_offer(self.config)
+        if self._before_dial is not None:
+            self._before_dial()
         try:
-            open_session(smtp, self.config, end)
+            smtp = self._dial(end, pair)
+        except BaseException as exc:
+            if self._after_dial is not None:
+                interrupted = Aborted(f"the dial was interrupted by {type(exc).__name__}", phase=Phase.CONNECT)
+                self._after_dial(exc if isinstance(exc, MailError) else interrupted)
+            raise
+        if self._after_dial is not None:
+            self._after_dial(None)
+        return smtp
+
+    def _dial(self, end: Deadline, pair: Pair | None) -> AnySMTP:
+        smtp = self._smtp = self._new_smtp(end)  # from here on abort() reaches it
+        try:
+            if not self._aborted:
+                open_session(smtp, self.config, end, pair)
             if self._aborted:
                 raise Aborted("the call was ended by abort()", phase=Phase.CONNECT)
-        except BaseException as exc:
+        except BaseException:
             self._smtp = None
             smtp.close()
-            if isinstance(exc, LoginRefused) and not exc.transient and self.config.credentials is None:
-                self._login_refused = exc, now() + LOGIN_PAUSE
             raise
         self._logged_in = self.config.needs_login
         self._opened += 1
@@ -270,18 +318,33 @@ class KeptConnection(Guarded):
             self._watch.start()
         return smtp
 
+    def _new_smtp(self, end: Deadline) -> AnySMTP:
+        try:
+            return unconnected(self.config, self.sync_root, end)
+        except MailError as error:
+            error.phase = error.phase or Phase.CONNECT
+            raise
+        except Exception as exc:
+            raise as_ours(exc, self.config, Phase.CONNECT) from exc
+
     def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
+        """End the session.
+
+        Args:
+            reason: see `ClientStats`.
+            end: by when the farewell is over.
+        """
+        smtp = self._taken_out(reason)
+        if smtp is not None:
+            _say_goodbye(smtp, end, quietly=reason in ("stale", "lost"))
+
+    def _taken_out(self, reason: str) -> AnySMTP | None:
+        """The session, which is this client's no more."""
         smtp, self._smtp = self._smtp, None
         self._logged_in = False
-        if smtp is None:
-            return
-        self._closed = {**self._closed, reason: self._closed.get(reason, 0) + 1}
-        if smtp.sock is not None and smtp._aboard is None and reason not in ("stale", "lost"):
-            try:
-                smtp.quit(deadline=end)
-            except MailError:
-                pass  # the farewell is a courtesy, for which nobody's deadline is missed
-        smtp.close()
+        if smtp is not None:
+            self._closed = {**self._closed, reason: self._closed.get(reason, 0) + 1}
+        return smtp
 
     def _offered(self, smtp: AnySMTP) -> Terms:
         config = self.config
@@ -307,24 +370,51 @@ class KeptConnection(Guarded):
     def close_idle(self) -> float | None:
         """Close the connection if it has been idle for `idle_timeout`. For whoever watches over this client.
 
+        Nobody who wants to send waits for the farewell: it is said when `sync_root` has been let go of.
+
         Returns:
             Seconds until it is worth looking again, or None: there is nothing to close.
         """
         limit = self.config.idle_timeout
-        if limit is None:
-            return None
-        try:
-            with holding(self.sync_root, Deadline.after(0)):
-                if self._smtp is not None:
+        while limit is not None:
+            try:
+                with holding(self.sync_root, _AT_ONCE):
+                    if self._busy:
+                        return limit  # a call of this very thread
+                    if self._smtp is None:
+                        if self._watch is not None:
+                            self._watch.ended()
+                        return None
                     left = self._last_used + limit - now()
                     if left > 0:
                         return left
-                    self._disconnect("idle")
-                if self._watch is not None:
-                    self._watch.ended()
-                return None
-        except TimedOut:
-            return limit  # somebody is using it
+                    leaving = self._leaving = self._taken_out("idle")
+                    assert leaving is not None
+                    leaving.stand_alone()
+            except TimedOut:
+                return limit  # somebody is using it
+            try:
+                _say_goodbye(leaving, NEVER)
+            finally:
+                self._leaving = None
+        return None
+
+
+def _share(end: Deadline) -> Deadline:
+    """By when what concerns the old connection must be over, so that a new one can still be made."""
+    left = end.remaining()
+    return NEVER if left is None else Deadline.after(min(left / 4, SHARE))
+
+
+def _say_goodbye(smtp: AnySMTP, end: Deadline, *, quietly: bool = False) -> None:
+    """Close, with a farewell unless somebody is aboard or it would not be heard."""
+    try:
+        if not quietly and smtp.sock is not None and smtp._aboard is None:
+            smtp.quit(deadline=end)
+    except MailError:
+        pass  # the farewell is a courtesy, for which nobody's deadline is missed
+    finally:
+        smtp.close()
 
 
 def _was_stale(error: MailError) -> bool:

@@ -14,6 +14,7 @@ import errno
 import functools
 import os
 import queue
+import re
 import socket
 import threading
 from collections.abc import Callable, Hashable
@@ -160,16 +161,24 @@ def default_local_hostname(end: Deadline) -> str:
         return _own_name()
     try:
         return Waiter().ask("the name of this machine", _own_name, end.within(OWN_NAME))
-    except TimeoutError:
+    except OSError:  # too late, or interrupted
         return "[127.0.0.1]"
 
 
 @functools.lru_cache(maxsize=1)
 def _own_name() -> str:
-    name = socket.getfqdn()
-    if "." in name:
+    try:
+        name = socket.getfqdn()
+    except (OSError, ValueError):  # a label of it is too long for any resolver
+        name = ""
+    if "." in name and _can_be_said(name):
         return name
     try:
         return f"[{socket.gethostbyname(socket.gethostname())}]"
-    except OSError:
+    except (OSError, ValueError):
         return "[127.0.0.1]"
+
+
+def _can_be_said(name: str) -> bool:
+    """Whether EHLO can hold the name; else it takes an address literal (RFC 5321 section 4.1.4)."""
+    return re.fullmatch(r"[!-~]{1,255}", name) is not None and all(len(label) <= 63 for label in name.split("."))

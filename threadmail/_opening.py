@@ -1,20 +1,36 @@
 """From a config to a session that is ready for mail.
 
 Owns the steps between dialling and the first message: greeting, TLS, EHLO, login. Guarantees: what comes out is as
-secure and as logged in as the config asks for, or there is an error that says in which phase it failed.
+secure and as logged in as the config asks for, or there is an error of ours that says in which phase it failed,
+whatever raised: much here is the user's own, a callable for credentials, a TLS context, a resolver. No pair of user
+name and password that the server refused is offered to it again for a while.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from ._deadline import NEVER, Deadline
+from ._barred import mark
+from ._deadline import NEVER, Deadline, now
+from ._login import Secret
 from ._lookup import default_local_hostname
 from .config import Security, ServerConfig
-from .errors import GreetingRefused, LoginRefused, MailError, Phase
+from .errors import ConnectFailed, GreetingRefused, InvalidConfig, LoginRefused, MailError, Phase
+from .retry import LOGIN_PAUSE
 from .smtp import LMTP, SMTP, SMTP_SSL
 
 AnySMTP: TypeAlias = SMTP | SMTP_SSL | LMTP
+
+
+class Pair(NamedTuple):
+    """A user name, and a password or token in its wrapper."""
+
+    user: str
+    secret: Secret
+
+    @property
+    def mark(self) -> bytes:
+        return mark(self.user, self.secret.reveal())
 
 
 def unconnected(config: ServerConfig, sync_root: object, end: Deadline = NEVER) -> AnySMTP:
@@ -32,41 +48,106 @@ def unconnected(config: ServerConfig, sync_root: object, end: Deadline = NEVER) 
     return SMTP("", 0, name, timeouts=config.timeouts, sync_root=sync_root)
 
 
-def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline) -> None:
-    """Connect, secure the connection and log in, as `config` says."""
+def pair_to_offer(config: ServerConfig) -> Pair | None:
+    """The credentials, if they have to be had before the server is dialled: where it refused some not long ago.
+
+    Raises:
+        LoginRefused: they are what it refused. Nobody was dialled.
+        MailError: there are none.
+    """
+    if not config.needs_login or not config._refused_logins.any(now()):
+        return None
+    pair = _credentials(config)
+    refusal = config._refused_logins.refusal(pair.mark, now())
+    if refusal is not None:
+        refusal.pair_is_fixed = config.credentials is None
+        raise refusal
+    return pair
+
+
+def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair | None = None) -> None:
+    """Connect, secure the connection and log in, as `config` says.
+
+    Args:
+        pair: the credentials, if they have been had already.
+    Raises:
+        MailError: with the phase; whatever else was raised is its cause.
+    """
+    phase = Phase.CONNECT
     try:
         with smtp.within(end):
             greeting = smtp.connect(config.host, config.port, config.source_address)
             if greeting[0] != 220:
                 raise GreetingRefused(*greeting)
             if config.security is Security.STARTTLS:
+                phase = Phase.TLS
                 smtp.starttls(context=config.make_ssl_context())
+                phase = Phase.CONNECT
             smtp.ehlo_or_helo_if_needed()
             if config.needs_login:
-                _log_in(smtp, config)
+                phase = Phase.AUTH
+                _log_in(smtp, config, pair or _credentials(config))
     except MailError as error:
-        error.phase = error.phase or Phase.CONNECT
+        error.phase = error.phase or phase
         raise
+    except Exception as exc:
+        raise as_ours(exc, config, phase) from exc
 
 
-def _log_in(smtp: AnySMTP, config: ServerConfig) -> None:
+def as_ours(exc: Exception, config: ServerConfig, phase: Phase) -> ConnectFailed:
+    """The error of ours for what the user's own code, or a mistake of ours, raised while a server was dialled.
+
+    Of the exception only its class is told: its text may hold anything.
+    """
+    # What the machine lacks now it may have later; a mistake stays one.
+    transient = isinstance(exc, (OSError, MemoryError, RuntimeError))
+    return ConnectFailed(f"cannot connect to {config.address}: {type(exc).__name__}", phase=phase, transient=transient)
+
+
+def _log_in(smtp: AnySMTP, config: ServerConfig, pair: Pair) -> None:
     smtp.allow_plaintext_login = config.allow_plaintext_login
     try:
-        smtp.login(*_credentials(config), mechanism=config.auth)
+        _offer(smtp, config, pair)
     except LoginRefused as error:
         if config.credentials is None or error.transient or smtp.sock is None:
             raise
-        smtp.login(*_credentials(config), mechanism=config.auth)  # the token may just have expired
+        another = _credentials(config)  # the token may just have expired
+        if another.mark == pair.mark:
+            raise
+        _offer(smtp, config, another)
 
 
-def _credentials(config: ServerConfig) -> tuple[str, str]:
+def _offer(smtp: AnySMTP, config: ServerConfig, pair: Pair) -> None:
+    try:
+        smtp.login(pair.user, pair.secret.reveal(), mechanism=config.auth)
+    except LoginRefused as error:
+        error.pair_is_fixed = config.credentials is None
+        if not error.transient:
+            config._refused_logins.bar(pair.mark, error, now() + LOGIN_PAUSE, now())
+        raise
+
+
+def _credentials(config: ServerConfig) -> Pair:
     if config.credentials is None:
         assert config.username is not None
         assert config.password is not None
-        return config.username, config.password
+        return Pair(config.username, Secret(config.password))
     try:
-        return config.credentials()
+        given: object = config.credentials()
     except Exception as exc:
+        transient = not isinstance(exc, MailError) or exc.transient
         raise MailError(
-            f"the credentials could not be had: {type(exc).__name__}", phase=Phase.AUTH, transient=True
+            f"the credentials could not be had: {type(exc).__name__}", phase=Phase.AUTH, transient=transient
         ) from exc
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        user, password = given
+        if isinstance(user, str) and isinstance(password, str):
+            return Pair(user, Secret(password))
+        kinds = f"{type(user).__name__} and {type(password).__name__}"
+        del user, password
+    else:
+        kinds = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
+    del given  # no traceback shows it
+    raise InvalidConfig(
+        f"credentials() is to give a user name and a password or token, both str; it gave {kinds}", phase=Phase.AUTH
+    )

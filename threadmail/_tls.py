@@ -57,8 +57,11 @@ def wrap_tls(
         error = TLSFailed(f"the TLS handshake with {hostname} failed: {cause}", transient=not stranger)
         error.deadline_passed = by_deadline and isinstance(exc, TimeoutError) and exc.errno is None
         raise error from exc
-    except BaseException:
+    except BaseException as exc:
         sock.close()
+        if isinstance(exc, Exception):  # of the context, which may be somebody's own
+            kind = type(exc).__name__
+            raise TLSFailed(f"the TLS handshake with {hostname} failed: {kind}", transient=False) from exc
         raise
     return wrapped
 

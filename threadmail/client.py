@@ -17,7 +17,8 @@ from typing import TypeVar
 from ._deadline import Deadline, now
 from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
 from ._guard import holding
-from ._kept import KeptConnection
+from ._kept import AfterDial, BeforeDial, KeptConnection
+from ._life import Life
 from ._opening import AnySMTP
 from ._turn import Message as Message
 from ._turn import Turn
@@ -59,14 +60,32 @@ class Client(KeptConnection):
         server: a `ServerConfig` or a URL for one.
         rng: chance, for the jitter of `max_age`.
         watch_idle: let a thread close the connection after `idle_timeout`; owners that do so themselves say False.
+        before_dial: called each time the server is about to be dialled, also where a kept connection proves stale in
+            the middle of a call. For owners of several clients of a server that may be dead: what it raises (a
+            MailError) forbids the dial and ends the call.
+        after_dial: called when that dial is over: with None if there is a session, else with the error. An `Aborted`,
+            as after an interrupt, and an error whose `deadline_passed` is set say nothing about the server. Not called
+            where `before_dial` raised. Both are called on the thread of the call, which holds `sync_root`.
     Raises:
         InvalidConfig: the URL is wrong.
     """
 
     def __init__(
-        self, server: str | ServerConfig, *, rng: random.Random | None = None, watch_idle: bool = True
+        self,
+        server: str | ServerConfig,
+        *,
+        rng: random.Random | None = None,
+        watch_idle: bool = True,
+        before_dial: BeforeDial | None = None,
+        after_dial: AfterDial | None = None,
     ) -> None:
-        super().__init__(ServerConfig.of(server), rng or random.Random(), watch_idle=watch_idle)
+        super().__init__(
+            ServerConfig.of(server),
+            rng or random.Random(),
+            watch_idle=watch_idle,
+            before_dial=before_dial,
+            after_dial=after_dial,
+        )
 
     # ------------------------------------------------------------ sending
 
@@ -136,7 +155,8 @@ class Client(KeptConnection):
 
         # As `_call`, which costs more than all else that is done here.
         with holding(self.sync_root, end):
-            self._require_usable()
+            if self._busy or self._life is not Life.OPEN or self._parted:
+                raise self._unusable()
             self._busy, self._aborted = True, False
             try:
                 receipt = self._with_connection(end, attempt, begun)

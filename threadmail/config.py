@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote
 
 from ._address import a_label
+from ._barred import RefusedLogins
 from .errors import InvalidConfig
 
 _LONGEST_TIMEOUT = 2_000_000  # sockets count milliseconds in 31 bits; None waits for ever
@@ -86,6 +87,16 @@ _PORTS = {Security.NONE: 25, Security.STARTTLS: 587, Security.TLS: 465}
 _LMTP_PORT = 24  # RFC 2033 §5 forbids 25
 _PASSWORD = "THREADMAIL_PASSWORD"
 _OPTIONS = "cafile, local_hostname, timeout, auth"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "host": (str,),
+    "port": (int,),
+    "security": (Security,),
+    "username": (str, type(None)),
+    "password": (str, type(None)),
+    "auth": (str, type(None)),
+    "local_hostname": (str, type(None)),
+    "timeouts": (Timeouts,),
+}
 _HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9]+)?")
 
 
@@ -138,13 +149,20 @@ class ServerConfig:
     window: int = 1
     source_address: tuple[str, int] | None = None
     allow_plaintext_login: bool = False
+    # Not a setting: what clients with this very config have found out. A variant made by `replace` begins anew.
+    _refused_logins: RefusedLogins = field(default_factory=RefusedLogins, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         unix = self.lmtp and self.host.startswith("/")
         if not unix and not _HOST.fullmatch(self.host):
             raise InvalidConfig(f"{self.host!r} is no host name" if self.host else "the host is missing")
         if not unix and not a_label(self.host).isascii():
             raise InvalidConfig(f"{self.host!a} would be looked up as another name: write it in ASCII (xn--...)")
+        if not unix and any(len(label) > 63 for label in a_label(self.host).split(".")):
+            raise InvalidConfig(
+                f"{self.host!a} is no host name: a label has 63 octets at most (RFC 1035 section 2.3.4)"
+            )
         if not 0 <= self.port <= 65535:
             raise InvalidConfig(f"port {self.port} is not between 0 and 65535")
         if self.port == 0 and not unix:
@@ -170,6 +188,26 @@ class ServerConfig:
         if self.window < 1:
             raise InvalidConfig(f"window must be at least 1, not {self.window!r}")
         object.__setattr__(self, "without", frozenset(name.lower() for name in self.without))
+
+    def _check_kinds(self) -> None:
+        """What would only be found out while a server is dialled. No value is shown: it may be a password."""
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                raise InvalidConfig(f"{name} is no {kinds[0].__name__} but a {type(value).__name__}")
+        if self.credentials is not None and not callable(self.credentials):
+            raise InvalidConfig(f"credentials is no callable but a {type(self.credentials).__name__}")
+        if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_socket"):
+            raise InvalidConfig(f"ssl_context is no ssl.SSLContext but a {type(self.ssl_context).__name__}")
+        given = self.source_address
+        if given is not None and not (
+            isinstance(given, tuple)
+            and len(given) == 2
+            and isinstance(given[0], str)
+            and isinstance(given[1], int)
+            and 0 <= given[1] <= 65535
+        ):
+            raise InvalidConfig(f"source_address is no (host, port): {given!a}")
 
     @property
     def needs_login(self) -> bool:

@@ -334,9 +334,14 @@ class NotSupported(MailError, smtplib.SMTPNotSupportedError):
 
 
 class LoginRefused(ReplyError, smtplib.SMTPAuthenticationError):
-    """The server refused the login. One refusal is one attempt: nothing else is tried with the same credentials."""
+    """The server refused the login. One refusal is one attempt: nothing else is tried with the same credentials.
+
+    Attributes:
+        pair_is_fixed: the credentials are those of the config; False: a callable gave them, and may give others.
+    """
 
     phase = Phase.AUTH
+    pair_is_fixed: bool = True
 
 
 class InsecureLogin(MailError):

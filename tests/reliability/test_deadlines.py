@@ -258,15 +258,12 @@ def test_large_mail_that_makes_progress_is_not_cut() -> None:
 
 
 def test_a_farewell_on_the_way_does_not_outlast_the_deadline() -> None:
-    """A worn connection is replaced, and its server takes its time over QUIT."""
-    with ScriptedServer([Serve(until="QUIT"), Stall()]) as server:
+    """A worn connection is replaced, and its server takes its time over QUIT: a quarter of what is left at most."""
+    with ScriptedServer([Serve(until="QUIT"), Stall()], [Serve()]) as server:
         with Client(config_of(server, max_messages=1)) as client:
             client.send(envelope("a"))
-            began = time.monotonic()
-            with pytest.raises(TimedOut):
-                client.send(envelope("b"), deadline=DEADLINE)
             # Not the two seconds that a farewell may take otherwise.
-            assert time.monotonic() - began < DEADLINE + 1.5
+            assert client.send(envelope("b"), deadline=1.5).outcome is Outcome.SENT
 
 
 def test_a_refusal_stays_one_though_the_server_then_stalls() -> None:
