@@ -58,9 +58,8 @@ def mailboxes(value: Any) -> list[str] | None:
 
 def need_utf8(fields: Iterable[tuple[str, Any]]) -> bool:
     """Whether an address field that will be written names a mailbox that has no form in ASCII."""
-    for name, value in fields:
-        if isinstance(value, str) and value.isascii():
-            continue
+    # Each header object has a class of its own, which no cache knows: its method is not looked up.
+    for name, value in [field for field in fields if not (isinstance(field[1], str) and str.isascii(field[1]))]:
         if name.lower() in NAMES and not name.lower().endswith("bcc"):
             named = mailboxes(value)
             if named is not None and not all(map(str.isascii, named)):

@@ -270,8 +270,8 @@ def _as_written(name: str, value: Any, kind: type) -> str | None:
     state = _state(value)
     if state["_name"] != name:
         return None
-    tree = state["_parse_tree"]
     if bases in _ADDRESSES:
+        tree = state["_parse_tree"]
         if '"' in value and _is_hidden(tree, state["_groups"]):
             return None
         text = _unfolded(tree)
@@ -279,7 +279,7 @@ def _as_written(name: str, value: Any, kind: type) -> str | None:
     if bases in _FREE_TEXT:
         if name.lower() in _address_field.NAMES:
             return None  # mailboxes all the same
-    elif _has_token is not None and _has_token(tree, "vtext"):
+    elif _has_token is not None and _has_token(state["_parse_tree"], "vtext"):
         return None
     if bases in _DATES and state["_defects"]:
         return None
