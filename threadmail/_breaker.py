@@ -126,9 +126,11 @@ class CircuitBreaker:
         self._closed = False
         was_connected, self._connected = self._connected, False
         self.error = error
-        if isinstance(error, LoginRefused) and not error.transient:
+        refused = isinstance(error, LoginRefused) and not error.transient
+        if isinstance(error, LoginRefused) and refused and error.pair_is_fixed:
             self.failures += 1
             self.opens_at = now + LOGIN_PAUSE
+            self._barred = True
             return
         # Who dialled at the same time as the first that failed tells nothing new. If each of them doubled the pause,
         # sixteen threads would take a server's restart for a minute's absence.
@@ -136,6 +138,11 @@ class CircuitBreaker:
             return
         self._failing_since = self._failing_since if self.failures else now
         self.failures += 1
+        if refused and self.failures == 1:
+            # A callable gave what was refused: it is asked again, and only another pair is offered. Once at once; where
+            # that is refused as well, the pauses grow as ever.
+            self.opens_at = now
+            return
         # Never at once: a quarter of the pause is fixed, so that a lucky draw does not hammer.
         longest = min(self._policy.longest, self._policy.base * 2.0 ** min(self.failures - 1, 30))
         self.opens_at = now + longest / 4 + self._rng.uniform(0, longest * 3 / 4)

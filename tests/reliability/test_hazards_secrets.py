@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import pickle
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
