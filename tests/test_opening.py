@@ -29,10 +29,23 @@ from threadmail import (
     _kept,
     _lookup,
     _opening,
+    _socket,
+    _wire,
 )
 from threadmail import client as client_module
 from threadmail._barred import RefusedLogins, mark
-from threadmail.testing import CaptureServer, Expect, Reply, Script, ScriptedServer, Serve, TestCA, ehlo, greeting
+from threadmail.testing import (
+    CaptureServer,
+    Expect,
+    Reply,
+    Script,
+    ScriptedServer,
+    Serve,
+    Stall,
+    TestCA,
+    ehlo,
+    greeting,
+)
 
 SECRET = "hush-hush"
 Raising = Callable[[], Any]
@@ -114,8 +127,10 @@ class Broken(ssl.SSLContext):
 @pytest.mark.parametrize("security", [Security.STARTTLS, Security.TLS])
 def test_a_tls_context_with_a_mistake_in_it(security: Security) -> None:
     tls: Any = {Security.STARTTLS: "starttls", Security.TLS: "tls"}[security]
-    script: Script = [greeting(), ehlo("STARTTLS"), Expect("STARTTLS"), Reply("220 go")]
-    server = ScriptedServer(script, tls=tls, ca=TestCA()) if security is Security.STARTTLS else ScriptedServer([])
+    script: Script = [greeting(), ehlo("STARTTLS"), Expect("STARTTLS"), Reply("220 go"), Stall()]
+    server = (
+        ScriptedServer(script, tls=tls, ca=TestCA()) if security is Security.STARTTLS else ScriptedServer([Stall()])
+    )
     with server:
         context = Broken(ssl.PROTOCOL_TLS_CLIENT)
         error = failure(ServerConfig(server.host, server.port, security, ssl_context=context, local_hostname="me.test"))
@@ -246,7 +261,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     hands = Clock()
-    for module in (_deadline, _kept, _opening, client_module):
+    for module in (_deadline, _kept, _opening, _socket, _wire, client_module):
         monkeypatch.setattr(module, "now", hands)
     return hands
 
