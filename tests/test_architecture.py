@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 ORDER = [
     *("errors", "_life", "_deadline", "_threads"),
     *("_address", "_address_field", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
-    *("envelope", "receipt", "_barred", "config"),
+    *("envelope", "receipt", "_barred", "_riding", "config"),
     *("_tls", "_socket", "_wire", "transaction", "_passage", "_window", "_delivery"),
     *("_lookup", "_guard", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle", "_breaker"),

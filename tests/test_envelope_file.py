@@ -22,6 +22,7 @@ from threadmail import Client, Envelope, InvalidEnvelope, MailError, NotSupporte
 from threadmail import _file as file_module
 from threadmail._content import BLOCK, stuffed
 from threadmail.testing import CaptureServer, ScriptedServer, Serve, Stall, answer, ehlo, greeting
+from threadmail.transaction import Transaction
 
 TO = "bob@example.net"
 HEAD = b"From: ann@example.org\r\nTo: bob@example.net\r\nBcc: cy@example.net\r\nMessage-ID: <1@example.org>\r\n"
@@ -239,7 +240,7 @@ def test_a_file_that_changes_under_way_never_gets_its_end(
 ) -> None:
     """The server has seen some of it, and no end of data: hung up on, NOT_SENT, permanent, never tried again."""
     commands = [answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), answer("DATA", "354 go")]
-    before_final: list[Envelope] = []
+    before_final: list[Transaction] = []
     with ScriptedServer([greeting(), ehlo(*offers), *commands, Stall()]) as server:
         e = Envelope.from_file(path, recipients=TO)
         change_at(block, lambda: change(path), monkeypatch)

@@ -45,7 +45,8 @@ from threadmail.testing import (
 HELLO: list[Part] = [greeting(), ehlo("PIPELINING", "SIZE 1000000")]
 GO = ["250 ok", "250 ok", "250 ok", "354 go"]
 #: The commands of a message, with the content of the one before; nothing has been answered.
-ABOARD: list[Part] = [ReadData(), *group(2)]
+ABOARD: list[Part] = [ReadData(), Expect("RSET"), *group(2)]
+RIDE = ["250 reset", *GO]
 LAST: list[Part] = [ReadData(), NothingMore(), Reply("250 2.0.0 last")]
 BYE = answer("QUIT", "221 bye")
 QUICK = RetryPolicy(base=0.01)
@@ -81,9 +82,9 @@ def test_a_sender_has_the_next_message_aboard() -> None:
     queued = Queued(
         replies(*GO),
         *ABOARD,
-        replies("250 2.0.0 first", *GO),
+        replies("250 2.0.0 first", *RIDE),
         *ABOARD,
-        replies("250 2.0.0 second", *GO),
+        replies("250 2.0.0 second", *RIDE),
         *LAST,
         *BYE,
     )
@@ -94,7 +95,7 @@ def test_a_sender_has_the_next_message_aboard() -> None:
 
 
 def test_a_client_does_so_with_a_batch() -> None:
-    script = serial(*ABOARD, replies("250 2.0.0 first", *GO), *LAST, *BYE)
+    script = serial(*ABOARD, replies("250 2.0.0 first", *RIDE), *LAST, *BYE)
     with ScriptedServer(script) as server, Client(server.config) as client:
         report = client.send_all([named("a"), named("b")])
         assert [str(r.reply) for r in report] == ["250 2.0.0 first", "250 2.0.0 last"]
@@ -116,7 +117,7 @@ def test_not_where_pipelining_is_not_offered_or_switched_off(off: str) -> None:
 
 def test_nobody_comes_aboard_of_a_connection_that_is_worn_and_the_farewell_rides_instead() -> None:
     """QUIT leaves with the last content, and its reply is waited for when the connection is to be replaced."""
-    first = serial(*ABOARD, replies("250 ok", *GO), ReadData(), Expect("QUIT"), replies("250 2.0.0 last", "221 bye"))
+    first = serial(*ABOARD, replies("250 ok", *RIDE), ReadData(), Expect("QUIT"), replies("250 2.0.0 last", "221 bye"))
     second = serial(*LAST, *BYE)
     with ScriptedServer(first, second) as server:
         with Client(dataclasses.replace(server.config, max_messages=2)) as client:
@@ -162,7 +163,7 @@ def test_lmtp_rides_as_well() -> None:
     """The replies to one content, one for each recipient, come before those to the commands behind it."""
     script = [
         greeting(), Expect("LHLO"), replies("250-here", "250 PIPELINING"), *group(2), replies(*GO),
-        *ABOARD, replies("250 2.0.0 one", "250 2.0.0 two", *GO), ReadData(), replies("250 2.0.0 one", "550 no"), *BYE,
+        *ABOARD, replies("250 2.0.0 one", "250 2.0.0 two", *RIDE), ReadData(), replies("250 2.0.0 one", "550 no"), *BYE,
     ]  # fmt: skip
     with ScriptedServer(script) as server:
         with Client(ServerConfig(server.host, server.port, lmtp=True, local_hostname="me")) as client:
@@ -175,7 +176,7 @@ def test_lmtp_rides_as_well() -> None:
 
 
 def test_the_refusal_of_a_content_is_that_of_one_message() -> None:
-    queued = Queued(replies(*GO), *ABOARD, replies("554 5.7.1 spam", *GO), *LAST, *BYE)
+    queued = Queued(replies(*GO), *ABOARD, replies("554 5.7.1 spam", *RIDE), *LAST, *BYE)
     first, second = queued.send("a", "b")
     assert (first.outcome, first.phase, second.outcome) == (Outcome.NOT_SENT, Phase.DONE, Outcome.SENT)
     assert second.attempts == 1
@@ -213,7 +214,7 @@ def test_where_rset_is_refused_the_next_one_takes_another_connection(reset: str)
 
 def test_a_503_behind_another_message_is_no_refusal() -> None:
     """A server that keeps the transaction of a refused content open says nothing of the sender that comes next."""
-    ahead: list[Part] = [ReadData(), *group(2), replies("550 5.7.1 spam", "503 nested MAIL", *GO[1:])]
+    ahead: list[Part] = [*ABOARD, replies("550 5.7.1 spam", "250 reset", "503 nested MAIL", *GO[1:])]
     queued = Queued(replies(*GO), *ahead, others=([Serve()],))
     first, second = queued.send("a", "b")
     assert (first.outcome, second.outcome, second.attempts) == (Outcome.NOT_SENT, Outcome.SENT, 1)
@@ -240,17 +241,77 @@ def test_one_message_is_in_doubt_and_the_one_behind_goes_over_another_connection
     assert [m.connection for m in queued.server.messages] == [0, 1]
 
 
-def test_who_has_lost_a_connection_that_way_goes_by_himself() -> None:
-    again = [*HELLO, *group(2), replies(*GO), *ABOARD, Drop()]
-    queued = Queued(replies(*GO), *ABOARD, Drop(), others=(again, [Serve()]))
+def test_a_connection_lost_that_way_ends_riding_for_that_server() -> None:
+    """A server that minds it leaves one message in doubt, and not nearly all of them."""
+    alone = [*group(2), replies(*GO), *LAST]
+    queued = Queued(replies(*GO), *ABOARD, Drop(), others=([*HELLO, *alone, *alone, *BYE],))
     receipts = queued.send("a", "b", "c")
-    # b went by itself on the second connection, with c aboard; when that was lost c went by itself on the third.
-    assert [r.outcome for r in receipts] == [Outcome.IN_DOUBT, Outcome.IN_DOUBT, Outcome.SENT]
-    assert [m.connection for m in queued.server.messages] == [0, 1, 2]
+    assert [r.outcome for r in receipts] == [Outcome.IN_DOUBT, Outcome.SENT, Outcome.SENT]
+
+
+def test_so_it_does_for_a_batch_and_for_all_clients_with_that_config() -> None:
+    """Also the farewell waits for its turn then."""
+    alone = [*group(2), replies(*GO), *LAST]
+    first = serial(*ABOARD, Drop())
+    with ScriptedServer(first, [*HELLO, *alone, *alone, *BYE], [*HELLO, *alone, *BYE]) as server:
+        config = dataclasses.replace(server.config, max_messages=2)
+        with Client(config) as client, Client(config) as other:
+            report = client.send_all(named(n) for n in "abc")
+            assert [r.outcome for r in report] == [Outcome.IN_DOUBT, Outcome.SENT, Outcome.SENT]
+            client.close()
+            assert other.send(named("d")).outcome is Outcome.SENT
+            assert not other.offers_riding
+        assert Client(dataclasses.replace(config)).offers_riding
+
+
+@pytest.mark.parametrize(
+    "said",
+    [["503 5.5.1 out of sequence", *GO], ["250 reset", "503 nested MAIL", *GO[1:]], ["250 reset", "354 what"]],
+    ids=["RSET", "MAIL", "out of step"],
+)
+def test_a_server_that_answers_what_rode_as_nobody_may_is_not_asked_again(said: list[str]) -> None:
+    """It costs one connection and no doubt; nothing is known of how it would take the next."""
+    alone = [*group(2), replies(*GO), *LAST]
+    with (
+        ScriptedServer(serial(*ABOARD, replies("250 ok", *said)), [*HELLO, *alone, *alone, *BYE]) as server,
+        Client(server.config) as client,
+    ):
+        assert [r.outcome for r in client.send_all(named(n) for n in "abc")] == [Outcome.SENT] * 3
+        assert not client.offers_riding
+
+
+def test_a_server_that_overlooks_what_rode_is_not_asked_again() -> None:
+    """It throws away what comes behind the end of data, and waits: each message would take the time-out."""
+    alone = [*group(2), replies(*GO), *LAST]
+    with ScriptedServer(serial(*ABOARD, replies("250 ok"), Stall()), [*HELLO, *alone, *alone, *BYE]) as server:
+        config = dataclasses.replace(server.config, timeouts=dataclasses.replace(server.config.timeouts, command=0.3))
+        with Client(config) as client:
+            assert [r.outcome for r in client.send_all(named(n) for n in "abc")] == [Outcome.SENT] * 3
+            assert not client.offers_riding
+
+
+@pytest.mark.parametrize("end", ["deadline", "abort", "closing"])
+def test_what_is_not_the_servers_fault_ends_no_riding(end: str) -> None:
+    """The caller's own deadline, his abort(), a server that says that it closes."""
+    read = threading.Event()
+    parts = [replies("421 4.3.2 closing")] if end == "closing" else [Signal(read), Stall()]
+    with ScriptedServer(serial(*ABOARD, *parts), [Serve()]) as server, Client(server.config) as client:
+
+        def abort() -> None:
+            assert read.wait(10.0)
+            client.abort()
+
+        aborting = threading.Thread(target=abort if end == "abort" else list)
+        aborting.start()
+        client.send_all([named("a"), named("b")], deadline=0.3 if end == "deadline" else None)
+        aborting.join(10.0)
+        assert client.offers_riding
 
 
 def test_a_connection_lost_between_the_two_costs_the_one_behind_nothing() -> None:
-    queued = Queued(replies(*GO), *ABOARD, replies("250 2.0.0 first", "250 ok"), Drop(), others=([Serve()],))
+    queued = Queued(
+        replies(*GO), *ABOARD, replies("250 2.0.0 first", "250 reset", "250 ok"), Drop(), others=([Serve()],)
+    )
     first, second = queued.send("a", "b")
     assert (first.outcome, second.outcome, second.attempts) == (Outcome.SENT, Outcome.SENT, 1)
 
@@ -269,7 +330,7 @@ def test_a_server_that_closes_puts_nobody_off(said: str) -> None:
 def test_aborting_the_one_aboard_leaves_the_one_ahead_alone() -> None:
     written, judged = threading.Event(), threading.Event()
     queued = Queued(
-        replies(*GO), *ABOARD, Signal(written), Pause(judged, 10.0), replies("250 2.0.0 first", *GO), Stall(),
+        replies(*GO), *ABOARD, Signal(written), Pause(judged, 10.0), replies("250 2.0.0 first", *RIDE), Stall(),
         others=([Serve()],),
     )  # fmt: skip
     with queued.server, ThreadedSender(queued.server.config, workers=1) as sender:
@@ -291,7 +352,7 @@ def test_who_takes_the_place_of_one_called_off_does_not_take_over_its_commands()
     """The same letter twice: the second is not the first, whose commands stand on a connection that has to go."""
     written, judged = threading.Event(), threading.Event()
     queued = Queued(
-        replies(*GO), *ABOARD, Signal(written), Pause(judged, 10.0), replies("250 2.0.0 first", *GO), Stall(),
+        replies(*GO), *ABOARD, Signal(written), Pause(judged, 10.0), replies("250 2.0.0 first", *RIDE), Stall(),
         others=([Serve()],),
     )  # fmt: skip
     letter = named("b")
@@ -326,7 +387,7 @@ def test_closing_tells_the_truth_of_both() -> None:
 
 def test_a_callback_must_not_wait_for_the_message_aboard() -> None:
     """Its thread is the one that would see it through."""
-    queued = Queued(replies(*GO), *ABOARD, replies("250 2.0.0 first", *GO), *LAST, *BYE)
+    queued = Queued(replies(*GO), *ABOARD, replies("250 2.0.0 first", *RIDE), *LAST, *BYE)
     told: list[object] = []
     with queued.server, ThreadedSender(queued.server.config, workers=1) as sender:
         first = sender.submit(named("a"))
@@ -355,7 +416,7 @@ def test_a_batch_goes_on_after_what_is_no_message() -> None:
         raise LookupError("no more")
 
     with (
-        ScriptedServer(serial(*ABOARD, replies("250 ok", *GO), *LAST, *BYE)) as server,
+        ScriptedServer(serial(*ABOARD, replies("250 ok", *RIDE), *LAST, *BYE)) as server,
         Client(server.config) as client,
     ):
         with pytest.raises(LookupError):
@@ -379,7 +440,7 @@ def test_a_dead_server_is_dialled_once_for_a_batch() -> None:
 
 
 def test_a_batch_ends_with_its_deadline() -> None:
-    script = serial(*ABOARD, replies("250 ok", "250 ok"), Stall())
+    script = serial(*ABOARD, replies("250 ok", "250 reset", "250 ok"), Stall())
     with ScriptedServer(script, last="repeat") as server, Client(server.config) as client:
         report = client.send_all([named("a"), named("b"), named("c")], deadline=0.4)
     assert [r.outcome for r in report] == [Outcome.SENT, Outcome.NOT_SENT, Outcome.NOT_SENT]

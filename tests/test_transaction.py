@@ -621,8 +621,8 @@ def test_before_final_may_stop_a_message_for_sure(error: BaseException, size: in
     script = [answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), answer("DATA", "354 go"), Stall()]
     e = envelope(content=CONTENT + b"x" * size)
 
-    def stop(given: Envelope) -> None:
-        assert given is e
+    def stop(transaction: Transaction) -> None:
+        assert transaction.envelope is e
         raise error
 
     with ScriptedServer(script) as server, wire_to(server) as wire:
@@ -643,11 +643,11 @@ def test_before_final_may_stop_a_message_for_sure(error: BaseException, size: in
 
 def test_before_final_comes_once_when_all_but_the_end_is_out() -> None:
     """Called exactly once, after every recipient was asked; then the message goes."""
-    calls: list[Envelope] = []
+    calls: list[Transaction] = []
     with ScriptedServer([ok(2)]) as server, wire_to(server) as wire:
         e = envelope(A, B)
         assert send(wire, e, Terms(), before_final=calls.append).outcome is Outcome.SENT
-    assert calls == [e]
+    assert [transaction.envelope for transaction in calls] == [e]
 
 
 def test_before_final_is_not_called_for_a_message_that_was_refused() -> None:

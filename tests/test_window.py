@@ -29,6 +29,7 @@ from threadmail import (
     Throttle,
 )
 from threadmail._deadline import Deadline
+from threadmail._delivery import Follower
 from threadmail._dispatch import Dispatcher
 from threadmail._jobs import Job
 from threadmail._lane import Lane
@@ -46,6 +47,7 @@ from threadmail.testing import (
     ehlo,
     greeting,
 )
+from threadmail.transaction import Transaction
 
 HELLO: list[Part] = [greeting(), ehlo("PIPELINING", "CHUNKING")]
 CHUNKS = Serve(extensions=("PIPELINING", "CHUNKING", "8BITMIME"))
@@ -264,20 +266,109 @@ def test_a_lost_connection_leaves_all_of_the_window_in_doubt_and_nobody_else(ans
     assert [m.sender for m in server.messages if m.connection == 1] == ["from-e@example.org"]
 
 
-@pytest.mark.parametrize("place", ["RSET", "MAIL", "RCPT", "BDAT"])
-def test_what_stands_behind_a_421_is_surely_not_sent(place: str) -> None:
-    """A server answers in order and closes: it has not come to them. They go over another connection."""
+@pytest.mark.parametrize(
+    ("place", "b"),
+    [("RSET", IN_DOUBT), ("MAIL", SENT), ("RCPT", IN_DOUBT), ("BDAT", NOT_SENT)],
+    ids=lambda value: value if isinstance(value, str) else value.value,
+)
+def test_a_421_and_a_lost_connection_prove_nothing_about_what_had_left(place: str, b: Outcome) -> None:
+    """The server has the content of all three, and may have taken any that it did not answer before it went.
+
+    Refused at MAIL, b is surely not sent, and goes over another connection; refused at BDAT it was answered.
+    """
     at = ["RSET", "MAIL", "RCPT", "RCPT", "BDAT"].index(place)
     said = [*OK, "250 ok", *OK[:at], "421 4.3.2 shutting down"]
-    queued = threading.Event()
-    script = [Pause(queued, 10.0), *HELLO, *bdat("a"), *bdat("b"), *bdat("c"), replies(*said), Drop()]
+    script = [*HELLO, *bdat("a"), *bdat("b"), *bdat("c"), replies(*said), Drop()]
     with ScriptedServer(script, [CHUNKS]) as server:
-        with ThreadedSender(config(server), workers=1, retry=QUICK) as sender:
-            futures = [sender.submit(named(n)) for n in "abc"]
-            queued.set()
-            receipts = [future.result(10.0) for future in futures]
-    assert outcomes(receipts) == [SENT, SENT, SENT]
-    assert intact(m for m in server.messages if m.connection == 1) == Counter("bc")
+        receipts = batch(server, *"abc")
+    assert outcomes(receipts) == [SENT, b, IN_DOUBT]
+    assert intact(m for m in server.messages if m.connection == 1) == Counter("b" if b is SENT else "")
+
+
+@pytest.mark.parametrize(
+    ("said", "b"),
+    [
+        (["421 4.3.2 later", *OK[1:], "250 2.0.0 b"], SENT),
+        (["250 reset", "421 4.3.2 later", "503 no", "503 no", "503 no"], NOT_SENT),
+        ([*OK[:2], "421 4.3.2 later", "250 ok", "250 2.0.0 b"], Outcome.PARTIAL),
+        ([*OK[:2], "421 4.3.2 later", "421 4.3.2 later", "503 no"], NOT_SENT),
+        ([*OK, "421 4.3.2 later"], NOT_SENT),
+    ],
+    ids=["RSET", "MAIL", "RCPT", "all RCPT", "BDAT"],
+)
+def test_a_server_that_goes_on_after_a_421_is_heard(said: list[str], b: Outcome) -> None:
+    """It put off one command, as Exim's `defer message = 421` does, and tells in the next replies what it took."""
+    under_way = [*bdat("a"), *bdat("b"), *bdat("c"), replies(*OK, "250 ok"), *bdat("d")]
+    script = [*HELLO, *under_way, replies(*said, *OK, "250 2.0.0 c", *OK, "250 2.0.0 d"), Stall()]
+    with ScriptedServer(script, [CHUNKS]) as server:
+        receipts = batch(server, *"abcde")
+    assert outcomes(receipts) == [SENT, b, SENT, SENT, SENT]
+    assert str(receipts[2].reply) == "250 2.0.0 c"
+    if b is Outcome.PARTIAL:
+        assert receipts[1].accepted == ("too-b@example.net",)
+        assert receipts[1].deferred == ("to-b@example.net",)
+    assert intact(m for m in server.messages if m.connection == 1) == Counter("e")  # nothing more was written there
+
+
+def test_a_421_to_rset_behind_a_refused_content_leaves_the_message_in_doubt() -> None:
+    """What a refused BDAT leaves behind is not defined (RFC 3030 section 2): nobody knows what the next one met."""
+    said = [*OK, "554 5.7.1 spam", "421 4.3.2 later", *OK[1:], "250 ok"]
+    with ScriptedServer([*HELLO, *bdat("a"), *bdat("b"), replies(*said), Stall()]) as server:
+        assert outcomes(batch(server, "a", "b")) == [NOT_SENT, IN_DOUBT]
+
+
+# ---------------------------------------------------------------- before_final
+
+
+def test_an_objection_in_a_window_is_that_of_one_message() -> None:
+    """It is raised by the call for that message; those ahead have left and are answered, nothing of it has."""
+    letters = [named(n) for n in "abcd"]
+    waiting = letters[1:]
+    asked: list[Envelope] = []
+    begun: list[Transaction] = []
+
+    def follow() -> Follower | None:
+        return Follower(waiting.pop(0), begun.append) if waiting else None
+
+    def object_to_c(transaction: Transaction) -> None:
+        asked.append(transaction.envelope)
+        if transaction.envelope is letters[2]:
+            raise LookupError("no")
+
+    script = [*HELLO, *bdat("a"), *bdat("b"), NothingMore(), replies(*OK, "250 ok", *OK, "250 ok"), CHUNKS]
+    with ScriptedServer(script) as server, Client(config(server, 4)) as client:
+        assert client.transmit(letters[0], follow=follow, before_final=object_to_c).outcome is SENT
+        assert client.transmit(letters[1], begun=begun[0], before_final=object_to_c).outcome is SENT
+        with pytest.raises(LookupError):
+            client.transmit(letters[2], begun=begun[1], before_final=object_to_c)
+        assert begun[1].receipt().outcome is NOT_SENT
+        assert client.aboard is None
+        assert client.send(letters[3]).outcome is SENT
+        assert client.stats().opened == 1
+    assert asked == letters[:3]
+    assert waiting == letters[3:]  # nobody comes behind one that is not written
+    assert intact(server.messages) == Counter("d")  # the others were read by the script
+
+
+def test_an_interrupt_in_the_last_moment_of_one_behind_leaves_only_those_ahead_in_doubt() -> None:
+    begun: list[Transaction] = []
+    waiting = [Follower(named("b"), begun.append)]
+
+    def interrupted(transaction: Transaction) -> None:
+        if begun:
+            raise KeyboardInterrupt
+
+    with ScriptedServer([*HELLO, *bdat("a"), Stall()]) as server, Client(config(server)) as client:
+        first: list[Transaction] = []
+        with pytest.raises(KeyboardInterrupt):
+            client.transmit(
+                named("a"),
+                before_mail=first.append,
+                before_final=interrupted,
+                follow=lambda: waiting.pop() if waiting else None,
+            )
+        assert [t.receipt().outcome for t in (*first, *begun)] == [IN_DOUBT, NOT_SENT]
+        assert not client.is_connected
 
 
 def test_a_server_that_hangs_up_while_we_write_is_heard_out() -> None:

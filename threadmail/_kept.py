@@ -230,8 +230,8 @@ class KeptConnection(Guarded):
         try:
             return action(smtp)
         except MailError as error:
-            if fresh or end.passed or not _was_stale(error):
-                raise
+            if fresh or end.passed or smtp._aboard is not None or not _was_stale(error):
+                raise  # also with others under way there, content and all, whose replies are still to come
         # The server had hung up on a kept connection before anything of value was on it. Nobody needs to know. Once
         # only: a new connection that fails as well is news.
         self._disconnect("stale")
@@ -355,6 +355,7 @@ class KeptConnection(Guarded):
             lmtp=config.lmtp,
             server=config.address,
             window=config.window if chunked and not config.lmtp else 1,
+            riding=config._riding,
         )
 
     def _after_fork(self) -> None:

@@ -87,7 +87,7 @@ class Mailing(Dialogue):
         *,
         deadline: float | Deadline | None = None,
         before_mail: Callable[[Transaction], None] | None = None,
-        before_final: Callable[[Envelope], None] | None = None,
+        before_final: _delivery.BeforeFinal | None = None,
     ) -> Receipt:
         """Send an envelope and return its receipt.
 

@@ -26,10 +26,11 @@ class Passage:
         envelope: as it was given; that of the transaction may be recoded.
         before: commands written ahead of it that bring the session back to its start: `.` and `rset`, by name.
         refusal: what keeps it from being sent before its first byte.
+        objection: what `before_final` raised while the one ahead was under way; for the call that this one is for.
         chunk: its content, where that leaves together with its commands (BDAT, RFC 3030): in a window.
     """
 
-    __slots__ = ("before", "chunk", "envelope", "refusal", "transaction", "unanswered", "waiting")
+    __slots__ = ("before", "chunk", "envelope", "objection", "refusal", "transaction", "unanswered", "waiting")
 
     def __init__(self, envelope: Envelope, terms: Terms) -> None:
         self.envelope = envelope
@@ -37,6 +38,7 @@ class Passage:
         self.before: list[str] = []
         self.unanswered: deque[Command] = deque()
         self.refusal: MailError | None = None
+        self.objection: Exception | None = None
         self.chunk: bytes | None = None
         self.waiting: deque[Command] = deque()
         try:

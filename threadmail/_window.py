@@ -3,7 +3,8 @@
 Owns the I/O of a window: commands and content of several messages written one behind the other (CHUNKING, RFC 3030, and
 PIPELINING), their replies read as they are due. Guarantees: each message begins with RSET, so that none inherits
 what a refused one left behind; every reply is counted; no more replies are outstanding than both sides can keep. What
-is given up for it: a connection that is lost leaves each message in doubt whose content had been written.
+is given up for it: a connection that is lost leaves each message in doubt whose content had been written, whatever the
+server said before: that it is closing proves nothing about what had reached it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from copy import copy
 
 from ._passage import IN_FLIGHT, Passage
 from ._wire import Wire
-from .envelope import Envelope
-from .errors import BadReply, ConnectionLost, MailError, Phase, ReplyTimedOut
+from .errors import BadReply, ConnectionLost, MailError, Phase
 from .receipt import Reply
+from .transaction import Transaction
 
 
 class Window:
@@ -24,6 +25,9 @@ class Window:
 
     Args:
         aboard: the messages behind the one that is being seen through, in order; those written are in the window.
+
+    Attributes:
+        saw_closing: the server has said 421.
     """
 
     def __init__(self, wire: Wire, aboard: deque[Passage]) -> None:
@@ -31,7 +35,9 @@ class Window:
         self._aboard = aboard
         self._outstanding = 0  # replies
         self._broken: ConnectionLost | None = None  # nothing can be written any more; what was said can still be read
+        self.saw_closing = False
         self._closing = False  # 421 was the last reply
+        self._at_start = True  # no transaction of a message that has been answered can stand
 
     def has_room(self, size: int) -> bool:
         """Whether another message may be asked for, of `size` at once."""
@@ -46,10 +52,17 @@ class Window:
         """Whether the replies to this message may be outstanding as well; else it is written in its turn."""
         return self._outstanding + len(passage.before) + len(passage.waiting) <= IN_FLIGHT
 
-    def write(self, passage: Passage, before_final: Callable[[Envelope], None] | None) -> None:
-        """Write a message. A connection that breaks is noticed when its replies are due.
+    def write(
+        self, passage: Passage, before_final: Callable[[Transaction], None] | None, *, in_turn: bool = True
+    ) -> None:
+        """Write a message, all of it at once. A connection that breaks is noticed when its replies are due.
 
         The server may have said why it hangs up, and that it took the messages ahead, before it did.
+
+        Args:
+            before_final: what it raises keeps the message from being written.
+            in_turn: the call under way is for this message; else its objection waits for the one that will be, for
+                the messages ahead have left and are owed their replies.
         """
         if self._broken is not None:
             return
@@ -57,12 +70,19 @@ class Window:
         if not self._outstanding:
             wire.require_quiet()
             wire.acknowledges_at_once = True
-        lines = [*passage.before, *(command.line for command in passage.take())]
-        self._outstanding += len(lines)
+        lines = [*passage.before, *(command.line for command in passage.waiting)]
         assert passage.chunk is not None
         if before_final is not None:
-            before_final(transaction.envelope)
+            try:
+                before_final(transaction)
+            except Exception as exc:
+                if in_turn:
+                    raise
+                passage.objection = exc
+                return
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
+        passage.take()
+        self._outstanding += len(lines)
         try:
             wire.write_chunk(lines, passage.chunk)
         except ConnectionLost as error:
@@ -89,16 +109,16 @@ class Window:
             assert self._broken is not None
             raise copy(self._broken)
         for _ in passage.before:
-            reply = self._read(passage)
-            if reply.code != 250:
-                if self._closing:
-                    self._read(passage)  # hung up on, it was not come to; else what stands ahead is unknown
+            reply = self._read()
+            # A server that goes on after a 421 need not have reset anything, but then there must have been nothing to.
+            if reply.code != 250 and not (self._closing and self._at_start):
                 raise BadReply(f"RSET was answered {reply}")
+        self._at_start = False
         while passage.unanswered and wire.is_open:
             command = passage.unanswered.popleft()
             decided = transaction.error is not None
             try:
-                reply = self._read(passage, final=command.phase is Phase.FINAL)
+                reply = self._read(final=command.phase is Phase.FINAL)
                 if command.phase is not Phase.FINAL:
                     transaction.take(command, reply)
                 elif not decided:
@@ -113,32 +133,20 @@ class Window:
                 return
             if transaction.error is not None and not decided and command.phase is not Phase.FINAL:
                 transaction.phase = command.phase
+            self._at_start = command.phase is Phase.FINAL and reply.positive
         if self._broken is not None and not self._outstanding:
             wire.close()
 
-    def _read(self, passage: Passage, *, final: bool = False) -> Reply:
-        """Read the next reply, which is to `passage`."""
+    def _read(self, *, final: bool = False) -> Reply:
+        """Read the next reply."""
         timeouts = self._wire.timeouts
         announced, self._closing = self._closing, False
-        seconds = timeouts.quit if announced else timeouts.final if final else timeouts.command
-        try:
-            reply = self._wire.read_reply(seconds)
-        except ReplyTimedOut:
-            raise
-        except ConnectionLost:
-            if announced:
-                self._not_come_to(passage)
-            raise
+        reply = self._wire.read_reply(timeouts.quit if announced else timeouts.final if final else timeouts.command)
         self._outstanding -= 1
         if reply.code == 421:
             # It is closing (RFC 5321 §3.8): nothing more is written. But some say so, to put off one recipient, and go
-            # on (field: Exim's `defer message = 421`); what they took they tell in their next replies.
-            self._closing = True
+            # on (field: Exim's `defer message = 421`); what they took they tell in their next replies. One that does
+            # hang up may have taken what had reached it all the same, and died before it could say so.
+            self._closing = self.saw_closing = True
             self._broken = self._broken or ConnectionLost(f"the server is closing: {reply}")
         return reply
-
-    def _not_come_to(self, passage: Passage) -> None:
-        """The server said that it is closing, and hung up: it answers in order, so what stands behind it has not."""
-        for each in (passage, *self._aboard):
-            if each.transaction.phase is Phase.FINAL:
-                each.transaction.phase = Phase.MAIL

@@ -110,27 +110,33 @@ class Wire(TimedSocket):
     def write_content(self, last: bytes, behind: Sequence[str] = ()) -> None:
         """Write the last bytes of a content and, in the same breath, the commands of the message behind it.
 
-        Message content may be the first element of a group (RFC 2920 §3.1).
+        Message content may be the first element of a group (RFC 2920 §3.1). Nothing comes before the write, not even
+        a line of the log: whoever called has just been told that now is the last moment.
         """
-        if self._is_heard():
-            self._log(">", f"<{len(last)} octets of content, and the end>")
-            for line in behind:
-                self._log(">", line)
         self.content_left = len(last)
-        self._transfer(last + _joined(behind) if behind else last, self.timeouts.content)
+        try:
+            self._transfer(last + _joined(behind) if behind else last, self.timeouts.content)
+        finally:
+            if self._is_heard():
+                self._log(">", f"<{len(last)} octets of content, and the end>")
+                for line in behind:
+                    self._log(">", line)
 
     def write_chunk(self, lines: Sequence[str], content: bytes) -> None:
         """Write commands, the last of which is BDAT, and the content it announces (RFC 3030).
 
         Where that breaks the connection it stays open for what the server said before, and ConnectionLost is raised.
+        Nothing comes before the write, as in `write_content`.
         """
-        if self._is_heard():
-            for line in lines:
-                self._log(">", line)
-            self._log(">", f"<{len(content)} octets of content>")
         data = _joined(lines) + content
         self.content_left = len(data)
-        self._transfer(data, self.timeouts.content, hear_out=True)
+        try:
+            self._transfer(data, self.timeouts.content, hear_out=True)
+        finally:
+            if self._is_heard():
+                for line in lines:
+                    self._log(">", line)
+                self._log(">", f"<{len(content)} octets of content>")
 
     def _transfer(
         self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False, hear_out: bool = False

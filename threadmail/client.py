@@ -126,8 +126,10 @@ class Client(KeptConnection):
             all_or_nothing: send to every recipient or to none.
             before_mail: called with the transaction when a connection is ready and nothing of the message has been
                 written; if it raises, nothing is. Called again if the connection proves stale and is replaced.
-            before_final: called before the last bytes of the content leave; if it raises, the message is surely not
-                sent.
+            before_final: called with the transaction of a message as the very last thing before the write that holds
+                its end of data: between the two there is no I/O, no lock and no look at the socket. If it raises, the
+                message is surely not sent, and the exception is that of the call for this message. In a `window` it is
+                called for the messages behind this one as well, each in its order.
             follow: asked, where the server offers PIPELINING, for the message that the next call will be for, or None.
                 Its commands leave with the content of this one, which saves a round trip. Nothing of its content does
                 before that call, unless the config has a `window`: then it is asked for so many, and content leaves
@@ -137,7 +139,7 @@ class Client(KeptConnection):
             begun: the transaction of this message, if it is the one aboard.
         """
         end = Deadline.after(deadline)
-        asked = None if follow is None or all_or_nothing else partial(self._follower, follow)
+        asked = partial(self._follower, follow) if follow and self.offers_riding and not all_or_nothing else None
 
         def attempt(smtp: AnySMTP) -> Receipt:
             if smtp._aboard is None:
@@ -167,6 +169,15 @@ class Client(KeptConnection):
                 self._last_used = now()
                 if self._smtp is not None and self._smtp.sock is None:
                     self._disconnect("lost")
+
+    @property
+    def offers_riding(self) -> bool:
+        """Whether a message may be prefetched behind another one: `follow` is asked.
+
+        Not any more when a connection of this config was lost with a message in doubt and another one prefetched behind
+        it, or when the server answered what rode as nobody may. Pipelining as such goes on.
+        """
+        return not self.config._riding.ended
 
     def _follower(self, follow: Follow) -> Follower | None:
         """What is to come aboard; nobody does on a connection that is to be replaced."""

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from ._address import a_label
 from ._barred import RefusedLogins
+from ._riding import Riding
 from .errors import InvalidConfig
 
 _LONGEST_TIMEOUT = 2_000_000  # sockets count milliseconds in 31 bits; None waits for ever
@@ -151,6 +152,7 @@ class ServerConfig:
     allow_plaintext_login: bool = False
     # Not a setting: what clients with this very config have found out. A variant made by `replace` begins anew.
     _refused_logins: RefusedLogins = field(default_factory=RefusedLogins, init=False, repr=False, compare=False)
+    _riding: Riding = field(default_factory=Riding, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check_kinds()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from ._riding import Riding
 from .envelope import Envelope
 from .errors import (
     BadReply,
@@ -41,6 +42,7 @@ class Terms:
         mail_options, rcpt_options: further ESMTP parameters of MAIL and of every RCPT.
         server: "host:port", for the receipt.
         window: messages that may be under way content and all; more than one only with PIPELINING and CHUNKING.
+        riding: what is known of the server about what is written behind the end of data.
     """
 
     extensions: Mapping[str, str] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Terms:
     rcpt_options: Sequence[str] = ()
     server: str = ""
     window: int = 1
+    riding: Riding = field(default_factory=Riding, compare=False)
 
 
 class Command(NamedTuple):
@@ -163,7 +166,9 @@ class Transaction:
             return
         unasked = len(self.envelope.recipients) - len(self._replies)
         everybody = len(refused) == len(self.envelope.recipients)
-        if everybody or reply.code == 421 or (self.terms.all_or_nothing and not unasked):
+        # With the content at the server already, what it says of the others counts; and it may go on after a 421.
+        closing = reply.code == 421 and self.phase is not Phase.FINAL
+        if everybody or closing or (self.terms.all_or_nothing and not unasked):
             self.error = RecipientsRefused({r: answer.pair for r, answer in refused.items()})
             if self._at_rcpt and self.terms.all_or_nothing:
                 # The permanent refusal of one is permanent for all.

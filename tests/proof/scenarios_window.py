@@ -67,9 +67,9 @@ SCENARIOS = [
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST
     ),
     windowed(
-        "dropped at the final reply, the one behind called off", 45, 1, 2, abort(1), faults=DROPPED, failures=_DOUBT
+        "dropped at the final reply, the one behind called off", 44, 1, 2, abort(1), faults=DROPPED, failures=_DOUBT
     ),
-    windowed("dropped at the final reply, and closed", 124, 1, 2, close(), faults=DROPPED, failures=(*LOST, "Closed")),
+    windowed("dropped at the final reply, and closed", 114, 1, 2, close(), faults=DROPPED, failures=(*LOST, "Closed")),
     windowed("hung up on after the final reply", 1, 1, 3, faults=BETWEEN, failures=LOST),
     windowed("hung up on in the middle of the replies to the one behind", 1, 1, 3, faults=_HANGS_UP, failures=LOST),
     windowed("421 to the one behind", 1, 1, 3, faults=_CLOSING),

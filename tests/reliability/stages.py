@@ -355,8 +355,9 @@ WINDOW = Mode(
     _IN_WINDOW,
     differs={
         **{(stage, act): VERDICTS["doubt"] for stage in _IN_WINDOW for act in _NO_ANSWER},
-        # This server goes on and takes the content for the other one; another would have hung up.
-        **{(stage, "421"): VERDICTS["doubt"] for stage in ("RCPT first", "RCPT last", "kept RCPT")},
+        # This server goes on, takes the content for the other one and says so; who hangs up instead leaves it in doubt.
+        **{(stage, "421"): VERDICTS["part+"] for stage in ("RCPT first", "RCPT last", "kept RCPT")},
+        ("kept MAIL", "421"): VERDICTS["lost"],
         **{(stage, "unasked"): None for stage in _IN_WINDOW},
     },
     settings={"window": 3},
