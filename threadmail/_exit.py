@@ -1,7 +1,8 @@
 """What happens when the interpreter ends.
 
-Owns the one hook that closes senders nobody closed. Guarantees: the queue is worked off for a bounded time, and what
-could not be sent is said, not swallowed.
+Owns the one hook that closes senders nobody closed. Guarantees: their queues are worked off for a bounded time, which
+is one and the same for all of them, however many there are; and what could not be sent is said, not swallowed. They are
+closed one after another, but their workers all work meanwhile, so who comes last has had as much time as the first.
 
 `concurrent.futures` joins its threads, and so runs its whole queue without a deadline, before any `atexit` callback.
 Only callbacks of `threading._register_atexit` come before it, newest first; it is private, and there since 3.9.
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ._deadline import Deadline
 from .errors import Outcome
 from .receipt import Receipt
 
@@ -40,7 +42,7 @@ _registered: list[Callable[[], None]] = []
 
 
 def close_at_exit(sender: Closable) -> None:
-    """Have `sender` closed at interpreter exit, if it still exists then."""
+    """Have `sender` closed at interpreter exit, if it still exists then and was not closed before (`forget`)."""
     _open.add(sender)
     if not _registered:
         _registered.append(_close_all)
@@ -48,6 +50,11 @@ def close_at_exit(sender: Closable) -> None:
             threading._register_atexit(_close_all)  # type: ignore[attr-defined]
         except (AttributeError, RuntimeError):  # gone, or the interpreter is ending already
             atexit.register(_close_all)
+
+
+def forget(sender: Closable) -> None:
+    """Leave `sender` alone at exit: it has been closed. May be called for one that is not known."""
+    _open.discard(sender)
 
 
 def in_words(cut_short: Sequence[CutShort]) -> str:
@@ -62,11 +69,14 @@ def in_words(cut_short: Sequence[CutShort]) -> str:
 
 
 def _close_all() -> None:
-    senders = list(_open)
+    end = Deadline.after(GRACE)
     interrupt: BaseException | None = None
-    for sender in senders:
+    for sender in list(_open):
+        forget(sender)
         try:
-            unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else GRACE / len(senders))
+            unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
+        except Exception:
+            log.exception("a sender could not be closed at the end of the interpreter")
         except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
             interrupt = exc
             unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began

@@ -1,0 +1,118 @@
+"""The end of the interpreter: one time for all senders, and what one does spoils nothing for the others.
+
+With real interpreters that end: tests/reliability/test_exit.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+from threadmail import MailError, Receipt, _deadline, _exit
+
+
+class Unsent:
+    receipt = Receipt.not_sent(None, MailError("the sender was closed"))
+
+
+class Sender:
+    """Closes as it is told to, and notes how it was asked to."""
+
+    def __init__(self, does: Callable[[], object] = lambda: None, unsent: int = 0) -> None:
+        self.asked: list[tuple[bool, float | None]] = []
+        self._does, self._unsent = does, unsent
+
+    def close(self, *, drain: bool, timeout: float | None) -> list[Unsent]:
+        self.asked.append((drain, None if timeout is None else round(timeout, 1)))
+        if len(self.asked) == 1:
+            self._does()
+        return [Unsent()] * self._unsent
+
+
+class Clock:
+    time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def passes(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    hands = Clock()
+    monkeypatch.setattr(_deadline, "now", hands)
+    return hands
+
+
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders of other tests are none of ours; and no hook of the interpreter is set."""
+    monkeypatch.setattr(_exit, "_open", weakref.WeakSet())
+    monkeypatch.setattr(_exit, "_registered", [print])
+
+
+class InOrder(list[Sender]):
+    """In the place of the weak set, whose order is chance."""
+
+    add = list.append
+    discard = list.remove
+
+
+def closing(monkeypatch: pytest.MonkeyPatch, *senders: Sender) -> None:
+    monkeypatch.setattr(_exit, "_open", InOrder(senders))
+    _exit._close_all()
+
+
+def test_the_time_is_one_for_all_and_not_divided_among_them(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Forty idle ones that take no time leave all of it to the one that has a queue; who is late has what is left."""
+    idle = [Sender() for _ in range(40)]
+    slow, late = Sender(lambda: clock.passes(7.0)), Sender(lambda: clock.passes(60.0))
+    last = Sender()
+    closing(monkeypatch, *idle, slow, late, last)
+    assert {asked for sender in idle for asked in sender.asked} == {(True, _exit.GRACE)}
+    assert (slow.asked, late.asked, last.asked) == ([(True, 10.0)], [(True, 3.0)], [(True, 0.0)])
+
+
+def test_a_sender_that_was_closed_is_left_alone() -> None:
+    one, two = Sender(), Sender()
+    for sender in (one, two):
+        _exit.close_at_exit(sender)
+    _exit.forget(one)
+    _exit.forget(one)
+    _exit._close_all()
+    assert (one.asked, two.asked) == ([], [(True, _exit.GRACE)])
+    _exit._close_all()
+    assert len(two.asked) == 1
+
+
+def test_one_that_cannot_be_closed_spoils_nothing_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise OSError("a mistake")
+
+    other = Sender(unsent=3)
+    with caplog.at_level(logging.ERROR, "threadmail.sender"):
+        closing(monkeypatch, Sender(fails), other)
+    assert other.asked == [(True, _exit.GRACE)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a sender could not be closed at the end of the interpreter",
+        "the interpreter ends, and 3 messages were not sent",
+    ]
+
+
+def test_ctrl_c_ends_all_of_them_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    first, other = Sender(interrupted, unsent=2), Sender()
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.ERROR, "threadmail.sender"):
+        closing(monkeypatch, first, other)
+    assert first.asked == [(True, _exit.GRACE), (False, 0.0)]
+    assert other.asked == [(False, 0.0)]
+    assert "the closing was interrupted, and 2 messages were not sent" in caplog.text
