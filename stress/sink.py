@@ -13,7 +13,7 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,15 +32,18 @@ class Sink:
     Args:
         offers: the extensions it names in the reply to EHLO.
         core: the processor core to stay on; None leaves that to the system.
+        session: makes each dialogue, of those that answer otherwise; it is called in the sink's own process.
     """
 
-    def __init__(self, *, offers: Sequence[str] = OFFERS, core: int | None = None) -> None:
+    def __init__(
+        self, *, offers: Sequence[str] = OFFERS, core: int | None = None, session: Callable[..., Session] | None = None
+    ) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.host, self.port = self._listener.getsockname()
         self.url = f"smtp://{self.host}:{self.port}"
         self._count = spawn.RawValue("q", 0)  # written by one thread only, so it needs no lock
-        arguments = (self._listener, tuple(offers), core, self._count)
+        arguments = (self._listener, tuple(offers), core, self._count, session or Session)
         self._process = spawn.Process(target=_serve, args=arguments, name="sink", daemon=True)
 
     def __enter__(self) -> Self:
@@ -67,6 +70,8 @@ class Sink:
 
 class Session:
     """One dialogue, without its socket: bytes in, replies out."""
+
+    greeting = b"220 sink ESMTP\r\n"
 
     def __init__(self, offers: Sequence[str] = OFFERS) -> None:
         self.taken = 0
@@ -105,12 +110,13 @@ class Session:
                 if end < 0:
                     self._rest = data[at:]
                     break
-                replies.append(self._command(data[at:end]))
+                replies.append(self.command(data[at:end]))
                 # The line end of DATA itself may be the one before the final dot.
                 at = end if self._in_data else end + 2
         return b"".join(replies)
 
-    def _command(self, line: bytes) -> bytes:
+    def command(self, line: bytes) -> bytes:
+        """Take one command; returns the reply. With `ended` set the connection is closed behind it."""
         verb = line[:4].upper()
         if verb == b"DATA":
             self._in_data = True
@@ -133,13 +139,15 @@ class Session:
 class _Connection:
     """A session on its socket; what the peer does not read at once is kept until it does."""
 
-    def __init__(self, poll: selectors.BaseSelector, sock: socket.socket, offers: Sequence[str]) -> None:
-        self._poll, self._sock, self.session = poll, sock, Session(offers)
+    def __init__(self, poll: selectors.BaseSelector, sock: socket.socket, session: Session) -> None:
+        self._poll, self._sock, self.session = poll, sock, session
         self._replies = self._unsent = b""
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         poll.register(sock, selectors.EVENT_READ, self)
-        self._send(b"220 sink ESMTP\r\n")
+        self._send(session.greeting)
+        if session.ended:
+            self._close()
 
     def read(self) -> int:
         """Take what the peer sent; returns how many messages that completed."""
@@ -197,7 +205,9 @@ def end_with_parent(poll: selectors.BaseSelector) -> None:
         poll.register(parent.sentinel, selectors.EVENT_READ, sys.exit)
 
 
-def _serve(listener: socket.socket, offers: Sequence[str], core: int | None, count: Any) -> None:
+def _serve(
+    listener: socket.socket, offers: Sequence[str], core: int | None, count: Any, session: Callable[..., Session]
+) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     listener.setblocking(False)
@@ -210,7 +220,8 @@ def _serve(listener: socket.socket, offers: Sequence[str], core: int | None, cou
                     sys.exit()
                 if key.data is None:
                     try:
-                        _Connection(poll, listener.accept()[0], offers)
+                        taken = _Connection(poll, listener.accept()[0], session(offers)).session.taken
+                        count.value += taken  # of a session that counts itself, if it does
                     except (BlockingIOError, ConnectionError):
                         continue
                 else:
