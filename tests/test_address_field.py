@@ -282,6 +282,7 @@ POLICY = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(POLICY, st.lists(MEMBER, min_size=1, max_size=6), st.booleans())
 @example(email.policy.default, [Address("a, b", "c", "bücher.example")], True)
+@example(email.policy.default, [Address("=??Q?0=2C?=", "a", "b.example")], True)
 def test_any_mailboxes_are_written_or_refused(policy: Any, members: list[Any], fast: bool) -> None:
     """Whatever their names: on the wire stand the mailboxes that a reader of the field would have had from it."""
     text = ", ".join(map(str, members))

@@ -272,7 +272,8 @@ def _as_written(name: str, value: Any, kind: type) -> str | None:
         return None
     if bases in _ADDRESSES:
         tree = state["_parse_tree"]
-        if '"' in value and _is_hidden(tree, state["_groups"]):
+        # What it was read as: a name that looks like an encoded word has been decoded in the tree by some versions.
+        if "=?" in value or ('"' in value and _is_hidden(tree, state["_groups"])):
             return None
         text = _unfolded(tree)
         return text if _PLAIN_LIST.fullmatch(text) else None
