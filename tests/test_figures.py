@@ -88,6 +88,17 @@ def test_what_is_asked_and_not_met_ends_with_1(
         assert ("**short**" in capsys.readouterr().out) is bool(code)
 
 
+def test_what_before_had_nothing_of_is_a_dash_and_what_is_not_measured_is_not_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = Measure("S7", lambda host, port, scale: {}, values(alive=20.0), runs=3)
+    assert figures.best_of(measure, given({"server": 0.0}).__next__) == {"server": 0.0}
+    monkeypatch.setattr(figures, "MEASURES", (measure,))
+    monkeypatch.setattr(figures, "once", lambda measure, tree: {"server": 0.0})
+    assert figures.main([]) == 1
+    assert "| S7 | alive | <= 20.0 ms | - | **short** |" in capsys.readouterr().out
+
+
 def test_what_is_measured_is_what_was_meant(tmp_path: Path) -> None:
     [measure] = [measure for measure in figures.MEASURES if measure.name == "S7"]
     with pytest.raises(SystemExit, match="not what was to be measured"):
