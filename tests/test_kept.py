@@ -216,6 +216,29 @@ def test_a_farewell_takes_a_quarter_of_what_is_left() -> None:
             assert time.monotonic() - began < 1.2
 
 
+def test_abort_ends_a_farewell_too() -> None:
+    """A call that replaces a worn connection waits for the old server's answer to QUIT: not after `abort()`."""
+    quitting = threading.Event()
+    with ScriptedServer([Serve(until="QUIT"), Signal(quitting), Stall()]) as server:
+        slow = dataclasses.replace(config_of(server).timeouts, quit=30.0)
+        with Client(config_of(server, max_messages=1, timeouts=slow)) as client:
+            client.send(envelope("a"))
+            raised: list[BaseException] = []
+
+            def send() -> None:
+                with pytest.raises(Aborted) as info:
+                    client.send(envelope("b"))
+                raised.append(info.value)
+
+            thread = threading.Thread(target=send, name="aborted")
+            thread.start()
+            assert quitting.wait(10.0)
+            client.abort()
+            thread.join(10.0)
+            assert len(raised) == 1
+        assert server.connections == 1
+
+
 def test_the_idle_watch_never_delays_a_send() -> None:
     """While it says goodbye to the old connection, whose server does not answer, a message goes out on a new one."""
     quitting = threading.Event()

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threadmail import (
@@ -442,6 +442,7 @@ def receipts(draw: st.DrawFn) -> Receipt:
     return r
 
 
+@settings(deadline=None)
 @given(receipts())
 def test_a_receipt_comes_back_from_json(r: Receipt) -> None:
     """from_dict(to_dict(r)) is r, its error and its tag included, whatever the server said."""

@@ -238,8 +238,7 @@ def test_a_client_first_used_by_an_atexit_handler_sends() -> None:
         done = subprocess.run(
             [sys.executable, "-c", program, server.url], cwd=ROOT, capture_output=True, text=True, timeout=30
         )
-        assert done.stdout == "sent\n", done.stderr
-        assert "Error" not in done.stderr
+        assert (done.stdout, done.stderr) == ("sent\n", "")
         assert len(server.messages) == 1
         assert server.quits == 1
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threadmail import InvalidConfig, Throttle, TimedOut
@@ -107,6 +107,7 @@ def test_a_throttle_without_a_limit_only_pauses(clock: Clock) -> None:
     assert t.take() == 0.0
 
 
+@settings(deadline=None)  # it compares each with each
 @given(
     st.floats(0.1, 1000),
     st.floats(0.1, 100),

@@ -99,7 +99,7 @@ class KeptConnection(Guarded):
         # What `stats` tells; each can be looked at without the lock.
         self._opened = self._sent = 0
         self._closed: Mapping[str, int] = {}  # replaced whole
-        self._leaving: AnySMTP | None = None  # what the idle watch says goodbye on, without the lock
+        self._leaving: dict[AnySMTP, None] = {}  # what is being said goodbye on; by the idle watch without the lock
         self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
 
     # ------------------------------------------------------------ state
@@ -138,6 +138,7 @@ class KeptConnection(Guarded):
         smtp = self._smtp
         if smtp is not None:
             smtp.abort()
+        self._cut_farewells()
 
     def close(self, *, timeout: float | None = 5.0) -> None:
         """End the session and refuse further calls. May be called twice, and from any thread.
@@ -161,10 +162,13 @@ class KeptConnection(Guarded):
                 watcher = self._finish(_AT_ONCE)
         left = end.remaining()
         join_thread(watcher, SHARE if left is None else left)
-        leaving = self._leaving
-        if leaving is not None:
-            leaving.abort()
+        if self._leaving:
+            self._cut_farewells()
             join_thread(watcher, SHARE)
+
+    def _cut_farewells(self) -> None:
+        for smtp in list(self._leaving):
+            smtp.abort()
 
     def _part(self, end: Deadline) -> bool:
         """For a pool, which does not wait for who may still use what it has to end: end the session, and for good.
@@ -336,7 +340,7 @@ class KeptConnection(Guarded):
         """
         smtp = self._taken_out(reason)
         if smtp is not None:
-            _say_goodbye(smtp, end, quietly=reason in ("stale", "lost"))
+            self._say_goodbye(smtp, end, quietly=reason in ("stale", "lost"))
 
     def _taken_out(self, reason: str) -> AnySMTP | None:
         """The session, which is this client's no more."""
@@ -345,6 +349,18 @@ class KeptConnection(Guarded):
         if smtp is not None:
             self._closed = {**self._closed, reason: self._closed.get(reason, 0) + 1}
         return smtp
+
+    def _say_goodbye(self, smtp: AnySMTP, end: Deadline, *, quietly: bool = False) -> None:
+        """Close, with a farewell unless somebody is aboard or it would not be heard."""
+        try:
+            if not quietly and smtp.sock is not None and smtp._aboard is None:
+                self._leaving[smtp] = None  # from here on abort() reaches it again
+                smtp.quit(deadline=end)
+        except MailError:
+            pass  # the farewell is a courtesy, for which nobody's deadline is missed
+        finally:
+            self._leaving.pop(smtp, None)
+            smtp.close()
 
     def _offered(self, smtp: AnySMTP) -> Terms:
         config = self.config
@@ -389,15 +405,12 @@ class KeptConnection(Guarded):
                     left = self._last_used + limit - now()
                     if left > 0:
                         return left
-                    leaving = self._leaving = self._taken_out("idle")
+                    leaving = self._taken_out("idle")
                     assert leaving is not None
                     leaving.stand_alone()
             except TimedOut:
                 return limit  # somebody is using it
-            try:
-                _say_goodbye(leaving, NEVER)
-            finally:
-                self._leaving = None
+            self._say_goodbye(leaving, NEVER)
         return None
 
 
@@ -405,17 +418,6 @@ def _share(end: Deadline) -> Deadline:
     """By when what concerns the old connection must be over, so that a new one can still be made."""
     left = end.remaining()
     return NEVER if left is None else Deadline.after(min(left / 4, SHARE))
-
-
-def _say_goodbye(smtp: AnySMTP, end: Deadline, *, quietly: bool = False) -> None:
-    """Close, with a farewell unless somebody is aboard or it would not be heard."""
-    try:
-        if not quietly and smtp.sock is not None and smtp._aboard is None:
-            smtp.quit(deadline=end)
-    except MailError:
-        pass  # the farewell is a courtesy, for which nobody's deadline is missed
-    finally:
-        smtp.close()
 
 
 def _was_stale(error: MailError) -> bool:

@@ -60,7 +60,8 @@ class Mailing(Dialogue):
         Args:
             deadline: seconds that waiting for the client and all of the transaction may take.
         Raises:
-            MailError: nobody got the message, or (`outcome` IN_DOUBT) nobody knows.
+            MailError: nobody got the message, or (`outcome` IN_DOUBT) nobody knows. `may_resend` says whether to send
+                it again is of use and safe.
         """
         given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
         envelope = Envelope(from_addr, given, _message.as_bytes(msg))

@@ -60,7 +60,9 @@ def _tell(name: str, reason: str) -> None:
     if (kind, reason) in _told:
         return
     _told.add((kind, reason))
+    # At the end it is in the nature of things.
+    level = logging.INFO if "interpreter" in reason else logging.WARNING
     try:
-        log.warning("no thread %s could be started: %s", kind, reason)
+        log.log(level, "no thread %s could be started: %s", kind, reason)
     except Exception:  # noqa: BLE001 - a broken log handler must not take the place of what it is to tell
         pass

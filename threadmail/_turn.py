@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from copy import copy
 from typing import Protocol, TypeAlias
 
 from ._deadline import Deadline
@@ -77,7 +76,7 @@ class Turn:
 
     def not_sent(self, error: MailError) -> list[Receipt]:
         """The receipts if none of them can be sent, because of `error`."""
-        return [Receipt.not_sent(entry.envelope, entry.invalid or copy(error)) for entry in self._entries]
+        return [Receipt.not_sent(entry.envelope, entry.invalid or error) for entry in self._entries]
 
     def taken_by(self, client: Taker, end: Deadline, last: Receipt | None) -> list[Receipt]:
         """Have all of them sent.
@@ -118,7 +117,7 @@ class Turn:
                 if transaction is not None and transaction.phase is Phase.FINAL:
                     raise transaction.blame(ConnectionLost("the connection was lost before the server answered"))
                 if last is not None and last.error is not None and last.phase in CONNECTING:
-                    return Receipt.not_sent(envelope, copy(last.error))  # each would dial the server in vain
+                    return Receipt.not_sent(envelope, last.error)  # each would dial the server in vain
                 end.check("other messages were sent")
             return client.transmit(envelope, deadline=end, follow=follow, begun=begun)
         except (Closed, Reentered):

@@ -56,6 +56,10 @@ class Client(KeptConnection):
     Nothing happens before the first use. `with client.sync_root:` makes several calls one step. Use it as a context
     manager, or call `close()`.
 
+    In a signal handler, a log handler or a hook that comes in the middle of a call of this client, on the same thread,
+    `abort()`, `stats()` and the properties work; `close()` and all that would write raises `Reentered` at once, and the
+    call goes on unharmed. Nothing hangs there.
+
     Args:
         server: a `ServerConfig` or a URL for one.
         rng: chance, for the jitter of `max_age`.
@@ -98,7 +102,8 @@ class Client(KeptConnection):
         Returns:
             The receipt: `outcome` is SENT, or PARTIAL if some recipients were refused.
         Raises:
-            MailError: nobody got it, or (`outcome` IN_DOUBT) nobody knows; `receipt` has the details.
+            MailError: nobody got it, or (`outcome` IN_DOUBT) nobody knows; `receipt` has the details, and `may_resend`
+                says whether to send it again is of use and safe (`transient` alone does not say that it is safe).
             InvalidEnvelope: the message is not fit to be sent.
         """
         envelope = Envelope.of(message)

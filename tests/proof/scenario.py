@@ -98,7 +98,9 @@ SENDER = (Dispatcher, SenderJob, Pace, DialGate)
 OWNER = ("_locks", "_pid")
 QUIET = {"timeouts": 0}  # a timed wait ends by being woken only
 #: Fields that `abort()` uses without the lock, because a call that it ends has the lock.
-BY_DESIGN = frozenset({"Client._aborted", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"})
+BY_DESIGN = frozenset(
+    {"Client._aborted", "Client._leaving", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"}
+)
 LOST = ("ConnectionLost",)
 NOBODY_HOME = ("ConnectionRefused", "ConnectFailed")
 

@@ -125,11 +125,11 @@ SCENARIOS = [
     of_batches(
         "batches in a window, 1x2 beside close()",
         batches(1, 2, window=2, other=close_anyway, failures=(*ENDED, *LOST)),
-        182,
+        204,
     ),
     of_batches(
         "batches in a window, 1x2 beside abort()",
         batches(1, 2, window=2, other=Client.abort, failures=(*ENDED, *LOST)),
-        90,
+        101,
     ),
 ]
