@@ -185,7 +185,7 @@ def deadlines(host: str, port: int, scale: float) -> dict[str, float]:
         time.sleep(seconds)
         rates.append((counted.sent - first) / (time.monotonic() - now))
         sender.close(drain=False, timeout=1.0)
-    return {"share": rates[1] / rates[0], "rate": rates[1]}
+    return _share(rates)
 
 
 def greylist(host: str, port: int, scale: float) -> dict[str, float]:
@@ -206,7 +206,12 @@ def greylist(host: str, port: int, scale: float) -> dict[str, float]:
             time.sleep(0.001)
         rates.append(counted.sent / (time.monotonic() - begun))
         sender.close(drain=False, timeout=1.0)
-    return {"share": rates[1] / rates[0], "rate": rates[1]}
+    return _share(rates)
+
+
+def _share(rates: Sequence[float]) -> dict[str, float]:
+    """Of two rates, the second beside the first. Where nothing was sent at all, nothing is kept."""
+    return {"share": rates[1] / rates[0] if rates[0] else 0.0, "rate": rates[1]}
 
 
 def _submit_until(sender: Any, messages: int, end: float) -> None:

@@ -220,10 +220,12 @@ def _serve(
                     sys.exit()
                 if key.data is None:
                     try:
-                        taken = _Connection(poll, listener.accept()[0], session(offers)).session.taken
-                        count.value += taken  # of a session that counts itself, if it does
+                        sock = listener.accept()[0]
                     except (BlockingIOError, ConnectionError):
                         continue
+                    one = session(offers)
+                    count.value += one.taken  # of one that counts itself; before its greeting
+                    _Connection(poll, sock, one)
                 else:
                     if mask & selectors.EVENT_READ:
                         count.value += key.data.read()
