@@ -119,6 +119,7 @@ class Ledger:
         self._fates: dict[str, Fate] = {}
         self._silent: set[str] = set()  # those of which no callback tells
         self._hurried: set[str] = set()  # those with a deadline of their own
+        self._abandoned: set[str] = set()  # those whose sender was struck, so that nobody knows
         self._not_begun: set[str] = set()  # those that nobody had taken when it failed
         self._doubts = 0  # that what was done can explain
         self.faults: Counter[str] = Counter()
@@ -148,6 +149,22 @@ class Ledger:
         """It failed before the message was handed to anybody (no lease, no connection), so that there is no receipt."""
         with self._lock:
             self._not_begun.add(_name(envelope))
+
+    def abandon(self, envelope: Envelope) -> None:
+        """Its sender was struck before he could be told: it may have gone out, once, and more nobody knows."""
+        with self._lock:
+            self._abandoned.add(_name(envelope))
+
+    def abandon_the_rest(self) -> None:
+        """Where the harness itself was struck: of those that it has not settled nobody was told."""
+        with self._lock:
+            self._abandoned |= self._sent.keys() - self._fates.keys()
+
+    @property
+    def abandoned(self) -> int:
+        """Messages of which nobody was told."""
+        with self._lock:
+            return len(self._abandoned)
 
     def may_doubt(self, messages: int = 1) -> None:
         """So many messages more may be in doubt, by what was done to their connections."""
@@ -226,7 +243,9 @@ class Ledger:
                 ids.setdefault(name, set()).add(message.queue_id)
         for name, envelope in self._sent.items():
             fate = self._fates.get(name)
-            if fate is None:
+            if fate is None and name in self._abandoned:
+                found += _judge_fate(envelope, Fate.in_doubt("nobody was told"), copies, set())
+            elif fate is None:
                 found.append(f"{name}: no receipt")
             else:
                 found += _judge_fate(envelope, fate, copies, ids.get(name, set()))

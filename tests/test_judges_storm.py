@@ -1,0 +1,255 @@
+"""The storm of exceptions from outside runs; and on forged targets it sees each thing that it claims to see."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stress import interrupts
+from stress.interrupts import Round, Shelter, Strike, storm_round, strike
+from stress.ledger import Fate, Ledger
+from tests.support.naming import NamingServer
+from threadmail import Outcome, Receipt, ServerConfig
+
+pytest.importorskip("aiosmtpd")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    level = logging.getLogger("threadmail").level
+    yield
+    logging.getLogger("threadmail").setLevel(level)
+
+
+@pytest.mark.parametrize("how", ["async", "signal", "error"])
+@pytest.mark.parametrize("name", ["client", "pool"])
+def test_a_short_storm_loses_nothing(name: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert interrupts.main(["--seconds", "0", "--length", "0.6", "--only", name, "--how", how]) == 0
+    printed = capsys.readouterr().out
+    assert "0 violations; seed 1" in printed
+
+
+# What it claims to see, forged ----------------------------------------------------------------------------------------
+
+
+class Target(interrupts.Target):
+    """Sends nothing, and says that it did; what it leaves behind is for each test to say."""
+
+    name = "forged"
+    numbers_left: dict[str, int] = {}  # noqa: RUF012 - each test puts its own in its place
+
+    def act(self, shelter: Shelter, rng: random.Random) -> None:
+        [letter] = self.letters(rng)
+        self.settle([letter], *shelter.call(lambda: time.sleep(0.002)))
+
+    def close(self, seconds: float) -> None: ...
+
+    def left(self) -> dict[str, int]:
+        return self.numbers_left
+
+
+@pytest.fixture(autouse=True)
+def _forged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interrupts.TARGETS, "forged", Target)
+    monkeypatch.setattr(interrupts, "FLOOR", 0.0)
+    monkeypatch.setattr(interrupts, "PATIENCE", 0.5)
+
+
+def stormed(length: float = 0.1) -> list[str]:
+    with interrupts._weather():
+        return storm_round("1", "forged", "async", length)[1]
+
+
+def nothing_told(found: list[str]) -> list[str]:
+    return [line for line in found if not line.startswith("empty")]
+
+
+def test_a_target_that_leaves_nothing_and_tells_nothing_is_seen_to_tell_nothing() -> None:
+    assert stormed() == ["empty: 0 messages, and at least 1 are needed to say anything"]
+
+
+def test_a_number_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "numbers_left", {"clients leased": 2})
+    assert nothing_told(stormed()) == ["2 clients leased left when it is closed"]
+
+
+def test_a_caller_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(Target, "act", lambda self, shelter, rng: over.wait())
+    try:
+        assert "hangs: caller-0" in stormed(0.05)
+    finally:
+        over.set()
+
+
+def test_a_close_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(Target, "close", lambda self, seconds: over.wait())
+    try:
+        assert nothing_told(stormed(0.05)) == ["hangs: close()"]
+    finally:
+        over.set()
+
+
+def test_a_close_that_takes_longer_than_it_may_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "close", lambda self, seconds: time.sleep(0.3))
+    assert nothing_told(stormed(0.05)) == ["close(timeout=0.125) took 0 s"]
+
+
+def test_a_close_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(self: Target, seconds: float) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(Target, "close", close)
+    assert nothing_told(stormed(0.05)) == ["close: KeyError: 'x'"]
+
+
+def test_what_a_caller_should_not_meet_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(self: Target, shelter: Shelter, rng: random.Random) -> None:
+        shelter.call(lambda: dict[str, int]()["x"])
+
+    monkeypatch.setattr(Target, "act", act)
+    assert "caller-0: KeyError: 'x'" in stormed(0.05)
+
+
+def test_a_thread_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    left: list[threading.Thread] = []
+
+    def close(self: Target, seconds: float) -> None:
+        thread = threading.Thread(target=over.wait, name="left over", daemon=True)
+        left.append(thread)
+        thread.start()
+        thread.join = lambda timeout=None: None  # type: ignore[method-assign]
+
+    monkeypatch.setattr(Target, "close", close)
+    try:
+        assert nothing_told(stormed(0.05)) == ["thread left: left over"]
+    finally:
+        over.set()
+        threading.Thread.join(left[0])
+
+
+def test_a_connection_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(self: Any, count: int, timeout: float) -> None:
+        raise TimeoutError("1 connections are open")
+
+    monkeypatch.setattr(NamingServer, "wait_for_connections", wait)
+    assert nothing_told(stormed(0.05)) == ["connection left: 1 connections are open"]
+
+
+def test_a_message_told_as_sent_and_not_there_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(self: Target, shelter: Shelter, rng: random.Random) -> None:
+        [letter] = self.letters(rng)
+        self.ledger.settle(letter, Fate(Outcome.SENT, frozenset(letter.recipients), frozenset(), "250 ok"))
+        time.sleep(0.01)
+
+    monkeypatch.setattr(Target, "act", act)
+    assert any("yet 0 copies" in line for line in stormed(0.05))
+
+
+def sender_round(heard: list[Receipt], strikes: dict[str, int]) -> list[str]:
+    round_ = Round.__new__(Round)
+    round_.how, round_.ledger, round_.strikes = "async", Ledger(), Counter(strikes)
+    target = interrupts.SenderTarget.__new__(interrupts.SenderTarget)
+    target.ledger, target.heard = round_.ledger, heard
+    stats = SimpleNamespace(queued=0, retrying=0, in_flight=0)
+    target.sender = SimpleNamespace(stats=lambda: stats, close=lambda **_: None)  # type: ignore[assignment]
+    round_.target = target
+    [letter] = interrupts.Target.letters(target, random.Random(1)) if hasattr(target, "numbers") else [_letter(target)]
+    round_.ledger.settle(letter, Fate(Outcome.NOT_SENT, frozenset(), frozenset()))
+    return round_._end()
+
+
+def _letter(target: interrupts.Target) -> Any:
+    target.numbers = iter(range(9))
+    return target.letters(random.Random(1))[0]
+
+
+def receipt(name: str) -> Receipt:
+    return Receipt(Outcome.NOT_SENT, None, "s@example.org", ("r@example.org",), f"<{name}@example.org>")
+
+
+def test_that_on_receipt_is_called_twice_is_seen() -> None:
+    told = receipt(f"sender{threading.get_ident()}x0")
+    assert sender_round([told], {}) == []
+    assert sender_round([told, told], {}) == [f"{told.message_id}: on_receipt was called 2 times"]
+
+
+def test_that_on_receipt_is_never_called_is_seen_unless_a_strike_on_our_threads_can_have_taken_it() -> None:
+    name = f"sender{threading.get_ident()}x0"
+    assert sender_round([], {"caller": 5}) == [f"{name}: on_receipt was never called"]
+    assert sender_round([], {"threadmail-lane": 1}) == []
+
+
+def test_a_lease_that_is_left_when_the_callers_are_gone_is_seen() -> None:
+    round_ = Round.__new__(Round)
+    round_.how, round_.ledger = "async", Ledger()
+    target = interrupts.PoolTarget.__new__(interrupts.PoolTarget)
+    busy = SimpleNamespace(leased=1, waiting=0, idle=interrupts.WORKERS + 1)
+    stats = [busy, SimpleNamespace(leased=0, waiting=0, idle=0)]
+    target.pool = SimpleNamespace(stats=lambda: stats.pop(0), close=lambda **_: None)  # type: ignore[assignment]
+    round_.target = target
+    assert round_._end() == [
+        "1 clients leased left when callers are gone",
+        "1 clients idle beyond left when callers are gone",
+    ]
+
+
+def test_a_round_in_which_nobody_is_struck_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interrupts, "PAUSE", (9.0, 9.0))
+    monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(min(seconds, 0.05)))
+    assert interrupts.main(["--seconds", "0", "--length", "0.01", "--only", "client", "--how", "async"]) == 1
+    assert "empty: nobody was struck" in capsys.readouterr().out
+
+
+# The shelter ----------------------------------------------------------------------------------------------------------
+
+
+def test_in_its_shelter_the_harness_is_not_struck_and_outside_it_is() -> None:
+    shelter, go = Shelter(), threading.Event()
+    found: list[object] = []
+
+    def wait() -> str:
+        end = time.monotonic() + 10
+        go.set()
+        while time.monotonic() < end:
+            pass
+        return "done"
+
+    def work() -> None:
+        found.append(shelter.call(wait))
+        found.append("on")
+
+    assert not shelter.struck(Strike)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert go.wait(10)
+    assert shelter.struck(Strike)
+    thread.join(10)
+    assert found == [(False, None), "on"]
+    assert not shelter.struck(Strike)
+
+
+def test_a_strike_at_a_thread_that_is_no_more_says_so() -> None:
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    assert thread.ident is not None
+    assert not strike(thread.ident, Strike)
+
+
+def test_the_config_of_a_round_is_that_of_its_server() -> None:
+    round_ = Round("1", "client", "async", ("127.0.0.1", 9), 0.0)
+    assert isinstance(round_.target.config, ServerConfig)
+    assert (round_.target.config.host, round_.target.config.port) == ("127.0.0.1", 9)
