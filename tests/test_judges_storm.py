@@ -29,8 +29,10 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.getLogger("threadmail").setLevel(level)
 
 
-@pytest.mark.parametrize("how", ["async", "signal", "error"])
-@pytest.mark.parametrize("name", ["client", "pool"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("client", "async"), ("client", "signal"), ("client", "error"), ("pool", "async"), ("pool", "error")],
+)
 def test_a_short_storm_loses_nothing(name: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert interrupts.main(["--seconds", "0", "--length", "0.6", "--only", name, "--how", how]) == 0
     printed = capsys.readouterr().out
@@ -56,8 +58,8 @@ class Target(interrupts.Target):
         return self.numbers_left
 
 
-@pytest.fixture(autouse=True)
-def _forged(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def forged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(interrupts.TARGETS, "forged", Target)
     monkeypatch.setattr(interrupts, "FLOOR", 0.0)
     monkeypatch.setattr(interrupts, "PATIENCE", 0.5)
@@ -72,15 +74,18 @@ def nothing_told(found: list[str]) -> list[str]:
     return [line for line in found if not line.startswith("empty")]
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_target_that_leaves_nothing_and_tells_nothing_is_seen_to_tell_nothing() -> None:
     assert stormed() == ["empty: 0 messages, and at least 1 are needed to say anything"]
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_number_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "numbers_left", {"clients leased": 2})
     assert nothing_told(stormed()) == ["2 clients leased left when it is closed"]
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_caller_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(Target, "act", lambda self, shelter, rng: over.wait())
@@ -90,6 +95,7 @@ def test_a_caller_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         over.set()
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_close_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(Target, "close", lambda self, seconds: over.wait())
@@ -99,11 +105,13 @@ def test_a_close_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         over.set()
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_close_that_takes_longer_than_it_may_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "close", lambda self, seconds: time.sleep(0.3))
     assert nothing_told(stormed(0.05)) == ["close(timeout=0.125) took 0 s"]
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_close_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def close(self: Target, seconds: float) -> None:
         raise KeyError("x")
@@ -112,6 +120,7 @@ def test_a_close_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nothing_told(stormed(0.05)) == ["close: KeyError: 'x'"]
 
 
+@pytest.mark.usefixtures("forged")
 def test_what_a_caller_should_not_meet_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def act(self: Target, shelter: Shelter, rng: random.Random) -> None:
         shelter.call(lambda: dict[str, int]()["x"])
@@ -120,6 +129,7 @@ def test_what_a_caller_should_not_meet_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert "caller-0: KeyError: 'x'" in stormed(0.05)
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_thread_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     left: list[threading.Thread] = []
@@ -138,6 +148,7 @@ def test_a_thread_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         threading.Thread.join(left[0])
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_connection_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(self: Any, count: int, timeout: float) -> None:
         raise TimeoutError("1 connections are open")
@@ -146,6 +157,7 @@ def test_a_connection_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     assert nothing_told(stormed(0.05)) == ["connection left: 1 connections are open"]
 
 
+@pytest.mark.usefixtures("forged")
 def test_a_message_told_as_sent_and_not_there_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def act(self: Target, shelter: Shelter, rng: random.Random) -> None:
         [letter] = self.letters(rng)
