@@ -19,7 +19,7 @@ ORDER = [
     *("_lookup", "_guard", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle", "_breaker"),
     *("_opening", "_idle", "_kept", "_turn", "client"),
-    "pool",
+    *("_steps", "_room", "_keys", "_leases", "pool"),
     *("_exit", "_jobs", "_batch", "_lane", "_pace", "_crew", "_desk", "_dispatch", "sender"),
 ]
 

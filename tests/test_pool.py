@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +19,7 @@ from threadmail import (
     ClientPool,
     Closed,
     ConnectFailed,
+    GreetingRefused,
     LoginRefused,
     MailError,
     Outcome,
@@ -47,6 +49,26 @@ def wait_until_waiting(pool: ClientPool, count: int) -> None:
         threading.Event().wait(0.001)
 
 
+@contextlib.contextmanager
+def leased_elsewhere(pool: ClientPool) -> Iterator[None]:
+    """Another thread has a lease meanwhile."""
+    has, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool.lease():
+            has.set()
+            over.wait(30.0)
+
+    holder = threading.Thread(target=hold, name="holder")
+    holder.start()
+    assert has.wait(10.0)
+    try:
+        yield
+    finally:
+        over.set()
+        holder.join(10.0)
+
+
 def test_a_client_comes_back_and_is_used_again() -> None:
     with CaptureServer() as server, ClientPool(server.url, max_size=2) as pool:
         with pool.lease() as first:
@@ -71,11 +93,12 @@ def test_there_are_never_more_than_max_size() -> None:
 
 
 def test_a_lease_is_waited_for_no_longer_than_asked() -> None:
-    with CaptureServer() as server, ClientPool(server.url, max_size=1) as pool, pool.lease():
+    with CaptureServer() as server, ClientPool(server.url, max_size=1) as pool, leased_elsewhere(pool):
         started = time.monotonic()
-        with pytest.raises(TimedOut, match="1 are in use"), pool.lease(timeout=0.05):
+        with pytest.raises(TimedOut, match="1 are in use") as info, pool.lease(timeout=0.05):
             pass
         assert time.monotonic() - started < 2.0
+        assert info.value.deadline_passed
         assert pool.stats().waiting == 0
 
 
@@ -158,11 +181,11 @@ def test_after_the_pause_one_probe_opens_the_pool_again(monkeypatch: pytest.Monk
     def now() -> float:
         return time.monotonic() + ahead[0]
 
-    monkeypatch.setattr("threadmail.pool.now", now)
+    monkeypatch.setattr("threadmail._steps.now", now)
     with ScriptedServer([Reply("450 4.3.0 not now"), Drop()], [Serve()]) as server, ClientPool(server.url) as pool:
         with pytest.raises(MailError):
             pool.send(message())
-        with pytest.raises(ConnectFailed, match="next try in"):
+        with pytest.raises(GreetingRefused, match="next try in"):
             pool.send(message())
         ahead[0] = 2.0
         assert pool.send(message()).outcome is Outcome.SENT

@@ -170,11 +170,12 @@ class KeptConnection(Guarded):
         for smtp in list(self._leaving):
             smtp.abort()
 
-    def _part(self, end: Deadline) -> bool:
+    def _part(self, end: Deadline, reason: str = "closed") -> bool:
         """For a pool, which does not wait for who may still use what it has to end: end the session, and for good.
 
         Args:
             end: by when the farewell is over.
+            reason: for the statistics.
         Returns:
             Whether all is closed. Else somebody holds `sync_root`, or this very thread is in the middle of a call: the
             connection is dropped under them, they can make no other one, and `_part` is to be called again.
@@ -184,18 +185,18 @@ class KeptConnection(Guarded):
         if not root._is_owned():
             try:
                 with holding(root, _AT_ONCE):
-                    self._finish(end)
+                    self._finish(end, reason)
                 return True
             except TimedOut:
                 pass
         self.abort()
         return False
 
-    def _finish(self, end: Deadline) -> threading.Thread | None:
+    def _finish(self, end: Deadline, reason: str = "closed") -> threading.Thread | None:
         if self._busy:
             raise self._unusable()
         self._life = Life.CLOSING  # an exception from outside may end the farewell; then the next one goes on here
-        self._disconnect("closed", end)
+        self._disconnect(reason, end)
         self._life = Life.CLOSED
         return self._watch.stop() if self._watch is not None else None
 

@@ -1,47 +1,58 @@
 """A bounded pool of clients.
 
-Owns the keys: who may use which client, and how many there are. Guarantees: never more than `max_size` connections,
-those being dialled included; waiters are served in the order they came, and a client that comes free for one that gave
-up goes to the next; all network I/O happens outside the lock; a server that does not answer is dialled by one thread at
-a time, with growing pauses, whatever the number of threads. Leaves the dialogue to `Client`, retries to
-`ThreadedSender`.
+Owns the shell around `_keys.Keys`, which decides who gets which client: its one lock, the waits, and what is done with
+a client that was granted or taken away. Guarantees: never more than `max_size` connections, those being dialled or
+closed included; waiters are served in the order they came; no client is ever lost, however a wait or a lease ends; all
+network I/O happens outside the lock; a server that does not answer is dialled by one thread at a time, with growing
+pauses, whatever the number of threads. Leaves the dialogue to `Client`, retries to `ThreadedSender`.
+
+A signal handler, or the garbage collector that ends a lease left in an abandoned generator, may come in the middle of a
+step of the pool, in the very thread that takes it (`_steps`). There `stats()`, `close()` and the end of a lease work as
+anywhere else, and hang nobody; a new lease is refused (`Reentered`), there and only there.
 """
 
 from __future__ import annotations
 
-import enum
 import random
 import threading
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from ._deadline import Deadline, now
+from ._breaker import CircuitBreaker
+from ._deadline import NEVER, Deadline, now
 from ._guard import BornAnew
 from ._idle import IdleWatch
-from ._threads import join_thread
+from ._keys import Closer, Farewell, Keys, Lease
+from ._leases import AT_ONCE, have_here, held, is_free, is_good, is_refusal, kept_copy, no_longer_here, note
+from ._life import Life
+from ._room import Room
+from ._steps import Bell, Steps
+from ._threads import join_thread, start_thread
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import CONNECTING, Closed, ConnectFailed, MailError, TimedOut
+from .errors import MailError, TimedOut
 from .receipt import Receipt
-from .retry import Dial, DialGate, RetryPolicy
+from .retry import RetryPolicy
 
+#: Seconds in the line of those who name no time-out. Nobody in front of them waits longer for a reply to a command, by
+#: default; so who waits longer waits for a pool that is too small, or for a lease that somebody keeps.
+LINE = 60.0
 
-class _Life(enum.Enum):
-    OPEN = "open"
-    CLOSED = "closed"
+#: ... and of those who have a client of the pool already: others may wait for them, by a lock that the pool knows
+#: nothing of, such as a log handler's. Then nothing moves until one of them gives up.
+LINE_OF_HOLDERS = 2.0
 
+#: Threads that say goodbye side by side, the one that closes included: servers that stall are waited for together.
+FAREWELLS = 8
 
-class _Waiter:
-    """A thread that waits for a client, or for the permission to dial a new one."""
+#: Seconds for callers to come back whose connections were dropped by `close()`.
+GRACE = 1.0
 
-    __slots__ = ("granted", "woken")
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.woken = threading.Condition(lock)  # on the pool's own lock: one lock, one wake-up for each waiter
-        self.granted: Client | None = None
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class PoolStats:
 
     Attributes:
         waiting: threads that wait for a lease.
-        leased: clients in use, those being dialled included.
+        leased: clients in use, those being dialled or closed included.
         idle: connected clients that nobody uses.
         opened: connections made.
         closed: connections ended, by reason (see `ClientStats`).
@@ -82,205 +93,266 @@ class ClientPool(BornAnew):
             raise ValueError(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
         self._rng = rng or random.Random()
-        self._life = _Life.OPEN  # a closed pool is closed in a forked child as well
         self._reset()
         super().__init__()
 
     def _inherited(self) -> list[Client]:
-        return [*self._leased, *(client for client, _ in self._idle)]
+        return [*self._keys.clients(), *self._lingering]
 
     def _reset(self) -> None:
         # Also in a forked child, which begins anew.
-        # Guards everything below: who waits, who has what, how many there are. Never held over network I/O.
-        self._lock = threading.Lock()
-        self._all_back = threading.Condition(self._lock)
-        self._waiters: deque[_Waiter] = deque()
-        # Who is idle, and since when. The one used last is at the end and goes first, so the others grow old and go.
-        self._idle: list[tuple[Client, float]] = []
-        self._leased: dict[Client, _Waiter | None] = {}  # to whom; None: the pool itself is about to close it
-        self._dialling: dict[Client, None] = {}  # those of the leased that the gate let dial, and that owe it an answer
-        self._gate = DialGate(RetryPolicy(), self._rng)
+        keys = self.__dict__.get("_keys")
+        life = Life.OPEN if keys is None or keys.life is Life.OPEN else Life.CLOSED  # closed in a child as well
+        breaker, room = CircuitBreaker(RetryPolicy(), self._rng), Room(self._rng)
+        self._keys = Keys(self.max_size, breaker, room, self._new_client, life)
+        self._steps = Steps(self._keys.wake_first)  # the one lock: guards the keys, and all that is below
         self._opened = 0
         self._closed: Counter[str] = Counter()
+        self._lingering: list[Client] = []  # ended, but under somebody who holds their `sync_root`
+        self._goodbyes: list[threading.Thread] = []
         self._watch = IdleWatch(self) if self.config.idle_timeout is not None else None
+        self._watching = False  # or about to
+
+    def _new_client(self) -> Client:
+        return Client(self.config, rng=self._rng, watch_idle=False)
 
     # ------------------------------------------------------------ leasing
 
-    @contextmanager
-    def lease(self, *, timeout: float | Deadline | None = None) -> Iterator[Client]:
+    def lease(self, *, timeout: float | Deadline | None = None) -> AbstractContextManager[Client]:
         """The exclusive use of a connected client, for the length of a `with` block.
 
         Args:
-            timeout: seconds to wait for one, dialling included.
+            timeout: seconds to wait for one, dialling included. None waits at most a minute (`LINE`) for what others
+                have, or two seconds where the caller has a client already, and for its own dial as long as the config
+                allows; `math.inf` waits for ever.
         Raises:
             TimedOut: there was none in time.
             ConnectFailed, LoginRefused, ...: the server could not be reached, just now or moments ago.
+            Reentered: all clients are leased, each by a caller who waits for another one, as this one does; or a signal
+                handler came in the middle of a step of this very pool in this very thread.
             Closed: the pool is closed.
         """
+        return self._lease(timeout, None)
+
+    @contextmanager
+    def _lease(self, timeout: float | Deadline | None, line: Deadline | None) -> Iterator[Client]:
+        """As `lease`.
+
+        Args:
+            line: when the wait for what others have is over.
+        """
         self._check_process()
-        waiter = _Waiter(self._lock)
+        end = Deadline.after(timeout)
+        lease = Lease(self._keys, Bell(), held(self._keys))
         try:
-            yield self._acquire(waiter, Deadline.after(timeout))
+            have_here(lease)
+            yield self._acquire(lease, end, line or self._in_line(end))
+        except MailError as error:
+            note(lease, error)
+            raise
         finally:
             try:
-                self._give_back(waiter)
+                self._give_back(lease, end)
             except BaseException:
-                self._give_back(waiter)  # an exception from outside came in between: what it left undone is done now
+                self._give_back(lease, end)  # an exception from outside: what it left undone is done now
                 raise
 
     def send(self, message: Message, *, deadline: float | Deadline | None = None) -> Receipt:
         """Send one message on a client of the pool; as `Client.send`.
 
         Args:
-            deadline: seconds that all of it may take, waiting for a client included.
+            deadline: seconds that all of it may take, waiting for a client included; None: as `timeout` of `lease`.
         """
         envelope = Envelope.of(message)
         end = Deadline.after(deadline)
+        line = self._in_line(end)  # one for all tries
         try:
-            with self.lease(timeout=end) as client:
-                return client.transmit(envelope, deadline=end)
+            while True:
+                with self._lease(end, line) as client:
+                    try:
+                        return client.transmit(envelope, deadline=end)
+                    except MailError as error:
+                        # The server hung up after the last look at the connection, and lets no other one in. Nothing
+                        # was written on that, so this is as if there had been none from the beginning.
+                        if not self._is_passing(error, client):
+                            raise
         except MailError as error:
             if error.receipt is None:
                 Receipt.not_sent(envelope, error)
             raise
 
-    def _acquire(self, waiter: _Waiter, end: Deadline) -> Client:
+    def _is_passing(self, error: MailError, client: Client) -> bool:
+        return error.transient and is_refusal(error) and self._steps.take(self._keys.serves, client)
+
+    def _in_line(self, end: Deadline) -> Deadline:
+        if end is not NEVER:
+            return end
+        return Deadline.after(LINE_OF_HOLDERS if held(self._keys) else LINE)
+
+    def _acquire(self, lease: Lease[Client], end: Deadline, line: Deadline) -> Client:
         while True:
-            with self._lock:
-                self._waiters.append(waiter)
-                client = self._wait(waiter, end)
-            try:
-                client.connect(deadline=end)
-            except BaseException as exc:
-                others = self._discard(client, exc, answered=not end.passed)
-                waiter.granted = None
-                # A server that has enough connections already is not dead: wait for one of those.
-                if others and isinstance(exc, MailError) and exc.transient and not end.passed:
+            client, dials = self._wait(lease, line)
+            if dials:
+                if not self._dial(lease, client, end):
                     continue
-                raise
-            with self._lock:
-                if client in self._dialling:
-                    del self._dialling[client]
-                    self._gate.succeeded()
-                    self._serve()
-                if self._watch is not None and self._life is _Life.OPEN:
-                    self._watch.start()
+            elif not is_good(client, end):
+                # Whoever needs a new one asks for it, as everybody does.
+                self._decide(end, self._stood_aside, lease)
+                continue
+            lease.sent = client.stats().sent
             return client
 
-    def _wait(self, waiter: _Waiter, end: Deadline) -> Client:
-        """The client that the waiter is granted, sooner or later. Under the lock."""
-        self._serve()
-        while waiter.granted is None:
-            self._require_open()
-            self._fail_fast()
-            if end.passed:
-                raise TimedOut(f"no client of the pool came free in time ({len(self._leased)} are in use)")
-            waiter.woken.wait(end.within(self._gate.pause(now())).remaining())
-            self._serve()  # the pause of the gate may be over
-        return waiter.granted
+    def _wait(self, lease: Lease[Client], line: Deadline) -> tuple[Client, bool]:
+        """The client that is granted, sooner or later, and whether it is still to be connected."""
+        while True:
+            answer = self._steps.take(self._keys.answer, lease)
+            if answer.client is not None:
+                return answer.client, answer.dials
+            if line.passed:
+                late = TimedOut(f"no client of the pool came free in time ({answer.leased} are in use)")
+                late.deadline_passed = True
+                raise late
+            if answer.to_end:
+                self._work_off(AT_ONCE)
+                continue
+            for client in answer.in_the_way:
+                client.abort()  # it says goodbye: a courtesy, for which nobody waits
+            lease.woken.wait(Deadline(min(line.at, answer.until)).remaining())
 
-    def _require_open(self) -> None:
-        if self._life is not _Life.OPEN:
-            raise Closed("this pool is closed")
-
-    def _fail_fast(self) -> None:
-        """Raise what the last dial met, if the server was found dead moments ago and no client is left to wait for."""
-        cause, pause = self._gate.error, self._gate.pause(now())
-        if cause is not None and pause is not None and not self._leased:
-            raise ConnectFailed(
-                f"{cause} (tried moments ago; next try in {pause:.1f} s)", phase=cause.phase, transient=cause.transient
-            ) from None
-
-    # An exception from outside (Ctrl-C, a time limit of a job queue) comes up when something is called, not between two
-    # plain statements. So what belongs together, such as being taken from here and being noted there, calls nothing.
-
-    def _serve(self) -> None:
-        """Hand out what there is, in the order of asking. Called under the lock whenever something changed."""
-        while self._waiters and self._life is _Life.OPEN:
-            waiter = self._waiters[0]
-            new = None if self._idle else self._new_client()
-            if not self._idle and new is None:
-                break
-            waiter.woken.notify()  # first: one that wakes too early looks for itself, one not woken sleeps for ever
-            if new is not None:
-                client = new
-                self._dialling[client] = None
-            else:
-                client = self._idle[-1][0]
-                del self._idle[-1]
-            self._leased[client] = waiter
-            waiter.granted = client
-            del self._waiters[0]
-
-    def _new_client(self) -> Client | None:
-        """A client to dial with, if there is room for one more and the gate lets it."""
-        if len(self._leased) >= self.max_size:
-            return None
-        client = Client(self.config, rng=self._rng, watch_idle=False)
-        return client if self._gate.ask(now()) is Dial.NOW else None
+    def _dial(self, lease: Lease[Client], client: Client, end: Deadline) -> bool:
+        """Connect a new client; False: its server takes no more, and the caller is in line again."""
+        try:
+            client.connect(deadline=end)
+        except MailError as error:
+            if not is_refusal(error):
+                raise
+            if self._decide(end, self._refused, lease, kept_copy(error)):
+                return False
+            raise
+        self._steps.take(self._keys.connected, lease)
+        return True
 
     # ------------------------------------------------------------ giving back
 
-    def _give_back(self, waiter: _Waiter) -> None:
-        """End a lease, however far it had come. May be called twice."""
-        self._check_process()  # forked inside the lease: what came of it here is closed, the pool begins anew
-        client = waiter.granted
-        healthy = client is not None and client.is_connected
-        with self._lock:
-            if client is None and waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if not self._dialling:
-                self._gate.gave_up()  # nobody owes it an answer
-            mine = client is not None and self._leased.get(client) is waiter
-            if client is not None and mine and healthy and client not in self._dialling and self._life is _Life.OPEN:
-                self._take_back(client)
-                return
-            self._serve()
-            if client is None or not (mine or self._is_stray(client)):
-                return
-        self._discard(client, None)
+    def _give_back(self, lease: Lease[Client], end: Deadline) -> None:
+        """End a lease, however far it had come. May be called twice, and by the garbage collector, in any thread."""
+        self._check_process()
+        no_longer_here(lease)
+        client = lease.client if lease.taken else None  # else it is written by whoever grants one, under the lock
+        if lease.keys is not self._keys:  # forked inside the lease: what came of it here is closed
+            if client is not None:
+                client._part(end)
+            return
+        if client is not None:
+            lease.fit = is_free(client)
+            lease.answered = lease.answered or lease.fit or client.stats().sent > lease.sent
+        if self._decide(end, self._returned, lease):
+            self._start_watch()
 
-    def _is_stray(self, client: Client) -> bool:
-        """Whether the pool knows nothing of it: leased before a fork, or forgotten before it was closed."""
-        return client not in self._leased and all(client is not idle for idle, _ in self._idle)
+    def _returned(self, args: tuple[Farewell[Client], Lease[Client]], at: float) -> bool:
+        """Returns whether the watch of idle clients is to be started, by the calling thread."""
+        farewell, lease = args
+        self._keys.give_back(lease, at)
+        self._keys.claim(farewell, at)
+        if self._watch is None or self._watching or not self._keys.idle:
+            return False
+        self._watching = True
+        return True
 
-    def _take_back(self, client: Client) -> None:
-        """Keep it for the next one. Under the lock, in an open pool, so that nobody waits for all to be back."""
-        entry = (client, now())
-        self._idle += [entry]
-        del self._leased[client]
-        self._serve()
+    def _refused(self, args: tuple[Farewell[Client], Lease[Client], MailError], at: float) -> bool:
+        farewell, lease, error = args
+        waits = self._keys.refused(lease, error, at)
+        self._keys.claim(farewell, at)
+        return waits
 
-    def _discard(self, client: Client, cause: BaseException | None, *, answered: bool = True) -> bool:
-        """End a client that is of no more use. Returns whether any other is leased or idle.
+    def _stood_aside(self, args: tuple[Farewell[Client], Lease[Client]], at: float) -> None:
+        farewell, lease = args
+        self._keys.stand_aside(lease, at)
+        self._keys.claim(farewell, at)
+
+    # ------------------------------------------------------------ ending clients
+
+    def _decide(self, end: Deadline, do: Callable[[Any, float], _T], *args: Any) -> _T | None:
+        """One operation under the lock, and, outside it, the end of the client that it took away, if it did.
 
         Args:
-            cause: why it could not connect; None if it could.
-            answered: whether `cause` says something about the server, not just about the caller's patience.
+            end: by when the farewell is over.
+            do: gets a `Farewell` to claim that client with, and `args`; and the time.
+        Returns:
+            What it returned; None if it is still to be done (see `Steps.surely`).
         """
-        client.close()  # outside the lock; the place is taken until the connection is gone
-        stats = client.stats()
-        with self._lock:
-            if client in self._leased:
-                self._opened += stats.opened
-                self._closed.update(stats.closed)
-            if isinstance(cause, MailError) and answered and cause.phase in CONNECTING:
-                self._dialling.pop(client, None)
-                self._gate.failed(cause, now())
-            self._forget(client)
-            return bool(self._leased or self._idle)
+        result, more = self._end_one(end, "closed", do, *args)
+        if more:
+            self._work_off(end)
+        return result
 
-    def _forget(self, client: Client) -> None:
-        """Make room for another client. Under the lock."""
-        self._leased.pop(client, None)
-        if client in self._dialling:
-            del self._dialling[client]
-            self._gate.gave_up()
-        self._serve()
-        if not self._leased:
-            for waiter in self._waiters:  # nobody is left who could wake them: they fail, or one of them probes
-                waiter.woken.notify()
-        self._all_back.notify_all()
+    def _work_off(self, end: Deadline) -> None:
+        """End what is to be ended and nobody is about yet, whoever left it."""
+        while self._end_one(end, "closed", self._claim)[1]:
+            pass
+
+    def _claim(self, args: tuple[Farewell[Client]], at: float) -> None:
+        self._keys.claim(args[0], at)
+
+    def _end_one(
+        self, end: Deadline, reason: str, do: Callable[[Any, float], _T], *args: Any
+    ) -> tuple[_T | None, bool]:
+        """As `_decide`; also returns whether there is another one to be ended.
+
+        The client takes its place until the connection is gone, and is forgotten whatever happens here.
+        """
+        farewell = Farewell(self._keys)
+        more = False
+        try:
+            result = self._steps.surely(do, (farewell, *args))
+            client = farewell.client
+            if client is not None:
+                have_here(farewell)
+                farewell.lingers = not client._part(end, reason)
+        except BaseException:
+            if farewell.client is not None:
+                farewell.client.abort()  # an exception from outside, in the middle of it
+            raise
+        finally:
+            farewell.over = True
+            if farewell.client is not None:
+                try:
+                    more = self._farewell_is_over(farewell)
+                except BaseException:
+                    self._farewell_is_over(farewell)
+                    raise
+        return result, more
+
+    def _farewell_is_over(self, farewell: Farewell[Client]) -> bool:
+        no_longer_here(farewell)
+        return bool(self._steps.surely(self._forget, farewell))
+
+    def _forget(self, farewell: Farewell[Client], at: float) -> bool:
+        client = farewell.client
+        assert client is not None
+        if client in self._keys.ending:
+            stats = client.stats()
+            self._closed = self._closed + Counter(stats.closed)
+            self._opened += stats.opened
+            if farewell.lingers:
+                self._lingering.append(client)
+        self._keys.gone(client, at)
+        return self._keys.has_to_end
+
+    def _sweep(self) -> None:
+        """Close what somebody held when it was to be ended."""
+        for client in self._steps.take(self._take_lingering):
+            if not client._part(AT_ONCE):
+                self._steps.take(self._lingers, client)
+
+    def _take_lingering(self, _: float) -> list[Client]:
+        taken, self._lingering = self._lingering, []
+        return taken
+
+    def _lingers(self, client: Client, _: float) -> None:
+        self._lingering.append(client)
+
+    # ------------------------------------------------------------ idle clients
 
     def close_idle(self) -> float | None:
         """Close clients idle for `idle_timeout`. For the idle watch.
@@ -290,53 +362,99 @@ class ClientPool(BornAnew):
         """
         limit = self.config.idle_timeout
         assert limit is not None
-        with self._lock:
-            before = now() - limit
-            due = [client for client, since in self._idle if since <= before]
-            self._idle = [(client, since) for client, since in self._idle if since > before]
-            self._leased.update(dict.fromkeys(due))  # out of everybody's reach; each counts until it is closed
-        for client in due:
-            client.close_idle()
-            self._discard(client, None)
-        with self._lock:
-            if self._idle:
-                return max(0.0, self._idle[0][1] + limit - now())
-            if self._leased:
-                return limit
-            if self._watch is not None:
-                self._watch.ended()
-            return None
+        self._sweep()
+        while self._end_one(NEVER, "idle", self._claim_due, now() - limit)[0]:
+            pass
+        return self._steps.take(self._next_look, limit)
+
+    def _claim_due(self, args: tuple[Farewell[Client], float], at: float) -> bool:
+        farewell, before = args
+        return self._keys.claim_due(farewell, before, at)
+
+    def _next_look(self, limit: float, at: float) -> float | None:
+        if self._keys.idle:
+            return max(0.0, self._keys.idle[0][1] + limit - at)
+        if self._keys.leased or self._keys.ending:
+            return limit
+        if self._watch is not None:
+            self._watch.ended()
+        self._watching = False
+        return None
+
+    def _start_watch(self) -> None:
+        """Outside the lock, for it may log; by one thread at a time, for `_watching` is set before."""
+        assert self._watch is not None
+        started = False
+        try:
+            self._watch.start()
+            started = not self._watch.is_missing
+        finally:
+            if not started:
+                self._steps.surely(self._not_watched)
+        if not started:
+            self.close_idle()  # those that are due now; the others by the next one who comes
+
+    def _not_watched(self, _: None, at: float) -> None:
+        self._watching = False
 
     # ------------------------------------------------------------ ending
 
     def close(self, *, timeout: float | None = 30.0) -> None:
-        """Refuse new leases, wake those who wait, say goodbye on idle connections, let leases end. May be called twice.
+        """Refuse new leases, wake those who wait, say goodbye on idle connections, let leases end.
+
+        May be called twice, and from any thread, also while another one closes: each drops what is left after its own
+        time, so a second call may shorten the first. What the calling thread itself has leased is not waited for: that
+        ends with its block. A signal handler that came in the middle of a step of this pool returns at once, and that
+        thread closes as soon as it goes on.
 
         Args:
-            timeout: seconds to let leased clients finish before their connections are dropped under them.
+            timeout: seconds for farewells, and to let leased clients finish before their connections are dropped under
+                them.
         """
         self._check_process()
         end = Deadline.after(timeout)
-        with self._lock:
-            self._life = _Life.CLOSED
-            for waiter in self._waiters:
-                waiter.woken.notify()
-            idle = [client for client, _ in self._idle]
-            self._idle.clear()
-            self._leased.update(dict.fromkeys(idle))
-            watcher = self._watch.stop() if self._watch is not None else None
-        for client in idle:
-            self._discard(client, None)
-        for client in self._still_leased(end):
-            client.abort()
-        self._still_leased(Deadline.after(1.0))  # those come back at once, unless their users do something else
-        join_thread(watcher, 5.0)
+        closer: Closer[Client] = Closer(Bell(), held(self._keys))
+        try:
+            to_end = self._steps.surely(self._keys.close, closer)
+            if to_end is None:
+                return
+            if to_end:
+                self._say_goodbye(to_end, end)
+            if self._await(closer, end):
+                for client in self._steps.take(self._keys.to_drop, closer):
+                    client._part(AT_ONCE)
+                self._await(closer, Deadline.after(GRACE))  # they come back at once, unless they do something else
+        finally:
+            threads = self._steps.surely(self._leave, closer)
+        self._sweep()
+        for thread in threads or ():
+            join_thread(thread, GRACE)
 
-    def _still_leased(self, end: Deadline) -> list[Client]:
-        with self._lock:
-            while self._leased and not end.passed:
-                self._all_back.wait(end.remaining())
-            return list(self._leased)
+    def _say_goodbye(self, clients: int, end: Deadline) -> None:
+        """Side by side: servers that stall are waited for together."""
+        for number in range(1, min(clients, FAREWELLS)):
+            thread = start_thread(self._work_off, name=f"threadmail-goodbye-{number}", args=(end,))
+            if thread is None:
+                break
+            self._steps.take(self._note_thread, thread)
+        self._work_off(end)
+
+    def _note_thread(self, thread: threading.Thread, _: float) -> None:
+        self._goodbyes.append(thread)
+
+    def _leave(self, closer: Closer[Client], at: float) -> list[threading.Thread]:
+        """Returns the threads that end now."""
+        self._keys.leave(closer, at)
+        watcher = self._watch.stop() if self._watch is not None else None
+        return [*self._goodbyes, *([watcher] if watcher is not None else [])]
+
+    def _await(self, closer: Closer[Client], end: Deadline) -> bool:
+        """Wait for all that this closing has to wait for. Returns whether there is something left at the end."""
+        while self._steps.take(self._keys.awaited, closer):
+            if end.passed:
+                return True
+            closer.woken.wait(end.remaining())
+        return False
 
     def __enter__(self) -> ClientPool:
         return self
@@ -345,11 +463,16 @@ class ClientPool(BornAnew):
         self.close()
 
     def stats(self) -> PoolStats:
-        """What the pool is doing now, and has done so far."""
+        """What the pool is doing now, and has done so far.
+
+        In a signal handler that came in the middle of a step of this pool: as it stands there.
+        """
         self._check_process()
-        with self._lock:
-            clients = [*self._leased, *(client for client, _ in self._idle)]
-            numbers = len(self._waiters), len(self._leased), len(self._idle), self._opened, Counter(self._closed)
+        with self._steps.lock:
+            keys = self._keys
+            clients = keys.clients()
+            leased = len(keys.leased) + len(keys.ending)
+            numbers = len(keys.waiting), leased, len(keys.idle), self._opened, Counter(self._closed)
         waiting, leased, idle, opened, closed = numbers
         for client in clients:  # outside the lock: a client's numbers are behind its own
             stats = client.stats()

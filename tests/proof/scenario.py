@@ -20,9 +20,13 @@ from typing import Any
 from tests.detsched import DPOR, Result, Strategy, explore, watched
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, ClientPool, Envelope, Receipt, ServerConfig, _exit
+from threadmail._breaker import CircuitBreaker
 from threadmail._dispatch import Dispatcher
 from threadmail._jobs import Job as SenderJob
+from threadmail._keys import Keys, Lease
 from threadmail._pace import Pace
+from threadmail._room import Room
+from threadmail._steps import Steps
 from threadmail._wire import Wire
 from threadmail.retry import DialGate
 
@@ -92,7 +96,7 @@ def no_exit_hook() -> Iterator[None]:
 
 
 CLIENT = (SMTP, Client, Wire)
-POOL = (ClientPool, DialGate)
+POOL = (ClientPool, Steps, Keys, Lease, CircuitBreaker, Room)
 SENDER = (Dispatcher, SenderJob, Pace, DialGate)
 #: Read on each use of `sync_root` without it: written before the threads start, and in a forked child.
 OWNER = ("_locks", "_pid")

@@ -90,7 +90,7 @@ SMALL = [
     Scenario("fork, two threads come first to an SMTP", bare_forked, options=QUIET),
     Scenario(
         "fork, two threads come first to a pool",
-        begun_anew(_pool, lambda pool: pool._lock, ClientPool.stats, ClientPool.close),
+        begun_anew(_pool, lambda pool: pool._steps.lock, ClientPool.stats, ClientPool.close),
         classes=(ClientPool,),
         options=QUIET,
     ),

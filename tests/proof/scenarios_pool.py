@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from tests.detsched import Run
@@ -22,7 +23,7 @@ def pooled(
     *,
     faults: Faults | None = None,
     failures: tuple[str, ...] = (),
-    deadline: float | None = None,
+    deadline: float = inf,
     beside: Callable[[ClientPool], object] | None = None,
 ) -> Program:
     """Threads send through one pool."""
@@ -51,7 +52,7 @@ def discarding(size: int, threads: int) -> Program:
         pool._watch = None
 
         def send(envelope: Envelope) -> Receipt:
-            with pool.lease() as client:
+            with pool.lease(timeout=inf) as client:
                 receipt = client.send(envelope)
                 client.close()
                 return receipt

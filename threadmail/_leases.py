@@ -1,0 +1,85 @@
+"""What a caller of a pool has, and what the use of it says.
+
+Owns two questions that are asked outside the pool's lock: what does the calling thread have already, so that nobody has
+to wait for himself; and what do a client, or an error that ended its use, say about whether it may be handed on and
+whether the server is there. Leaves to `_keys` what follows from the answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
+from copy import copy
+
+from ._deadline import Deadline
+from ._guard import holding
+from ._keys import Has, Keys, Lease
+from .client import Client
+from .errors import CONNECTING, Aborted, BadReply, ConnectionLost, MailError, Phase, ReplyError, TimedOut
+
+#: A deadline that has passed.
+AT_ONCE = Deadline(0.0)
+
+#: What callers of this context have, and in which thread. Not by the thread alone: frameworks enter a lease
+#: in one thread of theirs, in a context of its own, and leave it in another one; the first is free for other work.
+_had_here: ContextVar[tuple[tuple[int, Has[Client]], ...]] = ContextVar("threadmail leases", default=())
+
+
+def held(keys: Keys[Client]) -> tuple[Has[Client], ...]:
+    """What the caller has of one pool."""
+    here, me = _had_here.get(), threading.get_ident()
+    return tuple(has for thread, has in here if thread == me and has.keys is keys and not has.over)
+
+
+def have_here(has: Has[Client]) -> None:
+    _had_here.set((*_had_here.get(), (threading.get_ident(), has)))
+
+
+def no_longer_here(has: Has[Client]) -> None:
+    has.over = True
+    _had_here.set(tuple(each for each in _had_here.get() if not each[1].over))
+
+
+def is_refusal(error: MailError) -> bool:
+    """Whether the server, or the way to it, let no session be opened."""
+    return error.phase in CONNECTING and not error.deadline_passed and not isinstance(error, Aborted)
+
+
+def kept_copy(error: MailError) -> MailError:
+    """For others to be told, without what hangs on the one that its caller gets: frames, a receipt."""
+    kept = copy(error)
+    kept.receipt = None
+    return kept
+
+
+def note(lease: Lease[Client], error: MailError) -> None:
+    """What an error that ends a lease says about the server: was a MAIL answered, or the new session taken back?"""
+    client = lease.client if lease.taken else None
+    if client is None or client.is_connected or error.phase is None or error.phase in CONNECTING:
+        return
+    closing = isinstance(error, ReplyError) and error.smtp_code == 421
+    if error.phase is not Phase.MAIL or not (closing or isinstance(error, (ConnectionLost, BadReply))):
+        lease.answered = True
+    elif lease.is_new and not error.deadline_passed and not isinstance(error, Aborted):
+        lease.failure = kept_copy(error)
+
+
+def is_good(client: Client, end: Deadline) -> bool:
+    """Whether a kept client can be used; not by whom another thread holds, or is in the middle of a call on, still."""
+    try:
+        with holding(client.sync_root, AT_ONCE):
+            return client._still_good(end)
+    except TimedOut:
+        return False  # or the deadline has passed meanwhile: then the line is over as well
+
+
+def is_free(client: Client) -> bool:
+    """Whether the client may be handed on: connected, and nobody holds it or is in the middle of a call on it."""
+    root = client.sync_root
+    if not client.is_connected or client.aboard is not None or root._is_owned():
+        return False
+    try:
+        with holding(root, AT_ONCE):
+            return client.is_connected
+    except TimedOut:
+        return False
