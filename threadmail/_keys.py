@@ -366,7 +366,7 @@ class Keys(Generic[C]):
         elif lease.failure is not None and lease in self.leased:
             self.breaker.failed(lease.failure, now)
         if client is not None and lease in self.leased:
-            if keep and self.life is Life.OPEN:
+            if keep:
                 entry = (client, now)
                 self.idle += [entry]
             elif client not in self.ending:

@@ -415,9 +415,10 @@ class ClientPool(BornAnew):
         end = Deadline.after(timeout)
         closer: Closer[Client] = Closer(Bell(), held(self._keys))
         try:
-            to_end = self._steps.surely(self._keys.close, closer)
-            if to_end is None:
+            begun = self._steps.surely(self._begin_close, closer)
+            if begun is None:
                 return
+            to_end, watcher = begun
             if to_end:
                 self._say_goodbye(to_end, end)
             if self._await(closer, end):
@@ -425,10 +426,14 @@ class ClientPool(BornAnew):
                     client._part(AT_ONCE)
                 self._await(closer, Deadline.after(GRACE))  # they come back at once, unless they do something else
         finally:
-            threads = self._steps.surely(self._leave, closer)
+            goodbyes = self._steps.surely(self._leave, closer)
         self._sweep()
-        for thread in threads or ():
+        for thread in (watcher, *(goodbyes or ())):
             join_thread(thread, GRACE)
+
+    def _begin_close(self, closer: Closer[Client], at: float) -> tuple[int, threading.Thread | None]:
+        watcher = self._watch.stop() if self._watch is not None else None
+        return self._keys.close(closer, at), watcher
 
     def _say_goodbye(self, clients: int, end: Deadline) -> None:
         """Side by side: servers that stall are waited for together."""
@@ -443,10 +448,9 @@ class ClientPool(BornAnew):
         self._goodbyes.append(thread)
 
     def _leave(self, closer: Closer[Client], at: float) -> list[threading.Thread]:
-        """Returns the threads that end now."""
+        """Returns the threads that said goodbye."""
         self._keys.leave(closer, at)
-        watcher = self._watch.stop() if self._watch is not None else None
-        return [*self._goodbyes, *([watcher] if watcher is not None else [])]
+        return [*self._goodbyes]
 
     def _await(self, closer: Closer[Client], end: Deadline) -> bool:
         """Wait for all that this closing has to wait for. Returns whether there is something left at the end."""

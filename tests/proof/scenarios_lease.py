@@ -15,9 +15,10 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import ClientPool, Closed, Envelope
+from threadmail._steps import Bell
 
 from .scenario import CONFIG, IDLE, POOL, QUIET, Scenario, by_envelope, small
-from .scenarios_pool import pooled
+from .scenarios_pool import places_lost, pooled
 from .stage import IMMEDIATELY, Threads, also
 
 
@@ -70,7 +71,7 @@ def closed_beside_leases(leases: int, closers: int = 1) -> Program:
         office.senders(threads=leases, messages=1, sendmail=by_envelope(send))
         for number in range(closers):
             run.thread(close, f"closer{number}")
-        also(run, office, lambda: late)
+        also(run, office, lambda: [*late, *places_lost(pool)])
 
     return program
 
@@ -100,6 +101,7 @@ def told_at_once(run: Run) -> None:
 
     for act in (holder, waiter, closer):
         threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
 
 
 def gate_reopens(run: Run) -> None:
@@ -121,6 +123,7 @@ def gate_reopens(run: Run) -> None:
 
     threads.add(holder)
     threads.add(other)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
 
 
 def interrupted(closers: int) -> Program:
@@ -130,17 +133,16 @@ def interrupted(closers: int) -> Program:
         threads = Threads(run, ModelServer(bound=1))
         pool = small_pool(1)
         leased = threading.Event()
-        real_wait = threading.Condition.wait
+        real_wait = Bell.wait
         waiting: list[int] = []
 
-        def wait(condition: threading.Condition, timeout: float | None = None) -> bool:
-            got = real_wait(condition, timeout)
+        def wait(bell: Bell, seconds: float | None) -> None:
+            real_wait(bell, seconds)
             if waiting == [threading.get_ident()]:
                 waiting.clear()
                 raise KeyboardInterrupt
-            return got
 
-        run.context.enter_context(mock.patch.object(threading.Condition, "wait", wait))
+        run.context.enter_context(mock.patch.object(Bell, "wait", wait))
 
         def holder() -> None:
             with pool.lease():
@@ -168,7 +170,7 @@ def interrupted(closers: int) -> Program:
 
         def left() -> list[str]:
             still_open = run.scheduler.ending is None and not all(c.closed for c in threads.server.connections)
-            return ["a closed pool kept a connection"] if still_open else []
+            return [*(["a closed pool kept a connection"] if still_open else []), *places_lost(pool)]
 
         threads.at_the_end = left  # type: ignore[method-assign]
 
@@ -191,7 +193,7 @@ SMALL = [
     _leased("pool of 1, close() beside a lease", closed_beside_leases(1)),
     _locks_only("pool of 1, two close() beside a lease", closed_beside_leases(1, closers=2)),
     _locks_only("pool of 2, close() beside two leases", closed_beside_leases(2)),
-    _leased("pool of 1, closed while a lease lasts", told_at_once),
+    _locks_only("pool of 1, closed while a lease lasts", told_at_once),
     _leased("pool of 2, a dial fails and the gate opens again", gate_reopens),
     _locks_only("pool of 1, a waiter is interrupted and close()", interrupted(1)),
     _locks_only("pool of 1, a waiter is interrupted and two close()", interrupted(2)),

@@ -21,7 +21,7 @@ from threadmail._crew import Crew
 from threadmail._desk import Desk
 from threadmail._dispatch import Dispatcher
 from threadmail._guard import BornAnew, Guarded
-from threadmail.pool import ClientPool
+from threadmail._keys import Keys
 from threadmail.smtp import _Client
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in SUITE + SMALL}
@@ -154,12 +154,12 @@ FOUND = [
     # A client that came free for a thread that was just interrupted went to the idle ones, where nobody looks again.
     Found(
         "a closed pool kept the connection that it had handed to an interrupted thread",
-        ClientPool,
-        "_give_back",
-        " and self._life is _Life.OPEN:",
-        ":",
+        Keys,
+        "_changed",
+        "        self._end_idle()\n",
+        "",
         "pool of 1, a waiter is interrupted and close()",
-        "0x15 1x9 2x7 1x2 2x5",
+        "0x18 1x12 2x11",
         "a closed pool kept a connection",
     ),
     # It was counted at its lane's next step: too late, if in between the dial of another lane failed.
