@@ -626,6 +626,7 @@ def test_the_log_shows_both_directions_and_masks_what_it_is_told_to(
     wire, theirs = pair
     theirs.sendall(b"250-x\x1b[2J\r\n250 OK\r\n")
     with caplog.at_level(logging.DEBUG, protocol_log.name):
+        wire.look_for_listeners()  # as a client does before each message and command
         wire.write(b"AUTH PLAIN c2VjcmV0\r\n", "AUTH PLAIN ***")
         wire.read_reply()
     assert [r.getMessage() for r in caplog.records] == ["test > AUTH PLAIN ***", "test < 250 x\\x1b[2J OK"]

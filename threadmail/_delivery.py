@@ -11,7 +11,7 @@ of it is settled, so that a lost connection leaves one message in doubt at most.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import NamedTuple, NoReturn, TypeAlias
 
@@ -32,6 +32,13 @@ BeforeMail: TypeAlias = Callable[[Transaction], None]
 #: Called with the transaction it is for, as the very last thing before the write that holds the end of data: between
 #: the two nothing is read, written, waited for or locked. If it raises, the message is surely not sent.
 BeforeFinal: TypeAlias = Callable[[Transaction], None]
+
+
+# A member of an enum has to be looked up, each time.
+_MAIL, _CONTENT, _FINAL = Phase.MAIL, Phase.CONTENT, Phase.FINAL
+
+_RESET = ("rset",)
+_NOTHING_OR_RESET = ((), _RESET)
 
 
 class Follower(NamedTuple):
@@ -97,11 +104,9 @@ class Pipeline:
         assert passage.envelope is envelope
         transaction = passage.transaction
         if passage.refusal is not None:
-            raise transaction.blame(passage.refusal) from None
-        if passage.objection is not None:
-            if isinstance(passage.objection, MailError):
-                transaction.blame(passage.objection)
-            raise passage.objection
+            if isinstance(passage.refusal, MailError):
+                transaction.blame(passage.refusal)
+            raise passage.refusal from None
         if "pipelining" not in terms.extensions or terms.riding.ended:
             follow = is_last = None
         rode = passage.chunk is None and bool(passage.before or passage.unanswered)
@@ -111,7 +116,11 @@ class Pipeline:
             else:
                 self._exchange(passage)
                 if transaction.error is None:
-                    self._send_content(transaction, before_final, follow, is_last)
+                    source = transaction.envelope.source
+                    if isinstance(source, bytes) and len(source) <= SMALL and before_final is None and not terms.lmtp:
+                        self._send_small(transaction, source, follow, is_last)
+                    else:
+                        self._send_content(transaction, before_final, follow, is_last)
         except MailError as error:
             self._learn(transaction, error, rode)
             self.wire.close()
@@ -158,8 +167,8 @@ class Pipeline:
         # One that is for a window opens it, in its turn; and of one that the server cannot take there is nothing.
         if passage is None or passage.chunk is not None or passage.refusal is not None:
             return []
-        passage.before = ["rset"]
-        return ["rset", *(each.line for each in passage.take())]
+        passage.before = _RESET
+        return ["rset", *[each[1] for each in passage.take()]]
 
     def _farewell(self, is_last: Callable[[], bool] | None) -> bool:
         """Whether QUIT is to be written now: behind all that is to be, once."""
@@ -196,20 +205,36 @@ class Pipeline:
     def _exchange(self, passage: Passage) -> None:
         """Write the commands, in overlapping groups, and take all replies, whatever the first one says."""
         wire, transaction = self.wire, passage.transaction
+        rode = bool(passage.unanswered)
+        if not rode:
+            self._write_group(passage)
+        begun = None
+        if not passage.waiting and passage.before in _NOTHING_OR_RESET:
+            ahead = len(passage.before)
+            count = ahead + len(passage.unanswered)
+            known = wire.read_known_group(count)
+            if known is not None:
+                transaction.take_consent(known[ahead:])
+                return
+            begun = wire.place
         if passage.before:
             self._back_at_the_start(passage.before)
-        unanswered, waiting = passage.unanswered, passage.waiting
-        rode = bool(unanswered)
-        while unanswered or (waiting and transaction.error is None):
-            if waiting and transaction.error is None:
-                if not unanswered:
-                    transaction.phase = waiting[0].phase
-                    wire.require_quiet()
-                group = passage.take()
-                if group:
-                    wire.write_commands([command.line for command in group])
-            if not self._take_answer(transaction, unanswered.popleft(), rode):
+        while passage.unanswered or (passage.waiting and transaction.error is None):
+            if passage.waiting and transaction.error is None:
+                self._write_group(passage)
+            if not self._take_answer(transaction, passage.unanswered.popleft(), rode):
                 return
+        if begun is not None and transaction.error is None:
+            wire.learn_group(begun, count)
+
+    def _write_group(self, passage: Passage) -> None:
+        """Write the commands that may be written now, if any."""
+        if not passage.unanswered:
+            passage.transaction.phase = passage.waiting[0].phase
+            self.wire.require_quiet()
+        group = passage.take()
+        if group:
+            self.wire.write_commands([command[1] for command in group])
 
     def _take_answer(self, transaction: Transaction, command: Command, rode: bool) -> bool:
         """Take one reply. Returns whether others may follow."""
@@ -231,10 +256,9 @@ class Pipeline:
                 self.wire.close()  # the server is closing (RFC 5321 §3.8)
         return self.wire.is_open
 
-    def _back_at_the_start(self, before: list[str]) -> None:
+    def _back_at_the_start(self, before: Sequence[str]) -> None:
         """Take the replies to what was written to end the transaction ahead."""
-        while before:
-            name = before.pop(0)
+        for name in before:
             reply = self.wire.read_reply()
             if reply.code == 421:
                 raise ConnectionLost(f"the server is closing: {reply}")
@@ -243,6 +267,29 @@ class Pipeline:
                 raise BadReply(f"RSET was answered {reply}")
 
     # ------------------------------------------------------------ content
+
+    def _send_small(
+        self, transaction: Transaction, source: bytes, follow: Follow | None, is_last: Callable[[], bool] | None
+    ) -> None:
+        """As `_send_content`, for what nearly all messages are: one block, one reply, nobody to be told before."""
+        wire = self.wire
+        wire.require_no_surplus()
+        transaction.phase = _CONTENT
+        behind = self._take_behind(transaction.terms, follow) if follow is not None else []
+        if is_last is not None and self._farewell(is_last):
+            behind.append("quit")
+        last = stuffed(source)
+        transaction.phase = _FINAL
+        try:
+            wire.write_content(last, behind)
+        except ConnectionLost:
+            if wire.content_left > 0:
+                transaction.phase = _CONTENT
+            raise
+        reply = wire.read_reply(wire.timeouts.final)
+        transaction.take_final("", reply)
+        if reply.code == 421:
+            wire.close()
 
     def _send_content(
         self,
@@ -289,12 +336,12 @@ class Pipeline:
         With a next message at hand this takes no round trip of its own: RSET stands at the head of its commands.
         """
         wire = self.wire
-        dot: list[str] = []
+        dot: tuple[str, ...] = ()
         if transaction.content_due:
             if not transaction.refused_by_all or transaction.terms.lmtp:
                 wire.close()  # a lone dot would deliver an empty message, or be owed no reply at all (RFC 2033 §4.2)
                 return
-            dot = ["."]
+            dot = (".",)
         if not wire.is_open:
             return
         if self.said_goodbye or any(passage.unanswered for passage in self.aboard):
@@ -304,9 +351,9 @@ class Pipeline:
             wire.require_quiet()
             wire.write_commands([*dot, *(behind or ["rset"])])
             if behind:
-                self.aboard[0].before[:0] = dot
+                self.aboard[0].before = dot + _RESET
             else:
-                self._back_at_the_start([*dot, "rset"])
+                self._back_at_the_start(dot + _RESET)
         except MailError:
             wire.close()
         except BaseException:

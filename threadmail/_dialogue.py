@@ -158,6 +158,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         if self._wire is None or self._wire.sock is not self.sock:  # somebody put a socket of his own there
             self._wire = self._new_wire(self.sock)
         self._wire.trace = self._trace if self.debuglevel > 0 else None
+        self._wire.look_for_listeners()
         return self._wire
 
     def _new_wire(self, sock: socket.socket) -> Wire:

@@ -313,6 +313,8 @@ class KeptConnection(Guarded):
             self._smtp = None
             smtp.close()
             raise
+        if smtp._wire is not None:
+            smtp._wire.tick_in_kernel()  # nobody but us ever sees this socket
         self._logged_in = self.config.needs_login
         self._opened += 1
         self._sent_here = 0

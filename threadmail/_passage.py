@@ -7,6 +7,7 @@ knows what the answers mean: the I/O is in `_delivery`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from ._content import SMALL
 from .envelope import Envelope
@@ -25,25 +26,24 @@ class Passage:
     Attributes:
         envelope: as it was given; that of the transaction may be recoded.
         before: commands written ahead of it that bring the session back to its start: `.` and `rset`, by name.
-        refusal: what keeps it from being sent before its first byte.
-        objection: what `before_final` raised while the one ahead was under way; for the call that this one is for.
+        refusal: what keeps it from being sent before its first byte; for the call that it is for. The server cannot
+            take it, or `before_final` raised while the one ahead was under way.
         chunk: its content, where that leaves together with its commands (BDAT, RFC 3030): in a window.
     """
 
-    __slots__ = ("before", "chunk", "envelope", "objection", "refusal", "transaction", "unanswered", "waiting")
+    __slots__ = ("before", "chunk", "envelope", "refusal", "transaction", "unanswered", "waiting")
 
     def __init__(self, envelope: Envelope, terms: Terms) -> None:
         self.envelope = envelope
         self.transaction = Transaction(envelope, terms)
-        self.before: list[str] = []
+        self.before: tuple[str, ...] = ()
         self.unanswered: deque[Command] = deque()
-        self.refusal: MailError | None = None
-        self.objection: Exception | None = None
+        self.refusal: Exception | None = None
         self.chunk: bytes | None = None
-        self.waiting: deque[Command] = deque()
         try:
-            self.waiting.extend(self.transaction.commands())
+            self.waiting = deque(self.transaction.commands())
         except MailError as error:
+            self.waiting = deque()
             self.refusal = error
         else:
             if terms.window > 1 and len(self.waiting) <= IN_FLIGHT // 2:
@@ -57,11 +57,14 @@ class Passage:
             self.waiting[-1] = Command(Phase.FINAL, f"bdat {len(self.chunk)} last")
             # What a refused BDAT leaves behind is not defined (RFC 3030 §2), and it is not known yet whether the one
             # of the message ahead is.
-            self.before.append("rset")
+            self.before = ("rset",)
 
-    def take(self) -> list[Command]:
+    def take(self) -> Sequence[Command]:
         """The commands that may be written now: one without PIPELINING, else as many as may be outstanding."""
         terms, unanswered, waiting = self.transaction.terms, self.unanswered, self.waiting
+        if not (unanswered or terms.all_or_nothing) and len(waiting) <= IN_FLIGHT and "pipelining" in terms.extensions:
+            self.unanswered, self.waiting = waiting, unanswered  # nearly always all of them, and at once
+            return waiting
         depth = IN_FLIGHT if "pipelining" in terms.extensions else 1
         if len(unanswered) > depth // 2:
             return []

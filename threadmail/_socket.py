@@ -2,12 +2,14 @@
 
 Owns the time limit of each call on a socket, and how the socket ends: closed, broken, or shut down by another thread.
 Guarantees: no call outlasts the seconds it was given, nor the deadline of all that is under way; after `abort` none
-blocks. What is written and read, `Wire` knows.
+blocks; a socket that is handed on has Python's time-outs again (`rest`). What is written and read, `Wire` knows.
 """
 
 from __future__ import annotations
 
 import socket
+import struct
+import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -17,6 +19,7 @@ from .errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedO
 #: Who waits for longer than this many seconds looks up once in so many.
 TICK = 15.0
 
+_SystemSocket = socket.socket  # not what may stand there later
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -29,6 +32,7 @@ class TimedSocket:
 
     Attributes:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
+        kernel_ticks: a call on the socket that has no time-out of Python's ends after `TICK`, with BlockingIOError.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -36,7 +40,29 @@ class TimedSocket:
         self.deadline: Deadline = NEVER
         self.is_open = True
         self.aborted = False
+        self.kernel_ticks = False
         self._resting_timeout = sock.gettimeout()
+
+    def tick_in_kernel(self) -> None:
+        """Have the kernel count the ticks, where it can (Linux, a plain socket).
+
+        Python asks with `poll` before each call on a socket that has a time-out: a system call more, each time. To be
+        called by owners that show nobody the socket: `gettimeout()` says None then.
+        """
+        if self.kernel_ticks or sys.platform != "linux" or type(self.sock) is not _SystemSocket:
+            return
+        try:
+            self._set_ticks(TICK)
+            self.sock.settimeout(None)
+        except OSError:
+            return  # another kernel than was thought, or no connection any more; nothing depends on it
+        self.kernel_ticks = True
+
+    def _set_ticks(self, seconds: float) -> None:
+        # A struct timeval. Where that is another one (64 bits of time on 32), the kernel refuses this.
+        ticks = struct.pack("ll", int(seconds), int(seconds % 1.0 * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ticks)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, ticks)
 
     def abort(self) -> None:
         """Drop the connection under whoever uses it: from any thread, without a lock, at once."""
@@ -56,6 +82,9 @@ class TimedSocket:
     def rest(self) -> None:
         """Give the socket its own time-out back, for others to use. Whoever waits here looks after the one he needs."""
         try:
+            if self.is_open and self.kernel_ticks:
+                self._set_ticks(0.0)
+                self.kernel_ticks = False
             if self.is_open and self.sock.gettimeout() != self._resting_timeout:
                 self.sock.settimeout(self._resting_timeout)
         except OSError:
@@ -79,18 +108,21 @@ class TimedSocket:
             if seconds is not None and seconds <= 0.0:
                 raise _timed_out(f"{what} in time", by_deadline)
             tick = self.sock.gettimeout()
-            if tick != seconds and (tick is None or seconds is None or not TICK <= tick <= seconds):
+            by_kernel = self.kernel_ticks and (seconds is None or seconds >= TICK)
+            if by_kernel:
+                if tick is not None:
+                    self.sock.settimeout(None)
+                tick = TICK
+            elif tick != seconds and (tick is None or seconds is None or not TICK <= tick <= seconds):
                 tick = seconds if seconds is None or seconds < TICK else TICK
                 self.sock.settimeout(tick)
             try:
                 return call(argument)
-            except TimeoutError as exc:
-                if exc.errno is not None:  # the system's own has one
-                    raise
+            except (TimeoutError, BlockingIOError) as exc:
+                if not by_kernel if isinstance(exc, BlockingIOError) else exc.errno is not None:
+                    raise  # not a tick: the system's own time-out has a number
                 if tick is None or tick == seconds:
-                    if by_deadline:
-                        raise DeadlinePassed(*exc.args) from None
-                    raise
+                    raise (DeadlinePassed if by_deadline else TimeoutError)("timed out") from None
                 if seconds is not None:
                     seconds -= tick
 

@@ -78,7 +78,7 @@ class Window:
             except Exception as exc:
                 if in_turn:
                     raise
-                passage.objection = exc
+                passage.refusal = exc
                 return
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
         passage.take()

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
-from ._deadline import now
-from ._socket import TimedSocket
+from ._deadline import NEVER, now
+from ._socket import TICK, TimedSocket
 from ._tls import wrap_tls
 from .config import Timeouts
 from .errors import Aborted, BadReply, ConnectionLost, MailError, printable
@@ -32,9 +32,11 @@ MAX_LINE = 8192
 MAX_LINES = 256
 BLOCK = 65536
 
-#: Servers say the same few lines again and again. So many of at most so many octets are known at sight.
+#: Servers say the same few lines again and again. So many of at most so many octets are known at sight, and so many
+#: answers to a whole group of commands.
 _KNOWN_REPLIES = 32
 _KNOWN_LINE = 64
+_KNOWN_GROUP = 512
 
 _SystemSocket = socket.socket  # not what may stand there later
 
@@ -58,6 +60,7 @@ class Wire(TimedSocket):
         content_left: how much of a content, and of what was written ahead of it in one write, the kernel had not taken
             when `write_content` or `write_chunk` raised ConnectionLost.
         acknowledges_at_once: set TCP_QUICKACK ahead of each wait, where the platform has it.
+        is_heard: somebody listens to what is logged. Asked once for each message or command (`look_for_listeners`).
     """
 
     def __init__(
@@ -73,7 +76,10 @@ class Wire(TimedSocket):
         self.acknowledges_at_once = False
         self._unread = b""  # what was received, of which
         self._at = 0  # so much has been read
+        self._received = 0  # times that something was
         self._known: dict[bytes, Reply] = {}  # whole replies of one line, by that line
+        self._known_groups: dict[bytes, tuple[Reply, ...]] = {}  # the consent to a group, by all of its octets
+        self.look_for_listeners()
         # For a look at a socket that has nothing in store itself; not one of TLS, or of whatever stands for one.
         self._poll = _poll_of(sock) if type(sock) is _SystemSocket else None
 
@@ -96,13 +102,13 @@ class Wire(TimedSocket):
             timeout: seconds for each block; None is for ever. Not given: the time-out for commands.
             listen: where the connection breaks, look for `last_words`. Linux keeps what was said before a reset.
         """
-        if self._is_heard():
+        if self.is_heard:
             self._log(">", shown if shown is not None else data)
         self._transfer(data, self.timeouts.command if timeout is _AS_COMMANDS else timeout, listen=listen)
 
     def write_commands(self, lines: Sequence[str]) -> None:
         """Write several commands at once (RFC 2920); their replies are to be read in the same order."""
-        if self._is_heard():
+        if self.is_heard:
             for line in lines:
                 self._log(">", line)
         self._transfer(_joined(lines), self.timeouts.command)
@@ -117,7 +123,7 @@ class Wire(TimedSocket):
         try:
             self._transfer(last + _joined(behind) if behind else last, self.timeouts.content)
         finally:
-            if self._is_heard():
+            if self.is_heard:
                 self._log(">", f"<{len(last)} octets of content, and the end>")
                 for line in behind:
                     self._log(">", line)
@@ -133,7 +139,7 @@ class Wire(TimedSocket):
         try:
             self._transfer(data, self.timeouts.content, hear_out=True)
         finally:
-            if self._is_heard():
+            if self.is_heard:
                 for line in lines:
                     self._log(">", line)
                 self._log(">", f"<{len(content)} octets of content>")
@@ -142,6 +148,23 @@ class Wire(TimedSocket):
         self, data: bytes | memoryview, timeout: float | None, *, listen: bool = False, hear_out: bool = False
     ) -> None:
         try:
+            if (
+                self.kernel_ticks
+                and self.deadline is NEVER
+                and (timeout is None or timeout >= TICK)
+                and len(data) <= BLOCK
+                and self.is_open
+                and self.sock.gettimeout() is None
+            ):
+                # What `_patiently` comes to for nearly every write, less a frame.
+                try:
+                    sent = self.sock.send(data)
+                except BlockingIOError:
+                    sent, timeout = 0, None if timeout is None else timeout - TICK
+                self.content_left -= sent
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
             while data:
                 block = data if len(data) <= BLOCK else memoryview(data)[:BLOCK]
                 sent = self._patiently(self.sock.send, block, timeout, "the server takes no more bytes")
@@ -196,9 +219,53 @@ class Wire(TimedSocket):
         except BaseException:
             self.close()
             raise
-        if self._is_heard():
+        if self.is_heard:
             self._log("<", f"{reply.code} {printable(self.scrubbed(reply.raw))}")
         return reply
+
+    def read_known_group(self, count: int) -> tuple[Reply, ...] | None:
+        """The replies to `count` commands that were written at once, if they are known at sight; else nothing is read.
+
+        Known is the consent to all of them, word for word as it came before (`learn_group`): one look for what else is
+        read reply by reply. Waits for something to lie there, as `read_reply` does, and raises what that raises.
+        """
+        if self.is_heard:
+            return None
+        if self._at == len(self._unread):
+            try:
+                self._receive(self.timeouts.command)
+            except OSError as exc:
+                self._give_up(exc, "the connection broke while waiting for a reply")
+            except BaseException:
+                self.close()
+                raise
+        group = self._known_groups.get(self._unread[self._at :])
+        if group is None or len(group) != count:
+            return None
+        self._at = len(self._unread)
+        return group
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where in what was received the next reply begins, for `learn_group`."""
+        return self._received, self._at
+
+    def learn_group(self, begun: tuple[int, int], count: int) -> None:
+        """Know at sight what was read since `begun`, if it came at once and by itself and is the consent to a group.
+
+        That is 250 to each command and 354 to the last, a line each. What carries a name or a number never comes again,
+        and is soon forgotten.
+        """
+        received, at = begun
+        if received != self._received or self._at != len(self._unread) or self._at - at > _KNOWN_GROUP:
+            return
+        said = self._unread[at:]
+        group = tuple(reply for line in said.splitlines(keepends=True) if (reply := self._known.get(line)))
+        if [reply.code for reply in group] != [*[250] * (count - 1), 354]:
+            return
+        if len(self._known_groups) >= _KNOWN_REPLIES:
+            self._known_groups.clear()
+        self._known_groups[said] = group
 
     def _read_anew(self, end: float) -> Reply:
         """Read a reply that is not known at sight, and be done by `end` of the clock."""
@@ -242,7 +309,22 @@ class Wire(TimedSocket):
         """Wait for more; what has been read already is dropped."""
         if self.acknowledges_at_once:
             self._acknowledge_at_once()
-        data = self._patiently(self.sock.recv, MAX_LINE, seconds, "no whole reply came")
+        data = None
+        if (
+            self.kernel_ticks
+            and self.deadline is NEVER
+            and (seconds is None or seconds >= TICK)
+            and self.is_open
+            and self.sock.gettimeout() is None
+        ):
+            # What `_patiently` comes to for nearly every read, less a frame.
+            try:
+                data = self.sock.recv(MAX_LINE)
+            except BlockingIOError:
+                seconds = None if seconds is None else seconds - TICK
+        if data is None:
+            data = self._patiently(self.sock.recv, MAX_LINE, seconds, "no whole reply came")
+        self._received += 1
         rest = self._unread[self._at :]
         if not data:
             cut = " in the middle of a reply" if rest else ""
@@ -358,9 +440,9 @@ class Wire(TimedSocket):
         except MailError:
             return None
 
-    def _is_heard(self) -> bool:
-        """Whether anybody listens to what is logged."""
-        return self.trace is not None or protocol_log.isEnabledFor(logging.DEBUG)
+    def look_for_listeners(self) -> None:
+        """See whether anybody listens to what is logged: once for each message, and not at each of five places."""
+        self.is_heard = self.trace is not None or protocol_log.isEnabledFor(logging.DEBUG)
 
     def _log(self, direction: str, said: str | bytes | memoryview) -> None:
         text = printable(said if isinstance(said, str) else bytes(said)).rstrip()

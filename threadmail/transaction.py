@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ._riding import Riding
 from .envelope import Envelope
@@ -63,6 +63,10 @@ class Command(NamedTuple):
     recipient: str | None = None
 
 
+# Two of these or more are made for each message: the constructor that a NamedTuple comes with takes twice as long, and
+# a member of an enum has to be looked up.
+_command = tuple.__new__
+_MAIL, _RCPT, _FINAL, _DONE = Phase.MAIL, Phase.RCPT, Phase.FINAL, Phase.DONE
 _DATA = Command(Phase.DATA, "data")
 
 
@@ -78,13 +82,13 @@ class Transaction:
     def __init__(self, envelope: Envelope, terms: Terms) -> None:
         self.envelope = envelope
         self.terms = terms
-        self.phase = Phase.MAIL
+        self.phase = _MAIL
         self.error: MailError | None = None
         self.content_due = False
         self._replies: dict[str, Reply] = {}
         self._refused: dict[str, Reply] = {}  # at RCPT
-        self._at_rcpt: list[str] = []  # accepted at RCPT, which is not yet accepted for good
-        self._accepted: list[str] = []
+        self._at_rcpt: Sequence[str] = []  # accepted at RCPT, which is not yet accepted for good
+        self._accepted: Sequence[str] = ()
         self._final: Reply | None = None
 
     # ------------------------------------------------------------ before the first byte
@@ -98,14 +102,25 @@ class Transaction:
         terms = self.terms
         for_mail, for_rcpt = (terms.mail_options, terms.rcpt_options) if terms.extensions else ((), ())
         parameters = self._parameters(for_mail)  # first: it may recode the envelope
-        commands = [Command(Phase.MAIL, f"mail from:<{self.envelope.sender}>{parameters}")]
-        parameters = _checked(for_rcpt)
-        commands += [Command(Phase.RCPT, f"rcpt to:<{r}>{parameters}", r) for r in self.envelope.recipients]
+        envelope = self.envelope
+        commands = [_command(Command, (_MAIL, f"mail from:<{envelope.sender}>{parameters}", None))]
+        parameters = _checked(for_rcpt) if for_rcpt else ""
+        for recipient in envelope.recipients:
+            commands.append(_command(Command, (_RCPT, f"rcpt to:<{recipient}>{parameters}", recipient)))
         commands.append(_DATA)
         return commands
 
     def _parameters(self, asked: Sequence[str]) -> str:
         """What stands behind the sender: what this message needs, then what was asked for."""
+        envelope = self.envelope
+        if not (asked or envelope.eight_bit or envelope.smtputf8) and isinstance(envelope.source, bytes):
+            # What most messages need.
+            offered = self.terms.extensions.get("size")
+            if offered is None:
+                return ""
+            size = len(envelope.source)
+            if not 0 < _size_limit(offered) < size:
+                return f" size={size}"
         if not isinstance(self.envelope.source, bytes):
             self.envelope.source.require_unchanged()
         offers = self.terms.extensions
@@ -155,10 +170,18 @@ class Transaction:
             else:
                 self.error = SenderRefused(*reply.pair, self.envelope.sender)
 
+    def take_consent(self, replies: Sequence[Reply]) -> None:
+        """Note the replies to all commands at once, when each of them is 250, and 354 to DATA."""
+        recipients = self.envelope.recipients
+        self.phase = _DATA.phase
+        self.content_due = True
+        self._replies = dict(zip(recipients, replies[1:-1], strict=True))
+        self._at_rcpt = recipients
+
     def _take_recipient(self, recipient: str, reply: Reply, accepted: bool) -> None:
         self._replies[recipient] = reply
         if accepted:
-            self._at_rcpt.append(recipient)
+            cast("list[str]", self._at_rcpt).append(recipient)
         else:
             self._refused[recipient] = reply
         refused = self._refused
@@ -191,12 +214,16 @@ class Transaction:
             raise BadReply(f"the end of data was answered {reply}")
         self._final = reply
         self.content_due = False
-        if kind == 2:
-            self._accepted += [recipient] if recipient else self._at_rcpt
-        elif recipient:
+        if not recipient:
+            if kind == 2:
+                self._accepted = self._at_rcpt
+        elif kind == 2:
+            self._accepted = self._accepted or []
+            cast("list[str]", self._accepted).append(recipient)
+        else:
             self._replies[recipient] = reply
-        if recipient in ("", self._at_rcpt[-1]):
-            self.phase = Phase.DONE
+        if not recipient or recipient == self._at_rcpt[-1]:
+            self.phase = _DONE
             if not self._accepted:
                 self.error = DataRefused(*reply.pair)
 
@@ -204,24 +231,28 @@ class Transaction:
 
     def receipt(self) -> Receipt:
         """What is known now."""
-        envelope, accepted = self.envelope, tuple(self._accepted)
-        if self.phase is Phase.FINAL:
+        envelope, phase = self.envelope, self.phase
+        recipients = envelope.recipients
+        # One object for both, where all were accepted; a list of thousands is kept for each message otherwise.
+        accepted = recipients if len(self._accepted) == len(recipients) else tuple(self._accepted)
+        if phase is _FINAL:
             outcome = Outcome.IN_DOUBT
-        elif len(accepted) == len(envelope.recipients):
+        elif accepted is recipients:
             outcome = Outcome.SENT
         else:
             outcome = Outcome.PARTIAL if accepted else Outcome.NOT_SENT
         return Receipt(
             outcome,
-            self.phase,
+            phase,
             envelope.sender,
-            envelope.recipients,
+            recipients,
             envelope.message_id,
             accepted,
-            self._replies.copy(),
+            self._replies if phase is _DONE else self._replies.copy(),  # nothing changes any more
             self._final,
             self.error,
-            server=self.terms.server,
+            1,
+            self.terms.server,
         )
 
     def blame(self, error: MailError) -> MailError:
