@@ -186,7 +186,7 @@ EMPTY = {
 
 #: What comes of `stall` and `drip` where the deadline of the whole call ends them, and not the time-out of the step: no
 #: time is left for another connection. All other stages are as in the table.
-HELD_UP = dict.fromkeys(("NOOP", "QUIT", "kept MAIL", "kept RCPT", "kept DATA"), "lost")
+HELD_UP = dict.fromkeys(("kept MAIL", "kept RCPT", "kept DATA"), "lost")
 
 #: Which error a failing act raises, for all stages. A refusal (4yz, 5yz, 421) raises what stands with its stage.
 ERRORS = {
