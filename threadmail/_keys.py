@@ -310,7 +310,8 @@ class Keys(Generic[C]):
         """
         # A server that serves others, or that took mail a moment ago and says "not now", is not dead but full.
         spoke = isinstance(error, ReplyError) and now - self.answered_at < RECENTLY
-        full = error.transient and (self._others(lease) or spoke)
+        others = self._others(lease)
+        full = error.transient and (others or spoke)
         if lease in self.dialling:
             if full:
                 self.breaker.gave_up()
@@ -318,7 +319,7 @@ class Keys(Generic[C]):
                 self.breaker.failed(error, now)
             del self.dialling[lease]
             if full:
-                self.room.refused(now)
+                self.room.refused(now, alone=not others)
         # But who has all the others himself waits for nobody.
         waits = full and self.life is Life.OPEN and (spoke or self._is_worth_waiting(lease))
         self._take_away(lease, waits)

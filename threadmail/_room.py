@@ -31,9 +31,13 @@ class Room:
         self.refusals = 0
         self.opens_at = 0.0
 
-    def refused(self, now: float) -> None:
-        """One more was not let in."""
-        if now < self.opens_at:
+    def refused(self, now: float, *, alone: bool = False) -> None:
+        """One more was not let in.
+
+        Args:
+            alone: nobody else was there, or dialled.
+        """
+        if now < self.opens_at and not alone:
             return  # who dialled at the same time as the first that was refused tells nothing new
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.refusals, 30))
         self.refusals += 1

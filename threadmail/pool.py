@@ -143,10 +143,11 @@ class ClientPool(BornAnew):
         """
         self._check_process()
         end = Deadline.after(timeout)
+        line = line or self._in_line(end)
         lease = Lease(self._keys, Bell(), held(self._keys))
         try:
             have_here(lease)
-            yield self._acquire(lease, end, line or self._in_line(end))
+            yield self._acquire(lease, end, line)
         except MailError as error:
             note(lease, error)
             raise
@@ -312,6 +313,7 @@ class ClientPool(BornAnew):
         except BaseException:
             if farewell.client is not None:
                 farewell.client.abort()  # an exception from outside, in the middle of it
+                farewell.lingers = True
             raise
         finally:
             farewell.over = True
