@@ -40,6 +40,8 @@ _ASKED = {
     "threadmail._jobs": ("sender, settled", "sender"),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),
+    "threadmail._leases": ("pool",),
+    "threadmail._steps": ("pool", "idle"),
     "threadmail.pool": ("pool", "idle"),
     "threadmail.sender": ("sender, closed by", "sender"),
     "threadmail._crew": ("sender, lanes", "sender"),

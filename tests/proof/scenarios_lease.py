@@ -6,6 +6,7 @@ import contextlib
 import random
 import threading
 import time
+from math import inf
 from typing import Any
 from unittest import mock
 
@@ -14,10 +15,10 @@ from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import ClientPool, Closed, Envelope
+from threadmail import ClientPool, Closed, Envelope, Reentered, TimedOut
 from threadmail._steps import Bell
 
-from .scenario import CONFIG, IDLE, POOL, QUIET, Scenario, by_envelope, small
+from .scenario import CONFIG, IDLE, NOBODY_HOME, POOL, QUIET, Scenario, by_envelope, small
 from .scenarios_pool import places_lost, pooled
 from .stage import IMMEDIATELY, Threads, also
 
@@ -177,6 +178,107 @@ def interrupted(closers: int) -> Program:
     return program
 
 
+def late(waiters: int) -> Program:
+    """A lease ends as the deadline of those who wait passes, in whatever order: what they were granted is not lost."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(bound=1), allowed=(TimedOut,))
+        pool = small_pool(1)
+        leased = threading.Event()
+
+        def holder() -> None:
+            with pool.lease(timeout=inf):
+                leased.set()
+
+        def waiter() -> None:
+            leased.wait()
+            with pool.lease(timeout=5.0):
+                pass
+
+        threads.add(holder)
+        for _ in range(waiters):
+            threads.add(waiter)
+        threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+    return program
+
+
+def ended_by_another(run: Run) -> None:
+    """A lease is begun by one thread and ended by another, twice, while a third one waits for its client."""
+    threads = Threads(run, ModelServer(bound=1))
+    pool = small_pool(1)
+    lease = pool.lease(timeout=inf)
+    leased = threading.Event()
+
+    def begin() -> None:
+        lease.__enter__()
+        leased.set()
+
+    def end() -> None:
+        leased.wait()
+        lease.__exit__(None, None, None)
+
+    def waiter() -> None:
+        leased.wait()
+        with pool.lease(timeout=inf):
+            pass
+
+    for act in (begin, end, waiter):
+        threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
+def all_want_another(run: Run) -> None:
+    """Each thread has a client and asks for one more: whoever comes last is told, and the other one is served."""
+    threads = Threads(run, ModelServer(bound=2))
+    pool = small_pool(2)
+    both = [threading.Event(), threading.Event()]
+    told: list[str] = []
+
+    def ask(number: int) -> None:
+        with pool.lease(timeout=inf):
+            both[number].set()
+            both[1 - number].wait()
+            try:
+                with pool.lease(timeout=inf):
+                    told.append("served")
+            except Reentered:
+                told.append("refused")
+
+    for number in range(2):
+        threads.add(lambda number=number: ask(number))  # type: ignore[misc]
+
+    def at_the_end() -> list[str]:
+        wrong = (
+            ["nobody was served, or nobody was told"] if run.scheduler.ending is None and "served" not in told else []
+        )
+        return [*wrong, *places_lost(pool)]
+
+    threads.at_the_end = at_the_end  # type: ignore[method-assign]
+
+
+def closed_inside(run: Run) -> None:
+    """Two threads close the pool inside their leases: neither waits for the other, and the second one ends it."""
+    threads = Threads(run, ModelServer(bound=2), allowed=(Closed,))
+    pool = small_pool(2)
+
+    def act() -> None:
+        with pool.lease(timeout=inf):
+            begun = time.monotonic()
+            pool.close()
+            assert time.monotonic() - begun < IMMEDIATELY, "close() waited for a lease of somebody who closes"
+
+    for _ in range(2):
+        threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
+def failing_dials(run: Run) -> None:
+    """The first two dials fail, of two or three threads: each is told, or served; and nobody waits for ever."""
+    faults = Faults(refuse_connects=frozenset([0, 1]))
+    pooled(2, 3, 1, faults=faults, failures=NOBODY_HOME)(run)
+
+
 def _leased(name: str, program: Program, **options: Any) -> Scenario:
     return small(name, program, *POOL, **options)
 
@@ -187,6 +289,12 @@ def _locks_only(name: str, program: Program) -> Scenario:
 
 
 SMALL = [
+    small("pool of 1, a deadline passes as a client is granted", late(1), *POOL, timeouts=1),
+    small("pool of 1, two deadlines pass as a client is granted", late(2), timeouts=1, limit=2000),
+    _leased("pool of 1, a lease ended by another thread", ended_by_another),
+    _locks_only("pool of 2, two threads want another one each", all_want_another),
+    _locks_only("pool of 2, closed twice inside leases", closed_inside),
+    _locks_only("pool of 2, 3x1, dials fail while others wait", failing_dials),
     _leased("pool of 1, 2x1 beside stats()", counted(1, 2)),
     _leased("pool of 1, 2x1 beside idle close", pooled(1, 2, 1, beside=idle_close)),
     _leased("pool of 1, 1x2 beside idle close", pooled(1, 1, 2, beside=idle_close)),
