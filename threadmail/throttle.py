@@ -170,13 +170,13 @@ class Throttle:
                 raise
 
     def _await_turn(self, place: _Place, ahead: int, end: Deadline) -> None:
-        pause = self._pause_for(ahead + 1, self._bucket, now())
+        with self._lock:
+            pause = self._pause_for(ahead + 1, self._bucket, now())
         left = end.remaining()
         if left is not None and left < pause:
             raise _too_late(pause)
-        while self._line[0] is not place:
-            if end.passed:
-                raise out_of_time("the throttle has others to serve first")
+        if self._line[0] is not place:
+            # Nobody wakes one who is not first. Who wakes because his time is over may find a token all the same.
             _wait(place, end.remaining())
 
     def _await_token(self, place: _Place, end: Deadline) -> None:

@@ -44,6 +44,12 @@ def _drained() -> Throttle:
     return throttle
 
 
+def _taken() -> Throttle:
+    throttle = Throttle(1, per=10)
+    throttle.take()
+    return throttle
+
+
 def _left(throttle: Throttle) -> int:
     return next(n for n in range(9) if throttle.take() != 0.0)
 
@@ -54,10 +60,21 @@ def acquired_at(throttle: Throttle) -> float:
     return time.monotonic() - begun
 
 
+def given_back_and_taken(throttle: Throttle) -> float:
+    throttle.give_back()
+    return throttle.take()
+
+
 def _throttle(
-    name: str, make: Callable[[], Throttle], acts: list[Any], check: Callable[[Throttle, list[Any]], bool]
+    name: str,
+    make: Callable[[], Throttle],
+    acts: list[Any],
+    check: Callable[[Throttle, list[Any]], bool],
+    **options: int,
 ) -> Scenario:
-    return Scenario(f"throttle, {name}", throttled(make, acts, check), classes=(Throttle,), options=QUIET)
+    return Scenario(
+        f"throttle, {name}", throttled(make, acts, check), classes=(Throttle,), options={**QUIET, **options}
+    )
 
 
 SMALL = [
@@ -72,9 +89,29 @@ SMALL = [
         lambda t, got: t.take() > 15,
     ),
     _throttle(
+        "two wait for a token",
+        _taken,
+        2 * [acquired_at],
+        lambda t, got: [round(seconds) for seconds in sorted(got)] == [10, 20] and not t._line,
+    ),
+    _throttle(
         "three wait for a token",
         lambda: Throttle(1, per=10),
         3 * [acquired_at],
-        lambda t, got: [round(seconds) for seconds in sorted(got)] == [0, 10, 20],
+        lambda t, got: [round(seconds) for seconds in sorted(got)] == [0, 10, 20] and not t._line,
+        limit=400,  # of 10,896: what a third one adds to two is a place in the middle
+    ),
+    _throttle(
+        "two wait for a token, and one is given back",
+        _taken,
+        [acquired_at, acquired_at, Throttle.give_back],
+        lambda t, got: sorted(round(seconds) for seconds in got if seconds is not None) in ([0, 10], [10, 20]),
+        limit=400,
+    ),
+    _throttle(
+        "a token given back, and taken before the one it woke could",
+        _taken,
+        [acquired_at, given_back_and_taken],
+        lambda t, got: sorted(map(round, got)) == [0, 10],  # one of them has it, and the other one waits, or would
     ),
 ]
