@@ -45,6 +45,15 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, self._path, loader=self._loader)
 
 
+def put_in_place(mutant: Mutant, path: str) -> None:
+    """Let the mutant be imported in the place of its module, for good: for a process that has not imported it yet.
+
+    Args:
+        path: where the real module's source is.
+    """
+    sys.meta_path.insert(0, _Finder(mutant, path))
+
+
 @contextmanager
 def installed(mutant: Mutant, package: str) -> Iterator[types.ModuleType]:
     """A fresh import of `package` with the mutant in the place of its module; yields the package.

@@ -84,14 +84,19 @@ def mutants_of(source: str, module: str, names: Names | None = None) -> Iterator
     tree = ast.parse(source)
     finder = _Finder(names or Names(), source)
     finder.visit(tree)
+    yield from mutants_at(finder.sites, tree, module)
+
+
+def mutants_at(sites: Iterable[Site], tree: ast.Module, module: str) -> Iterator[Mutant]:
+    """A mutant for each site of a module, in the order of its lines."""
     # A copy keeps the tree's shape, so a node is found again by its number in the walk.
     numbers = {id(node): number for number, node in enumerate(ast.walk(tree))}
-    for site in sorted(finder.sites, key=lambda site: (site.line, site.column)):
+    for site in sorted(sites, key=lambda site: (site.line, site.column)):
         change = functools.partial(_changed, site, [numbers[id(node)] for node in site.nodes])
         yield Mutant(module, site.line, site.function, site.kind, site.description, tree, change)
 
 
-def _changed(site: _Site, numbers: Iterable[int], copied: ast.Module) -> ast.Module:
+def _changed(site: Site, numbers: Iterable[int], copied: ast.Module) -> ast.Module:
     nodes = list(ast.walk(copied))
     for number in numbers:
         site.change(nodes[number])
@@ -117,7 +122,9 @@ def package_mutants(package: str, names: Names | None = None, *, skip: Iterable[
 
 
 @dataclass
-class _Site:
+class Site:
+    """A place where something can be changed, and what that is."""
+
     kind: str
     description: str
     function: str
@@ -131,7 +138,7 @@ class _Finder(ast.NodeVisitor):
     def __init__(self, names: Names, source: str) -> None:
         self.names = names
         self._source = source
-        self.sites: list[_Site] = []
+        self.sites: list[Site] = []
         self._path: list[str] = []
 
     def _text(self, node: ast.AST) -> str:
@@ -146,7 +153,7 @@ class _Finder(ast.NodeVisitor):
         # The item of a `with` has no place of its own.
         first = nodes[0].context_expr if isinstance(nodes[0], ast.withitem) else nodes[0]
         line, column = getattr(first, "lineno", 0), getattr(first, "col_offset", 0)
-        self.sites.append(_Site(kind, description, function, line, column, nodes, change))
+        self.sites.append(Site(kind, description, function, line, column, nodes, change))
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._path.append(node.name)

@@ -1,0 +1,120 @@
+"""Which modules decide, which tests are asked about each, and what is known of their mutants.
+
+Owns the list of targets, the record (decisions.json: for each mutant the test that noticed it, or none) and the
+arguments for those that nobody can notice. stress/mutants.py hunts; test_decisions.py replays a sample in the gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .decisions import decision_mutants, enums_of
+from .mutants import Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = Path(__file__).with_name("decisions.json")
+
+#: What decides, and the test files that are asked about it, as patterns below tests/. Those that run a mutant's line
+#: are found by running them, so that too many cost time only once.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "threadmail._breaker": ("test_breaker*", "test_decisions_*", "test_pool*", "test_retry*"),
+    "threadmail.retry": ("test_retry*", "test_decisions_*", "test_pool*", "test_sender*"),
+    "threadmail.throttle": ("test_throttle*", "test_decisions_*", "proof/test_exhaustive.py"),
+    "threadmail.receipt": ("test_receipt*", "test_decisions_*", "test_report_values*", "test_retry*", "test_sender*"),
+    "threadmail.transaction": ("test_transaction*", "test_decisions_*", "test_window*", "test_riding*", "test_smtp.py"),
+    "threadmail._passage": ("test_window*", "test_riding*", "test_decisions_*", "test_transaction*", "test_grouping*"),
+    "threadmail._window": ("test_window*", "test_decisions_*", "proof/test_exhaustive.py"),
+    "threadmail._riding": ("test_riding*", "test_decisions_*"),
+    "threadmail.pool": ("test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
+    "threadmail._kept": ("test_client*", "test_kept*", "test_decisions_*", "test_pool*", "proof/test_exhaustive.py"),
+}
+_SENDER = (
+    "test_schedule*", "test_dispatcher*", "test_job*", "test_worker*", "test_collector*", "test_limits*",
+    "test_decisions_*", "test_sender*", "test_batch*", "test_retry*", "reliability/test_overload.py",
+    "proof/test_exhaustive.py",
+)  # fmt: skip
+for _name in ("_schedule", "_dispatcher", "_worker", "_job", "_collector", "_limits", "_queue", "_registry"):
+    if (ROOT / "threadmail" / f"{_name}.py").exists():
+        TARGETS[f"threadmail.{_name}"] = _SENDER
+
+#: Mutants that nobody can notice, each with the argument, by the beginning of its name.
+ARGUED: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a mutant.
+
+    Attributes:
+        killer: the test that noticed it; None: nobody did, of those that run its line.
+        how: "failed", "hung" or "import" (it could not even be imported).
+        seconds: that took, so that the gate can draw cheap ones.
+    """
+
+    killer: str | None
+    how: str = "failed"
+    seconds: float = 0.0
+
+
+def path_of(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def mutants_of_module(module: str) -> list[Mutant]:
+    """Every mutant of the decisions of one module."""
+    everything = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "threadmail").rglob("*.py"))]
+    return list(decision_mutants(path_of(module).read_text(encoding="utf-8"), module, enums_of(everything)))
+
+
+def test_files(module: str) -> list[Path]:
+    """The test files that are asked about a module, in the order in which it names them."""
+    found: dict[Path, None] = {}
+    for pattern in TARGETS[module]:
+        whole = pattern if pattern.endswith(".py") else f"{pattern}.py"
+        found.update(dict.fromkeys(sorted((ROOT / "tests").glob(whole))))
+    return list(found)
+
+
+def read_record() -> dict[str, Fate]:
+    if not RECORD.exists():
+        return {}
+    return {name: Fate(**fate) for name, fate in json.loads(RECORD.read_text(encoding="utf-8")).items()}
+
+
+def write_record(fates: Mapping[str, Fate]) -> None:
+    lines = [f" {json.dumps(name, ensure_ascii=False)}: {json.dumps(asdict(fates[name]))}" for name in sorted(fates)]
+    RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def argument(name: str) -> str | None:
+    """Why nobody can notice it."""
+    return next((why for beginning, why in ARGUED.items() if name.startswith(beginning)), None)
+
+
+def still_open(fates: Mapping[str, Fate]) -> Iterator[str]:
+    """Recorded mutants that nobody noticed, and nobody can say why."""
+    return (name for name, fate in fates.items() if fate.killer is None and argument(name) is None)
+
+
+#: What kind of test a file is, by the beginning of its name.
+_KINDS = {
+    "tests/proof/test_exhaustive": "explorer",
+    "tests/proof/": "proof",
+    "tests/test_decisions_": "table of decisions",
+    "tests/test_schedule_machine": "state machine",
+    "tests/test_schedule": "table",
+    "tests/test_transaction": "table",
+    "tests/test_retry": "table",
+    "tests/test_receipt": "table",
+    "tests/test_throttle": "table",
+    "tests/test_breaker": "table",
+    "tests/reliability/": "stages and faults",
+}
+
+
+def kind_of(test: str) -> str:
+    """Of the test that noticed a mutant."""
+    return next((kind for beginning, kind in _KINDS.items() if test.startswith(beginning)), "dialogue by sockets")
