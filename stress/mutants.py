@@ -44,18 +44,17 @@ from tests.proof.deciding import (
     TARGETS,
     Fate,
     argument,
+    files_asked,
     kind_of,
     mutants_of_module,
     path_of,
     read_record,
     still_open,
-    test_files,
     write_record,
 )
 from tests.proof.mutant_loading import put_in_place
 from tests.proof.mutants import Mutant
 
-SLOW = 3.0  # seconds from which on a test is asked last
 LIMIT = 90.0  # seconds for all tests of a mutant together
 MOST = 400  # tests for a mutant, cheap ones first
 MEMORY = 4 << 30  # bytes that a process may take: a mutant may fill a list without end
@@ -153,7 +152,7 @@ def watch(module: str) -> Watched:
     if child == 0:
         _alone()
         watcher = Watcher(str(path_of(module)))
-        pytest.main([*(a for a in ARGS if a != "-x"), *map(str, test_files(module))], [watcher])
+        pytest.main([*(a for a in ARGS if a != "-x"), *map(str, files_asked(module))], [watcher])
         with os.fdopen(writing, "wb") as pipe:
             pickle.dump((watcher.lines, watcher.seconds), pipe)
         os._exit(0)
@@ -318,7 +317,8 @@ def replay(names: Iterable[str], limit: float) -> int:
             continue
         [hunt] = hunt_all(iter([(mutant, [killer])]), 1, limit)
         assert hunt.fate is not None
-        noticed = hunt.fate.killer is not None
+        # That the killer is no more would be no death.
+        noticed = hunt.fate.killer == killer and (hunt.fate.how == "import") == (fates[name].how == "import")
         wrong += not noticed
         print(f"{'killed' if noticed else 'SURVIVES'}: {name} by {killer} ({hunt.fate.how}, {hunt.fate.seconds:g} s)")
     return wrong

@@ -28,6 +28,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail._passage": ("test_window*", "test_riding*", "test_decisions_*", "test_transaction*", "test_grouping*"),
     "threadmail._window": ("test_window*", "test_decisions_*", "proof/test_exhaustive.py"),
     "threadmail._riding": ("test_riding*", "test_decisions_*"),
+    "threadmail._keys": ("test_keys*", "test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
+    "threadmail._room": ("test_keys*", "test_pool*", "test_room*", "test_decisions_*"),
+    "threadmail._leases": ("test_leases*", "test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
     "threadmail.pool": ("test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
     "threadmail._kept": ("test_client*", "test_kept*", "test_decisions_*", "test_pool*", "proof/test_exhaustive.py"),
 }
@@ -69,7 +72,7 @@ def mutants_of_module(module: str) -> list[Mutant]:
     return list(decision_mutants(path_of(module).read_text(encoding="utf-8"), module, enums_of(everything)))
 
 
-def test_files(module: str) -> list[Path]:
+def files_asked(module: str) -> list[Path]:
     """The test files that are asked about a module, in the order in which it names them."""
     found: dict[Path, None] = {}
     for pattern in TARGETS[module]:

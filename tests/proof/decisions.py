@@ -186,8 +186,10 @@ class _Decisions(ast.NodeVisitor):
             self._add("branch", f"`if {value}` for `if {test}`", _test_is(value), node)
 
     def visit_While(self, node: ast.While) -> None:
-        if not isinstance(node.test, ast.Constant):
-            self._add("branch", f"`while False` for `while {self._text(node.test)}`", _test_is(False), node)
+        if isinstance(node.test, ast.Constant):
+            self._visit_all([*node.body, *node.orelse])
+            return
+        self._add("branch", f"`while False` for `while {self._text(node.test)}`", _test_is(False), node)
         self.generic_visit(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
