@@ -15,7 +15,7 @@ from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import ClientPool, Closed, Envelope, Reentered, TimedOut
+from threadmail import Client, ClientPool, Closed, Envelope, Reentered, TimedOut
 from threadmail._steps import Bell
 
 from .scenario import CONFIG, IDLE, NOBODY_HOME, POOL, QUIET, Scenario, by_envelope, small
@@ -273,6 +273,63 @@ def closed_inside(run: Run) -> None:
     threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
 
 
+def held_at_the_end(run: Run) -> None:
+    """A lease ends while another thread holds its client: that is not handed on, and can be used by nobody any more."""
+    threads = Threads(run, ModelServer())
+    pool = small_pool(1)
+    clients: list[Client] = []
+    leased, held, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def owner() -> None:
+        with pool.lease(timeout=inf) as client:
+            clients.append(client)
+            leased.set()
+            held.wait()
+        ended.set()
+
+    def other() -> None:
+        leased.wait()
+        with clients[0].sync_root:
+            held.set()
+            ended.wait()
+        try:
+            clients[0].noop()
+        except Closed:
+            return
+        threads.wrong.append("a client was used after its lease")
+
+    for act in (owner, other):
+        threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
+def held_while_idle(run: Run) -> None:
+    """Somebody has taken hold of an idle client: the next lease does not wait for him."""
+    threads = Threads(run, ModelServer())
+    pool = small_pool(1)
+    clients: list[Client] = []
+    held, served = threading.Event(), threading.Event()
+
+    def owner() -> None:
+        with pool.lease(timeout=inf) as client:
+            clients.append(client)
+        run_other.set()
+        held.wait()
+        with pool.lease(timeout=inf):
+            served.set()
+
+    def other() -> None:
+        run_other.wait()
+        with clients[0].sync_root:
+            held.set()
+            served.wait()
+
+    run_other = threading.Event()
+    for act in (owner, other):
+        threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
 def failing_dials(run: Run) -> None:
     """The first two dials fail, of two or three threads: each is told, or served; and nobody waits for ever."""
     faults = Faults(refuse_connects=frozenset([0, 1]))
@@ -292,6 +349,8 @@ SMALL = [
     small("pool of 1, a deadline passes as a client is granted", late(1), *POOL, timeouts=1),
     small("pool of 1, two deadlines pass as a client is granted", late(2), timeouts=1, limit=2000),
     _leased("pool of 1, a lease ended by another thread", ended_by_another),
+    _locks_only("pool of 1, held at the end of a lease", held_at_the_end),
+    _locks_only("pool of 1, held while idle", held_while_idle),
     _locks_only("pool of 2, two threads want another one each", all_want_another),
     _locks_only("pool of 2, closed twice inside leases", closed_inside),
     _locks_only("pool of 2, 3x1, dials fail while others wait", failing_dials),
