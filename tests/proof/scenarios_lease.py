@@ -15,7 +15,7 @@ from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import Client, ClientPool, Closed, Envelope, Reentered, TimedOut
+from threadmail import Client, ClientPool, Closed, ConnectionLost, Envelope, Reentered, TimedOut
 from threadmail._steps import Bell
 
 from .scenario import CONFIG, IDLE, NOBODY_HOME, POOL, QUIET, Scenario, by_envelope, small
@@ -68,6 +68,8 @@ def closed_beside_leases(leases: int, closers: int = 1) -> Program:
             pool.close()
             if time.monotonic() - begun > IMMEDIATELY:
                 late.append("close() went on waiting when all leases had ended")
+            if pool.stats().leased:
+                late.append("close() returned before all leases had ended")
 
         office.senders(threads=leases, messages=1, sendmail=by_envelope(send))
         for number in range(closers):
@@ -330,6 +332,75 @@ def held_while_idle(run: Run) -> None:
     threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
 
 
+def called_at_the_end(run: Run) -> None:
+    """A lease ends while another thread is, or is not yet, in a call on its client: whom it hits is that call alone."""
+    threads = Threads(run, ModelServer())
+    pool = small_pool(1)
+    clients: list[Client] = []
+    leased = threading.Event()
+
+    def owner() -> None:
+        with pool.lease(timeout=inf) as client:
+            clients.append(client)
+            leased.set()
+
+    def other() -> None:
+        leased.wait()
+        with contextlib.suppress(Closed, ConnectionLost):
+            clients[0].noop()
+
+    for act in (owner, other):
+        threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
+def paused_behind_another(run: Run) -> None:
+    """Who was refused gives up before the pause is over: who stands behind him dials when it is."""
+    threads = Threads(run, ModelServer(faults=Faults(refuse_connects=frozenset([1]))), allowed=(TimedOut,))
+    pool = small_pool(2)
+    leased, served = threading.Event(), threading.Event()
+
+    def holder() -> None:
+        with pool.lease(timeout=inf):
+            leased.set()
+            served.wait()
+
+    def impatient() -> None:
+        leased.wait()
+        with pool.lease(timeout=0.1):
+            pass
+
+    def patient() -> None:
+        leased.wait()
+        with pool.lease(timeout=inf):
+            served.set()
+
+    for act in (holder, impatient, patient):
+        threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
+def ended_in_a_step(run: Run) -> None:
+    """The collector ends a lease in the middle of a step of the pool: who waits for its place gets it."""
+    threads = Threads(run, ModelServer())
+    pool = small_pool(1)
+    lease = pool.lease(timeout=inf)
+    leased = threading.Event()
+
+    def collected() -> None:
+        lease.__enter__().close()
+        leased.set()
+        pool._steps.take(lambda now: lease.__exit__(None, None, None))
+
+    def waiter() -> None:
+        leased.wait()
+        with pool.lease(timeout=inf):
+            pass
+
+    for act in (collected, waiter):
+        threads.add(act)
+
+
 def failing_dials(run: Run) -> None:
     """The first two dials fail, of two or three threads: each is told, or served; and nobody waits for ever."""
     faults = Faults(refuse_connects=frozenset([0, 1]))
@@ -349,6 +420,9 @@ SMALL = [
     small("pool of 1, a deadline passes as a client is granted", late(1), *POOL, timeouts=1),
     small("pool of 1, two deadlines pass as a client is granted", late(2), timeouts=1, limit=2000),
     _leased("pool of 1, a lease ended by another thread", ended_by_another),
+    _locks_only("pool of 1, called at the end of a lease", called_at_the_end),
+    _locks_only("pool of 2, paused behind one who gives up", paused_behind_another),
+    _locks_only("pool of 1, a lease ended in the middle of a step", ended_in_a_step),
     _locks_only("pool of 1, held at the end of a lease", held_at_the_end),
     _locks_only("pool of 1, held while idle", held_while_idle),
     _locks_only("pool of 2, two threads want another one each", all_want_another),
