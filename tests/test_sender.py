@@ -38,7 +38,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-from threadmail._jobs import SendFuture
+from threadmail._job import SendFuture
 from threadmail.testing import (
     CapturedMessage,
     CaptureServer,

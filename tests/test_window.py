@@ -30,9 +30,10 @@ from threadmail import (
 )
 from threadmail._deadline import Deadline
 from threadmail._delivery import Follower
-from threadmail._dispatch import Dispatcher
-from threadmail._jobs import Job
-from threadmail._lane import Lane
+from threadmail._dispatcher import Dispatcher
+from threadmail._job import Job
+from threadmail._schedule import Do
+from threadmail._worker import Worker
 from threadmail.testing import (
     Drop,
     Expect,
@@ -424,21 +425,25 @@ def test_one_that_was_called_off_before_it_could_begin_is_not_sent() -> None:
     with ScriptedServer([CHUNKS], last="repeat") as server:
         dispatcher = Dispatcher(
             config(server), workers=1, queue_size=2, policy=QUICK, throttle=Throttle(), rng=random.Random(1),
-            settled=lambda job: None,
+            settle=lambda job: None, announce=lambda job: None,
         )  # fmt: skip
-        dispatcher._lane_count = 1  # the one here
+        worker = Worker(dispatcher, dispatcher.config, random.Random(1))
+        dispatcher._schedule.workers[worker] = None  # the only one there may be
+        worker.client.connect()
         ahead, behind = (Job(named(name), Deadline(), dispatcher) for name in "ab")
         for job in (ahead, behind):
             dispatcher.put(job)
-        lane = Lane(dispatcher, dispatcher.config, random.Random(1))
-        lane.client.connect()
-        assert dispatcher.next(lane) is ahead
-        assert dispatcher.follow(lane, ahead) is behind
+        assert dispatcher.next(worker) is Do.SEND
+        assert worker._next_job() is ahead
+        worker._offered = ahead
+        with worker.lock:
+            assert worker._claimed(ahead)
+        assert worker._follow() is not None
         assert dispatcher.abort(behind)
-        lane._attempt(ahead)
-        assert dispatcher.next(lane) is behind
-        lane._attempt(behind)
-        lane.client.close()
+        assert dispatcher.judged(worker, ahead, worker._transmit(ahead))
+        assert worker._next_job() is behind
+        dispatcher.judged(worker, behind, worker._transmit(behind))
+        worker.client.close()
     assert ahead.receipt is not None
     assert behind.receipt is not None
     assert (ahead.receipt.outcome, behind.receipt.outcome) == (SENT, NOT_SENT)

@@ -24,7 +24,7 @@ from ._cli_server import server_of
 from ._cli_signals import Interruptible, Signals
 from ._cli_sources import STDIN, Item
 from ._deadline import Deadline, now
-from ._jobs import SendFuture
+from ._job import SendFuture
 from .envelope import Envelope
 from .errors import CONNECTING, InvalidAddress, MailError, Outcome
 from .receipt import Receipt

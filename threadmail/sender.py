@@ -3,41 +3,35 @@
 Owns the user's side of sending in parallel: `submit`, `send`, `send_all`, `send_each`, callbacks, and the sender's end,
 at `close()`, at interpreter exit and after a fork. Guarantees: every message gets its receipt, whatever becomes of it;
 an iterable is pulled by the caller's thread only, and no faster than messages leave; what a callback raises never turns
-an accepted message into an error. Leaves lanes, retries and pace to `_dispatch`.
+an accepted message into an error. Leaves workers, retries and limits to `_dispatcher`.
 """
 
 from __future__ import annotations
 
-import enum
-import itertools
 import logging
 import os
 import random
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import wait
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _exit
-from ._batch import LAST_WORD, Batch
+from ._collector import LAST_WORD, Collector
 from ._deadline import NEVER, Deadline
-from ._dispatch import Dispatcher
+from ._dispatcher import Dispatcher
+from ._dispatcher import SenderStats as SenderStats
 from ._guard import BornAnew
-from ._jobs import Job, SendFuture
-from ._lane import note
+from ._job import Job, SendFuture
+from ._life import Life
+from ._stream import ReceiptStream
+from ._worker import BeforeFinal, note
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import Closed, MailError, Outcome, Reentered, detach
+from .errors import MailError, Outcome, Reentered, TimedOut, printable
 from .receipt import Receipt, Report
 from .retry import RetryPolicy
 from .throttle import Throttle
-
-
-class _Life(enum.Enum):
-    OPEN = "open"
-    CLOSED = "closed"
 
 
 class Unsent(NamedTuple):
@@ -47,32 +41,6 @@ class Unsent(NamedTuple):
     receipt: Receipt
 
 
-@dataclass(frozen=True)
-class SenderStats:
-    """What a sender is doing, and has done.
-
-    Attributes:
-        queued: messages waiting for a lane.
-        retrying: messages waiting for their next attempt.
-        in_flight: messages that a lane works on.
-        lanes: lanes running; connected: those with a connection.
-        outcomes: settled messages by outcome.
-        retries: attempts after the first.
-        opened: connections made.
-        closed: connections ended, by reason (see `ClientStats`).
-    """
-
-    queued: int = 0
-    retrying: int = 0
-    in_flight: int = 0
-    lanes: int = 0
-    connected: int = 0
-    outcomes: Mapping[Outcome, int] = field(default_factory=dict)
-    retries: int = 0
-    opened: int = 0
-    closed: Mapping[str, int] = field(default_factory=dict)
-
-
 class ThreadedSender(BornAnew):
     """Sends messages on several threads, each with a connection of its own.
 
@@ -80,11 +48,16 @@ class ThreadedSender(BornAnew):
 
     Args:
         server: a `ServerConfig` or a URL for one.
-        workers: lanes, and so connections, at most.
+        workers: threads, and so connections, at most.
         queue_size: messages that may wait; a full queue makes the caller wait.
         retry: when to try again what was surely not sent.
         throttle: how many messages a second; may be shared with other senders.
-        on_receipt: called with each receipt as it is there, on the thread that has it; what it raises is logged.
+        on_receipt: called with each receipt as it is there, once for each message whatever becomes of it (taken back,
+            too late, called off, refused at the door), on the thread that has it and after the future is settled; what
+            it raises is logged. The place to record what is to survive a Ctrl-C.
+        before_final: called with the transaction and the tag of a message as the very last thing before the write that
+            holds its end of data, on a worker's thread: from there on it may be delivered. If it raises, the message is
+            surely not sent. Whoever keeps the transaction can ask it what is known (`receipt()`).
         rng: chance, for jitter.
     Raises:
         InvalidConfig: the URL is wrong.
@@ -99,6 +72,7 @@ class ThreadedSender(BornAnew):
         retry: RetryPolicy | None = None,
         throttle: Throttle | None = None,
         on_receipt: Callable[[Receipt], object] | None = None,
+        before_final: BeforeFinal | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.config = ServerConfig.of(server)
@@ -109,9 +83,10 @@ class ThreadedSender(BornAnew):
         self.retry = retry or RetryPolicy()
         self.throttle = throttle or Throttle()
         self._on_receipt = on_receipt
+        self._before_final = before_final
         self._rng = rng or random.Random()
         self._closed_at_exit = False
-        self._life = _Life.OPEN  # a closed sender is closed in a forked child as well
+        self._life = Life.OPEN  # a closed sender is closed in a forked child as well
         self._reset()
         super().__init__()
 
@@ -121,7 +96,6 @@ class ThreadedSender(BornAnew):
     def _reset(self) -> None:
         # Also in a forked child, which begins with an empty queue: what the parent queued, the parent sends.
         self.throttle.enter_child(os.getpid())
-        self._close_lock = threading.Lock()  # guards _life, and lets one thread at a time close
         self._dispatcher = Dispatcher(
             self.config,
             workers=self.workers,
@@ -129,56 +103,59 @@ class ThreadedSender(BornAnew):
             policy=self.retry,
             throttle=self.throttle,
             rng=self._rng,
-            settled=self._settled,
+            settle=self._settle,
+            announce=self._announce_job,
+            before_final=self._before_final,
         )
-        if self._life is _Life.CLOSED:
+        if self._life is Life.CLOSED:
             self._dispatcher.close(drain=False, end=NEVER)
 
     # ------------------------------------------------------------ one message
 
-    def submit(self, message: Message, *, deadline: float | Deadline | None = None) -> SendFuture:
+    def submit(self, message: Message, *, deadline: float | Deadline | None = None, tag: Any = None) -> SendFuture:
         """Queue one message, and return at once unless the queue is full.
 
         Args:
             message: an `EmailMessage` (or `Message`), the bytes of one, or an `Envelope`.
             deadline: seconds in which the message must be settled, waiting for a place in the queue, retries and all.
+            tag: anything; the receipt carries it back.
         Returns:
             A future: its result is the receipt (SENT or PARTIAL), its exception the `MailError` of a message not sent.
         Raises:
             InvalidEnvelope: the message is not fit to be sent.
             TimedOut: no place in the queue came free before the deadline.
+            QueueFull: there is none, and the caller is a callback of this sender, which must not wait for one.
             Closed: the sender is closed.
         """
         envelope = Envelope.of(message)
         dispatcher = self._here()
-        job = Job(envelope, Deadline.after(deadline), dispatcher)
+        job = Job(envelope, Deadline.after(deadline), dispatcher, tag=tag)
+        future = job.future
         try:
             dispatcher.put(job)
         except MailError as error:
             Receipt.not_sent(envelope, error)
             raise
-        assert isinstance(job.future, SendFuture)
-        return job.future
+        return future
 
-    def send(self, message: Message, *, deadline: float | Deadline | None = None) -> Receipt:
+    def send(self, message: Message, *, deadline: float | Deadline | None = None, tag: Any = None) -> Receipt:
         """Send one message and wait for its receipt; as `Client.send`, with retries.
 
         Args:
             deadline: seconds that all of it may take.
+            tag: anything; the receipt carries it back.
         Raises:
             MailError: nobody got it, or (`outcome` IN_DOUBT) nobody knows; `receipt` has the details.
         """
-        if self._dispatcher.in_lane:
-            raise Reentered("a callback of the sender must not wait for the sender: use submit()")
+        self._require_no_callback()
         end = Deadline.after(deadline)
-        future = self.submit(message, deadline=end)
+        future = self.submit(message, deadline=end, tag=tag)
         wait([future], end.remaining())
-        if not future.done() and not future.cancel():
+        if not future.done():
+            future.take_back(_taken_back())
+        if not future.done():
             wait([future], LAST_WORD)
             future.abort()
-        if future.cancelled():
-            assert future.receipt is not None
-            return future.receipt.raise_for_failure()
         return future.result()
 
     def abort(self, future: SendFuture) -> bool:
@@ -213,84 +190,72 @@ class ThreadedSender(BornAnew):
         """
         total = len(messages) if isinstance(messages, Sized) else None
         receipts: dict[int, Receipt] = {}
-        for index, receipt in self._stream(messages, Deadline.after(deadline)):
-            receipts[index] = receipt
-            if progress is not None:
-                self._shielded(progress, len(receipts), total)
-        return Report(receipts[index] for index in range(len(receipts)))
+        stream = self._stream(messages, deadline)
+        try:
+            while True:
+                index, receipts[index] = stream.next_indexed()
+                if progress is not None:
+                    self._shielded(progress, len(receipts), total)
+        except StopIteration:
+            return Report(receipts[index] for index in range(len(receipts)))
 
-    def send_each(self, messages: Iterable[Message], *, deadline: float | Deadline | None = None) -> Iterator[Receipt]:
-        """Send messages and yield each receipt as it is there, in constant memory.
+    def send_each(self, messages: Iterable[Message], *, deadline: float | Deadline | None = None) -> ReceiptStream:
+        """Send messages and give each receipt as it is there, in constant memory.
 
         Messages are pulled as long as receipts are: whoever stops iterating stops sending, but for what is queued.
         While much is queued a receipt may come some milliseconds late, with others; `on_receipt` is told at once.
 
+        What comes back is an iterator that an exception does not end. After Ctrl-C go on iterating and nothing is lost;
+        `stop()` first takes back what is queued::
+
+            receipts = sender.send_each(messages)
+            try:
+                for receipt in receipts:
+                    record(receipt)
+            except KeyboardInterrupt:
+                receipts.stop()
+                for receipt in receipts:  # of all that were handed over
+                    record(receipt)
+
         Args:
             deadline: seconds in which all must be settled.
         """
-        for _, receipt in self._stream(messages, Deadline.after(deadline)):
-            yield receipt
+        return self._stream(messages, deadline)
 
-    def _stream(self, messages: Iterable[Message], end: Deadline) -> Iterator[tuple[int, Receipt]]:
-        if self._dispatcher.in_lane:
+    def _stream(self, messages: Iterable[Message], deadline: float | Deadline | None) -> ReceiptStream:
+        self._require_no_callback()
+        end = Deadline.after(deadline)
+        return ReceiptStream(messages, Collector(self.queue_size, self.workers, end), end, self._here, self._announce)
+
+    def _require_no_callback(self) -> None:
+        if self._dispatcher.in_callback:
             raise Reentered("a callback of the sender must not wait for the sender: use submit()")
-        batch = Batch(self.queue_size, self.workers, end)
-        failure: Exception | None = None
-        source = iter(messages)
-        for index in itertools.count():
-            try:
-                message = next(source)
-            except StopIteration:
-                break
-            except Exception as exc:  # noqa: BLE001 - raised below, when those already submitted are settled
-                failure = exc
-                break
-            refused = self._add(batch, index, message)
-            if refused is not None:
-                yield index, refused
-            while len(batch) and batch.wants_asking:
-                yield from batch.receipts()
-        while len(batch):
-            yield from batch.receipts()
-        if failure is not None:
-            raise failure
-
-    def _add(self, batch: Batch, index: int, message: Message) -> Receipt | None:
-        """Queue a message of a batch; returns its receipt if there is nothing to be queued."""
-        envelope = None
-        try:
-            envelope = Envelope.of(message)
-            dispatcher = self._here()
-            job = batch.add(index, envelope, dispatcher)
-            try:
-                dispatcher.put(job)
-            except BaseException:
-                batch.forget(index)
-                raise
-        except Closed as closed:
-            Receipt.not_sent(envelope, closed)
-            raise
-        except MailError as error:
-            receipt = Receipt.not_sent(envelope, error)
-            detach(error)
-            self._announce(receipt)
-            return receipt
-        return None
 
     # ------------------------------------------------------------ receipts
 
-    def _settled(self, job: Job) -> None:
-        assert job.receipt is not None
-        try:
-            if not job.told:
-                job.told = True
-                self._announce(job.receipt)
-        finally:
-            self._shielded(job.future.settle, job.receipt)
+    # The one path by which every message is told: first who waits for it, then who watches, then the log.
+
+    def _settle(self, job: Job) -> None:
+        receipt = job.receipt
+        assert receipt is not None
+        if job.tag is not None:
+            receipt.__dict__["tag"] = job.tag  # nobody has seen it yet
+        self._shielded(job.completion.settle, job, receipt)
+
+    def _announce_job(self, job: Job) -> None:
+        if not job.told:
+            job.told = True
+            assert job.receipt is not None
+            self._announce(job.receipt)
 
     def _announce(self, receipt: Receipt) -> None:
         if self._on_receipt is not None:
             self._shielded(self._on_receipt, receipt)
+        if receipt.outcome is not Outcome.SENT and receipt.outcome is not Outcome.PARTIAL:
+            # INFO: its future or its report says it to whoever asks. A handler that mails what is logged would else
+            # mail of each message that could not be sent. The Message-ID is what its author wrote, and may hold what
+            # drives a terminal.
+            note(logging.INFO, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
 
     def _shielded(self, callback: Callable[..., object], *details: object) -> None:
         try:
@@ -301,7 +266,10 @@ class ThreadedSender(BornAnew):
     # ------------------------------------------------------------ the end
 
     def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> list[Unsent]:
-        """Take no more messages, send what is queued, end all lanes. May be called twice, and from any thread.
+        """Take no more messages, send what is queued, end all workers.
+
+        May be called twice, from any thread, and by a signal handler: another call may shorten what the first one
+        allowed (`drain=False`, a smaller `timeout`), for all of them, and never lengthen it.
 
         Args:
             drain: work the queue off; False takes it back and finishes only what is on the wire.
@@ -314,21 +282,19 @@ class ThreadedSender(BornAnew):
                 `timeout` had passed, and the log says what was cut short.
         """
         dispatcher = self._here(opened=False)
-        if dispatcher.in_lane:
+        if dispatcher.in_callback:
             raise Reentered("a callback of the sender must not close it")
         end = Deadline.after(timeout)
-        with self._close_lock:
-            if self._life is _Life.CLOSED:
-                return []
-            try:
-                cut = dispatcher.close(drain=drain, end=end)
-            except BaseException:  # Ctrl-C while it waits: now
-                unsent = _unsent(dispatcher.close(drain=False, end=Deadline.after(0)))
-                self._life = _Life.CLOSED
-                if unsent:
-                    note(logging.ERROR, "the closing was interrupted, and %s", _exit.in_words(unsent))
-                raise
-            self._life = _Life.CLOSED
+        try:
+            cut = dispatcher.close(drain=drain, end=end)
+        except BaseException:  # Ctrl-C while it waits: now
+            unsent = _unsent(dispatcher.close(drain=False, end=Deadline.after(0)))
+            self._life = Life.CLOSED
+            if unsent:
+                note(logging.ERROR, "the closing was interrupted, and %s", _exit.in_words(unsent))
+            raise
+        self._life = Life.CLOSED
+        _exit.forget(self)
         return _unsent(cut)
 
     def __enter__(self) -> ThreadedSender:
@@ -342,10 +308,10 @@ class ThreadedSender(BornAnew):
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
-        return SenderStats(*self._here(opened=False).numbers())
+        return self._here(opened=False).stats()
 
     def __repr__(self) -> str:
-        return f"<ThreadedSender to {self.config.url}, at most {self.workers} lanes>"
+        return f"<ThreadedSender to {self.config.url}, at most {self.workers} workers>"
 
     def __reduce__(self) -> str:
         raise TypeError("a ThreadedSender holds threads and connections and cannot be pickled: send its config")
@@ -359,6 +325,12 @@ class ThreadedSender(BornAnew):
             self._closed_at_exit = True
             _exit.close_at_exit(self)
         return self._dispatcher
+
+
+def _taken_back() -> TimedOut:
+    error = TimedOut("the message was taken back before it was on the wire")
+    error.deadline_passed = True
+    return error
 
 
 def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:

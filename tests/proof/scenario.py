@@ -21,14 +21,15 @@ from tests.detsched import DPOR, Result, Strategy, explore, watched
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, ClientPool, Envelope, Receipt, ServerConfig, _exit
 from threadmail._breaker import CircuitBreaker
-from threadmail._dispatch import Dispatcher
-from threadmail._jobs import Job as SenderJob
+from threadmail._dispatcher import Dispatcher
+from threadmail._job import Job as SenderJob
 from threadmail._keys import Keys, Lease
-from threadmail._pace import Pace
+from threadmail._limits import ConcurrencyLimit
 from threadmail._room import Room
+from threadmail._schedule import Schedule
 from threadmail._steps import Steps
+from threadmail._timeheap import TimeHeap
 from threadmail._wire import Wire
-from threadmail.retry import DialGate
 
 from .stage import MESSAGE
 
@@ -97,14 +98,12 @@ def no_exit_hook() -> Iterator[None]:
 
 CLIENT = (SMTP, Client, Wire)
 POOL = (ClientPool, Steps, Keys, Lease, CircuitBreaker, Room)
-SENDER = (Dispatcher, SenderJob, Pace, DialGate)
+SENDER = (Dispatcher, Schedule, TimeHeap, SenderJob, ConcurrencyLimit, CircuitBreaker)
 #: Read on each use of `sync_root` without it: written before the threads start, and in a forked child.
 OWNER = ("_locks", "_pid")
 QUIET = {"timeouts": 0}  # a timed wait ends by being woken only
 #: Fields that `abort()` uses without the lock, because a call that it ends has the lock.
-BY_DESIGN = frozenset(
-    {"Client._aborted", "Client._leaving", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"}
-)
+BY_DESIGN = frozenset({"Client._aborted", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"})
 LOST = ("ConnectionLost",)
 NOBODY_HOME = ("ConnectionRefused", "ConnectFailed")
 

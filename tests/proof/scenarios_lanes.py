@@ -20,11 +20,11 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.oracle import NOT_SENT, Report, verdict
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import Envelope, Outcome, RetryPolicy, Throttle
+from threadmail import Envelope, Outcome, Receipt, RetryPolicy, ThreadedSender, Throttle
 from threadmail._deadline import Deadline
-from threadmail._dispatch import Dispatcher
-from threadmail._jobs import Job, JobState, SendFuture
-from threadmail._lane import Lane
+from threadmail._dispatcher import Dispatcher
+from threadmail._job import Job, JobState
+from threadmail._worker import Worker
 
 from .scenario import CONFIG, OWNER, QUIET, SENDER, Scenario
 
@@ -51,23 +51,25 @@ class Lanes:
         connected: bool,
         late: int,
         window: int,
-        body: Callable[[Dispatcher, Lane], object],
+        body: Callable[[Dispatcher, Worker], object],
     ) -> None:
         self.run = run
         config = replace(CONFIG, window=window)
         self.office = PostOffice(run, server, failures=failures)
         self.throttle = throttle
-        self.told: list[Job] = []
-        self.dispatcher = Dispatcher(
+        self.heard: list[Receipt] = []
+        self.sender = ThreadedSender(
             config,
             workers=lanes,
             queue_size=10,
-            policy=RetryPolicy(base=0.0),
+            retry=RetryPolicy(base=0.0),
             throttle=throttle,
             rng=random.Random(1),
-            settled=self.told.append,
+            on_receipt=self.heard.append,
         )
-        self.dispatcher._working = False  # no lanes of its own while the queue is filled
+        self.dispatcher = self.sender._dispatcher
+        schedule = self.dispatcher._schedule
+        schedule.working = False  # no workers of its own while the queue is filled
         self.given = self.office.jobs(0, messages, recipients)
         self.jobs = []
         for number, job in enumerate(self.given):
@@ -75,12 +77,14 @@ class Lanes:
             self.jobs.append(Job(envelope, Deadline.after(ends.get(number)), self.dispatcher))
             if number < messages - late:
                 self.dispatcher.put(self.jobs[-1])
-        self.dispatcher._working, self.dispatcher._lane_count = True, lanes
+        schedule.working = True
         for number in range(lanes):
-            lane = Lane(self.dispatcher, config, random.Random(1))
+            worker = Worker(self.dispatcher, config, random.Random(1))
+            schedule.workers[worker] = None
             if connected:
-                lane.client.connect()
-            run.thread(partial(body, self.dispatcher, lane), f"lane{number}")
+                worker.connected = worker.begun = True
+                worker.client.connect()
+            run.thread(partial(body, self.dispatcher, worker), f"lane{number}")
         if late:
             run.thread(partial(self._put, self.jobs[-late:]), "caller")
         run.judge(self.judge)
@@ -93,30 +97,33 @@ class Lanes:
         given_up = self.run.scheduler.ending is not None
         office = self.office
         for mine, job in zip(self.given, self.jobs, strict=True):
-            if _cancelled(job):
+            if job.cancelled:
                 office.ledger.report(mine, Report(NOT_SENT, detail="cancelled"))
             elif job.receipt is not None:
                 office.ledger.report(mine, Report.of_receipt(job.receipt))
+        hear = office.ledger.listen()
+        for receipt in self.heard:
+            hear(receipt)
         usual = verdict(office.server, office.ledger, failures=office.failures, given_up=given_up)
         more = () if given_up else tuple(self.open_accounts())
         return Verdict((*usual.violations, *more), usual.outcome, usual.transcript)
 
     def open_accounts(self) -> list[str]:
         """What is not as it has to be when all is over."""
-        queued, retrying, in_flight, lanes, connected, outcomes, _, opened, closed = self.dispatcher.numbers()
-        done = [job for job in self.jobs if job.state is JobState.DONE]
-        receipts = [job.receipt for job in done if job.receipt is not None]
-        cancelled = sum(map(_cancelled, self.jobs))
+        stats, schedule, closed = self.dispatcher.stats(), self.dispatcher._schedule, self.dispatcher.stats().closed
+        receipts = [job.receipt for job in self.jobs if job.receipt is not None]
         greeted = sum(c.number not in self.office.server.faults.greet_421 for c in self.office.server.connections)
         doubtful = self.dispatcher.config.window * (closed.get("lost", 0) + closed.get("stale", 0))
         right = {
-            "something was left behind": (queued, retrying, in_flight, lanes, connected) == (0, 0, 0, 0, 0),
-            "a job was not settled": len(done) + cancelled == len(self.jobs),
-            "a job was not told of, or twice": Counter(map(id, self.told)) == Counter(map(id, done)),
-            "outcomes were counted wrongly": Counter(outcomes) == Counter(receipt.outcome for receipt in receipts),
-            "connections were counted wrongly": opened == sum(closed.values()) <= greeted,
+            "something was left behind": schedule.is_empty and not (stats.lanes or stats.connected or stats.in_flight),
+            "somebody is left in line, or idle": not (schedule.line or schedule.idle or schedule.leaving),
+            "a deadline was left behind": not len(schedule.ends),
+            "a job was not settled": all(job.state is JobState.DONE for job in self.jobs),
+            "a future was not settled": all(job.future.done() for job in self.jobs),
+            "outcomes were counted wrongly": Counter(stats.outcomes) == Counter(r.outcome for r in receipts),
+            "connections were counted wrongly": stats.opened == sum(closed.values()) <= greeted,
             "a connection was left open": all(c.closed for c in self.office.server.connections),
-            "more in doubt than connections lost": outcomes.get(Outcome.IN_DOUBT, 0) <= doubtful,
+            "more in doubt than connections lost": stats.outcomes.get(Outcome.IN_DOUBT, 0) <= doubtful,
             "tokens were lost or won": self.tokens_right(),
         }
         return [wrong for wrong, holds in right.items() if not holds]
@@ -127,10 +134,6 @@ class Lanes:
         attempts = sum(job.receipt.attempts for job in self.jobs if job.receipt is not None)
         spare = sum(job.called_off for job in self.jobs)
         return self.throttle._burst != TOKENS or attempts <= round(spent) <= attempts + spare
-
-
-def _cancelled(job: Job) -> bool:
-    return isinstance(job.future, SendFuture) and job.future.cancelled()
 
 
 def lanes_alone(
@@ -146,7 +149,7 @@ def lanes_alone(
     connected: bool = False,
     late: int = 0,
     window: int = 1,
-    body: Callable[[Dispatcher, Lane], object] = Dispatcher._lane,
+    body: Callable[[Dispatcher, Worker], object] = Dispatcher._work,
 ) -> Program:
     """Each lane dials, sends, finds nothing more and ends.
 
@@ -183,16 +186,16 @@ def of_lanes(
 ) -> Scenario:
     """Lanes alone as a scenario; `settings` are those of `lanes_alone`."""
     program = lanes_alone(lanes, messages, *extensions, **settings)
-    return Scenario(f"sender, {name}", program, schedules, False, (*SENDER, Lane), OWNER, {"timeouts": timeouts}, long)
+    return Scenario(
+        f"sender, {name}", program, schedules, False, (*SENDER, Worker), OWNER, {"timeouts": timeouts}, long
+    )
 
 
 def cancel(number: int) -> Other:
     """Take that message back."""
 
     def canceller(_: Dispatcher, jobs: list[Job]) -> None:
-        future = jobs[number].future
-        assert isinstance(future, SendFuture)
-        future.cancel()
+        jobs[number].future.cancel()
 
     return canceller
 

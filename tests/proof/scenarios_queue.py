@@ -17,8 +17,9 @@ from tests.detsched.modelsocket import ModelSocket
 from tests.detsched.smtpmodel import Faults
 from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle
 from threadmail._deadline import NEVER
-from threadmail._dispatch import Dispatcher
-from threadmail._jobs import Job, JobState
+from threadmail._dispatcher import Dispatcher
+from threadmail._job import Job, JobState
+from threadmail._life import Life
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
 from .scenarios_order import one_lane
@@ -48,12 +49,18 @@ class _Bare(Dispatcher):
             policy=RetryPolicy(),
             throttle=Throttle(),
             rng=random.Random(1),
-            settled=self.told.append,
+            settle=lambda job: None,
+            announce=self._told,
         )
-        self._working = False
+        self._schedule.working = False
         self.jobs = [Job(LETTER, NEVER, self) for _ in range(jobs)]
         self.refused: list[Job] = []
         self.queued = threading.Event()
+
+    def _told(self, job: Job) -> None:
+        if not job.told:  # it may be called twice
+            job.told = True
+            self.told.append(job)
 
     def add(self, number: int) -> None:
         try:
@@ -68,9 +75,8 @@ class _Bare(Dispatcher):
         self.add(1)
 
     def all_told(self) -> bool:
-        withdrawn = [job for job in self.jobs if job.state is JobState.WITHDRAWN]
-        waiting = [job for job in self.jobs if job.state is JobState.QUEUED and self._accepting]
-        told = [*self.told, *self.refused, *withdrawn, *waiting]
+        waiting = [job for job in self.jobs if job.state is JobState.READY and self._life is Life.OPEN]
+        told = [*self.told, *self.refused, *waiting]
         return len(told) == len(self.jobs) == len({id(job) for job in told})
 
     def shut(self) -> None:
@@ -78,7 +84,7 @@ class _Bare(Dispatcher):
 
     def take_back(self) -> None:
         self.queued.wait()
-        assert self.withdraw(self.jobs[0])
+        assert self.jobs[0].future.cancel()
 
     def call_off(self) -> None:
         self.queued.wait()

@@ -25,8 +25,8 @@ from tests.detsched.smtpmodel import EVERY, Faults
 from threadmail import Client, Envelope, MailError, Throttle, TimedOut
 from threadmail import client as client_module
 from threadmail._delivery import Pipeline
-from threadmail._dispatch import Dispatcher
-from threadmail._lane import Lane
+from threadmail._dispatcher import Dispatcher
+from threadmail._worker import Worker
 
 from .scenario import CLIENT, CONFIG, LOST, OWNER, Scenario, by_envelope, orders
 from .scenarios_lanes import Other, abort, cancel, close, of_lanes
@@ -44,17 +44,17 @@ class _Interrupt(BaseException):
     """Comes from outside."""
 
 
-def interrupted_asking(dispatcher: Dispatcher, lane: Lane) -> None:
-    """A lane that is interrupted while it is given a message to have aboard."""
-    _interrupted(dispatcher, lane, "notify", "follow")
+def interrupted_asking(dispatcher: Dispatcher, worker: Worker) -> None:
+    """A worker that is interrupted while it is given a message to have aboard."""
+    _interrupted(dispatcher, worker, "wake_first", "_follow")
 
 
-def interrupted_beginning(dispatcher: Dispatcher, lane: Lane) -> None:
-    """A lane that is interrupted when it has a message aboard, of which nothing has been written."""
-    _interrupted(dispatcher, lane, "begun", "send")
+def interrupted_beginning(dispatcher: Dispatcher, worker: Worker) -> None:
+    """A worker that is interrupted when it has a message aboard, of which nothing has been written."""
+    _interrupted(dispatcher, worker, "begun", "send")
 
 
-def _interrupted(dispatcher: Dispatcher, lane: Lane, called: str, by: str) -> None:
+def _interrupted(dispatcher: Dispatcher, worker: Worker, called: str, by: str) -> None:
     def look(frame: FrameType, event: str, _: object) -> None:
         if event != "call" or frame.f_code.co_name != called:
             return
@@ -67,7 +67,7 @@ def _interrupted(dispatcher: Dispatcher, lane: Lane, called: str, by: str) -> No
 
     sys.setprofile(look)
     try:
-        dispatcher._lane(lane)
+        dispatcher._work(worker)
     finally:
         sys.setprofile(None)
 
@@ -177,7 +177,7 @@ SCENARIOS = [
     ),
     riding(
         "dropped at the final reply, the one aboard cancelled",
-        13,
+        14,
         1,
         2,
         cancel(1),
@@ -186,17 +186,17 @@ SCENARIOS = [
     ),
     riding(
         "dropped at the final reply, the one aboard called off",
-        49,
+        50,
         1,
         2,
         abort(1),
         faults=DROPPED,
         failures=(*LOST, "Aborted"),
     ),
-    riding("dropped at the final reply, and closed", 73, 1, 2, close(), faults=DROPPED, failures=(*LOST, "Closed")),
+    riding("dropped at the final reply, and closed", 78, 1, 2, close(), faults=DROPPED, failures=(*LOST, "Closed")),
     riding(
         "dropped at the final reply, and closed when the queue is worked off",
-        48,
+        56,
         1,
         2,
         close(drain=True),
@@ -280,13 +280,13 @@ SCENARIOS = [
     of_batches("batches, 421 to the one aboard, 2x2", batches(2, 2, faults=CLOSING), 2),
     of_batches("batches, content refused, 2x2", batches(2, 2, faults=SPAM, failures=["DataRefused 554"]), 2),
     of_batches("batches, all recipients refused, 2x2", batches(2, 2, faults=REFUSED, failures=[ALL_REFUSED]), 2),
-    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 246),
-    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 122),
+    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 204),
+    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 101),
 ]
 
 LONG = [
     riding("dropped at the final reply, 2 lanes", 524, 2, 2, connected=True, faults=DROPPED, failures=LOST, long=True),
-    of_batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=ENDED), 1942, long=True),
+    of_batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=ENDED), 1442, long=True),
     riding("2 lanes, 2 messages, which dial", 5416, 2, 2, long=True),
     riding("2 lanes, 3 messages", 3804, 2, 3, connected=True, long=True),
     riding(

@@ -1,6 +1,6 @@
-"""Who is woken: lanes that wait, each a thread that asks the dispatcher what to do and does nothing else.
+"""Who is woken: workers that wait, each a thread that asks the dispatcher what to do and does nothing else.
 
-A lane that is told to dial here takes for ever to do so, and one that was given a message sends it for ever: whoever
+One that is told to dial here takes for ever to do so, and one that was given a message sends it for ever: whoever
 else there is work for must have been told as well.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,10 +18,12 @@ from tests.detsched import Run
 from tests.detsched.modelserver import ModelServer
 from threadmail import GreetingRefused, LoginRefused, MailError, Receipt, RetryPolicy, Throttle
 from threadmail._deadline import NEVER, now
-from threadmail._dispatch import Dispatcher
-from threadmail._jobs import Job
-from threadmail._lane import Do, LaneLife
+from threadmail._dispatcher import Dispatcher
+from threadmail._job import Job
+from threadmail._schedule import DONE, Do
+from threadmail._worker import Worker
 from threadmail.errors import Phase
+from threadmail.transaction import Terms, Transaction
 
 from .scenario import CONFIG, LETTER, of_sender
 from .stage import IMMEDIATELY, Threads, on_time
@@ -39,139 +41,159 @@ class _Again(RetryPolicy):
         return PAUSE
 
 
-def _dispatcher(lanes: int, attempts: int = 5) -> Dispatcher:
-    """With as many lanes as it may have, all of which are the scenario's."""
+class _Worker(Worker):
+    """As much of one as the dispatcher looks at; its client does nothing."""
+
+    def __init__(self, dispatcher: Dispatcher, *, connected: bool) -> None:
+        super().__init__(dispatcher, CONFIG, random.Random(1))
+        nothing = SimpleNamespace(opened=0, closed={})
+        self.client = SimpleNamespace(is_connected=connected, aboard=None, stats=lambda: nothing)  # type: ignore[assignment]
+        dispatcher._schedule.workers[self] = None
+
+    def take(self) -> Job:
+        """Wait for a message, and begin with it; one that was stolen in between is not its own."""
+        while True:
+            assert self._boss.next(self) is Do.SEND
+            with self.lock:
+                if self.run and self._claimed(job := self.run[0]):
+                    self._offered = job
+                    return job
+
+
+def _staged(*connected: bool, attempts: int = 5, queue_size: int = 10) -> tuple[Dispatcher, list[_Worker]]:
+    """A dispatcher with as many workers as it may have, all of which are the scenario's; whether each is connected."""
     dispatcher = Dispatcher(
         CONFIG,
-        workers=lanes,
-        queue_size=10,
+        workers=len(connected),
+        queue_size=queue_size,
         policy=_Again(attempts),
         throttle=Throttle(),
         rng=random.Random(1),
-        settled=lambda job: None,
+        settle=lambda job: None,
+        announce=lambda job: None,
     )
-    dispatcher._lane_count = lanes
-    return dispatcher
+    return dispatcher, [_Worker(dispatcher, connected=each) for each in connected]
 
 
-class _Lane:
-    """As much of a lane as the dispatcher looks at."""
-
-    def __init__(self, *, connected: bool) -> None:
-        nothing = SimpleNamespace(opened=0, closed={})
-        self.client = SimpleNamespace(is_connected=connected, aboard=None, stats=lambda: nothing)
-        self.connected = False
-        self.life = LaneLife.RUNNING
-        self.needed_until = 0.0
-        self.aboard: deque[Job] = deque()
-        self.finished: list[Job] = []
+def _put(dispatcher: Dispatcher) -> Job:
+    job = Job(LETTER, NEVER, dispatcher)
+    dispatcher.put(job)
+    return job
 
 
-def _lane(*, connected: bool) -> Any:
-    return _Lane(connected=connected)
+def _end(dispatcher: Dispatcher) -> None:
+    with dispatcher._lock:
+        dispatcher._schedule.working = False
+        dispatcher._not_empty.notify_all()
 
 
 def all_may_dial(run: Run) -> None:
-    """The server answers a first lane: all that have waited for that may dial now."""
+    """The server answers a first worker: all that have waited for that may dial now."""
     threads = Threads(run, ModelServer())
-    dispatcher = _dispatcher(3)
+    dispatcher, workers = _staged(False, False, False)
     for _ in range(3):
-        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+        _put(dispatcher)
     first: list[Any] = []
 
-    def act() -> None:
-        lane = _lane(connected=False)
+    def act(worker: _Worker) -> None:
         begun = time.monotonic()
-        assert dispatcher.next(lane) is Do.DIAL
+        assert dispatcher.next(worker) is Do.DIAL
         on_time(begun, "to be told")
         if not first:
-            first.append(lane)
-            dispatcher.dialled(lane, None)
+            first.append(worker)
+            dispatcher.dialled(worker, None)
 
-    for _ in range(3):
-        threads.add(act)
+    for worker in workers:
+        threads.add(partial(act, worker))
 
 
 def one_stands(run: Run) -> None:
-    """A lane has connected, the next one is told that there are enough: the server is not dead, the queue not lost."""
+    """A worker has connected, the next is told that there are enough: the server is not dead, the queue not lost."""
     threads = Threads(run, ModelServer())
-    dispatcher = _dispatcher(2, attempts=1)
-    for _ in range(2):
-        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+    dispatcher, workers = _staged(False, False, attempts=1)
+    jobs = [_put(dispatcher) for _ in range(2)]
     stands = threading.Event()
 
     def first() -> None:
-        lane = _lane(connected=False)
-        assert dispatcher.next(lane) is Do.DIAL
-        lane.client.is_connected = True
-        dispatcher.dialled(lane, None)
+        assert dispatcher.next(workers[0]) is Do.DIAL
+        workers[0].client.is_connected = True  # type: ignore[misc]
+        dispatcher.dialled(workers[0], None)
         stands.set()
-        dispatcher.next(lane)
+        dispatcher.next(workers[0])
 
     def second() -> None:
         stands.wait()
-        lane = _lane(connected=False)
-        assert dispatcher.next(lane) is Do.DIAL
-        assert not dispatcher.dialled(lane, GreetingRefused(421, b"4.3.2 enough")), "the queue was given up"
+        assert dispatcher.next(workers[1]) is Do.DIAL
+        dispatcher.dialled(workers[1], GreetingRefused(421, b"4.3.2 enough"))
+        assert not any(job.state is DONE for job in jobs), "the queue was given up"
 
     threads.add(first)
     threads.add(second)
 
 
-def connected_lane_is_woken(run: Run) -> None:
-    """The server refuses the login of one lane, and is asked once more; it has let another one in, which can work."""
+def connected_worker_is_woken(run: Run) -> None:
+    """The server refuses the login of one worker, and is asked once more; it has let another one in, which can work."""
     threads = Threads(run, ModelServer())
-    dispatcher = _dispatcher(2)
-    dispatcher._gate.failed(LoginRefused(535, b"5.7.8 no"), now() - 1e6)
-    dispatcher._gate.ask(now())
+    dispatcher, (outside, inside) = _staged(False, True)
+    breaker = dispatcher._schedule.breaker
+    breaker.failed(LoginRefused(535, b"5.7.8 no"), now() - 1e6)
+    breaker.ask(now())
 
     def shut_out() -> None:
-        assert dispatcher.next(_lane(connected=False)) is Do.END
+        assert dispatcher.next(outside) is Do.END
 
     def let_in() -> None:
         begun = time.monotonic()
-        assert isinstance(dispatcher.next(_lane(connected=True)), Job)
+        inside.take()
         on_time(begun, "to be given the message")
-        with dispatcher._lock:
-            dispatcher._working = False
-            dispatcher._work.notify_all()
+        _end(dispatcher)
 
     threads.add(shut_out)
     threads.add(let_in)
-    threads.add(lambda: dispatcher.put(Job(LETTER, NEVER, dispatcher)))
+    threads.add(lambda: _put(dispatcher))
 
 
-def interrupted(run: Run) -> None:
-    """A lane is interrupted with a message in its hands, while another one asks what to do."""
+def interrupted_before(run: Run) -> None:
+    """A worker is interrupted with a message that it has not begun: another one, which sleeps, has it at once."""
     threads = Threads(run, ModelServer())
-    dispatcher = _dispatcher(2)
-    dispatcher.put(Job(LETTER, NEVER, dispatcher))
-    lane = _lane(connected=True)
-    job = dispatcher.next(lane)
-    assert isinstance(job, Job)
+    dispatcher, (first, second) = _staged(True, True)
+    job = _put(dispatcher)
+    assert dispatcher.next(first) is Do.SEND
 
     def other() -> None:
-        assert dispatcher.next(_lane(connected=True)) is Do.END
-
-    def end() -> None:
-        dispatcher.ended(lane)
-        with dispatcher._lock:
-            dispatcher._working = False
-            dispatcher._work.notify_all()
+        begun = time.monotonic()
+        assert second.take() is job
+        on_time(begun, "to be given what the other one left")
 
     threads.add(other)
-    threads.add(end)
+    threads.add(lambda: dispatcher.ended(first))
+
+
+def interrupted_in_the_midst(run: Run) -> None:
+    """A worker is interrupted with a message that it has begun: that one is told of, and who closes waits no longer."""
+    threads = Threads(run, ModelServer())
+    dispatcher, (worker,) = _staged(True)
+    job = _put(dispatcher)
+    worker.take()
+    worker._claim(Transaction(job.envelope, Terms()))
+
+    def closer() -> None:
+        begun = time.monotonic()
+        dispatcher.close(drain=True, end=NEVER)
+        on_time(begun, "close()")
+
+    threads.add(closer)
+    threads.add(lambda: dispatcher.ended(worker))
     threads.at_the_end = lambda: [] if job.receipt is not None else ["a message was forgotten"]  # type: ignore[method-assign]
 
 
 def retry_is_known(run: Run) -> None:
-    """A message is put off and its lane given another one: a lane that slept meanwhile takes it when it is due.
+    """A message is put off and its worker given another one: one that slept meanwhile takes it when it is due.
 
     `notify` wakes any thread that waits, so the documentation: here the one that came last.
     """
     threads = Threads(run, ModelServer())
-    dispatcher = _dispatcher(2)
-    dispatcher._gate.succeeded()
+    dispatcher, (busy, other) = _staged(True, True)
     real_notify = threading.Condition.notify
 
     def notify(condition: Any, n: int = 1) -> None:
@@ -179,57 +201,48 @@ def retry_is_known(run: Run) -> None:
         real_notify(condition, n)
 
     run.context.enter_context(mock.patch.object(threading.Condition, "notify", notify))
-    dispatcher.put(Job(LETTER, NEVER, dispatcher))
-    busy = _lane(connected=True)
-    job = dispatcher.next(busy)
-    assert isinstance(job, Job)
+    job = _put(dispatcher)
+    assert busy.take() is job
     tried = threading.Event()
     taken: dict[object, float] = {}
 
-    def take(lane: Any) -> None:
-        given = dispatcher.next(lane)
-        taken[given] = now()
+    def take(worker: _Worker) -> None:
+        taken[worker.take()] = now()
 
     def put_off() -> None:
         error = MailError("later", phase=Phase.MAIL, transient=True)
-        dispatcher.judge(job, Receipt.not_sent(LETTER, error, attempts=1))
+        dispatcher.judged(busy, job, Receipt.not_sent(LETTER, error, attempts=1))
         tried.set()
         take(busy)
 
-    def idle() -> None:
-        take(_lane(connected=True))
-
     def put_another() -> None:
         tried.wait()
-        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+        _put(dispatcher)
 
-    for act in (idle, put_off, put_another):
+    for act in (lambda: take(other), put_off, put_another):
         threads.add(act)
     due = now() + PAUSE
     threads.at_the_end = lambda: [] if taken[job] < due + IMMEDIATELY else ["a retry was late"]  # type: ignore[method-assign]
 
 
 def place_is_told(run: Run) -> None:
-    """Lanes take messages out of a queue that is full, first one by itself, then one that is to be aboard behind it.
+    """A worker takes messages out of a queue that is full, first one by itself, then one that is to follow behind it.
 
     Each time a caller who waits for the place has it at once.
     """
     threads = Threads(run, ModelServer())
-    dispatcher = _dispatcher(1)
-    dispatcher.queue_size = 1
-    dispatcher.put(Job(LETTER, NEVER, dispatcher))
+    dispatcher, (worker,) = _staged(True, queue_size=1)
+    _put(dispatcher)
 
     def take_two() -> None:
-        lane = _lane(connected=True)
-        job = dispatcher.next(lane)
-        assert isinstance(job, Job)
+        worker.take()
         placed.wait()
-        assert dispatcher.follow(lane, job) is not None
+        assert worker._follow() is not None
 
     def put_two() -> None:
-        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+        _put(dispatcher)
         placed.set()
-        dispatcher.put(Job(LETTER, NEVER, dispatcher))
+        _put(dispatcher)
 
     placed = threading.Event()
     threads.add(take_two)
@@ -240,7 +253,8 @@ SMALL = [
     of_sender("lanes, who waits for a place is told", place_is_told),
     of_sender("lanes, all may dial", all_may_dial),
     of_sender("lanes, one connects and one does not", one_stands),
-    of_sender("lanes, one of two can work", connected_lane_is_woken),
-    of_sender("lanes, one is interrupted", interrupted),
+    of_sender("lanes, one of two can work", connected_worker_is_woken),
+    of_sender("lanes, one is interrupted before it begins", interrupted_before),
+    of_sender("lanes, one is interrupted in the midst", interrupted_in_the_midst),
     of_sender("lanes, a retry is known", retry_is_known),
 ]

@@ -184,8 +184,12 @@ def test_callbacks_that_mail_on() -> None:
                 client.send(one(f"client-{name}"), deadline=PATIENCE)
                 pool.send(one(f"pool-{name}"), deadline=PATIENCE)
                 sender.submit(one(f"sender-{name}"))
+                mailed_on.release()
 
+        mailed_on = threading.Semaphore(0)
         with ThreadedSender(server.url, workers=2, on_receipt=mail_on) as sender:
             sender.send_all([one(f"first{number}") for number in range(5)], deadline=PATIENCE)
+            # Who waits for a message is told before the callback, which may take its time.
+            assert all(mailed_on.acquire(timeout=PATIENCE) for _ in range(5))
         assert set(arrived(server).values()) == {1}
         assert len(server.messages) == 20

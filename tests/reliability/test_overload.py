@@ -20,7 +20,6 @@ import pytest
 from tests.support.mail import envelope, in_threads, intact
 from threadmail import (
     ClientPool,
-    ConnectFailed,
     Envelope,
     MailError,
     Outcome,
@@ -33,10 +32,9 @@ from threadmail import (
     ThreadedSender,
     Throttle,
     TimedOut,
-    _pace,
+    _limits,
 )
-from threadmail._pace import Pace
-from threadmail.retry import Dial, DialGate
+from threadmail._limits import ConcurrencyLimit, read_signs
 from threadmail.testing import (
     CapturedMessage,
     CaptureServer,
@@ -59,7 +57,7 @@ LANES = 16
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pace, "SHORTEST_PAUSE", 0.05)
+    monkeypatch.setattr(_limits, "SHORTEST_PAUSE", 0.05)
 
 
 def named(count: int) -> dict[str, Envelope]:
@@ -183,7 +181,7 @@ def test_a_minute_long_limit_costs_no_message() -> None:
     answers = iter(["450 4.7.1 too much mail"] * 12)
     with CaptureServer(on_message=lambda m: next(answers, None)) as server:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_pace, "LONGEST_PAUSE", 0.06)
+            patch.setattr(_limits, "LONGEST_PAUSE", 0.06)
             with ThreadedSender(server.url, workers=1, retry=QUICK) as sender:
                 receipt = sender.send(envelope("m0"))
     assert (receipt.outcome, receipt.attempts) == (Outcome.SENT, 13)
@@ -207,16 +205,12 @@ def refused(reply: Reply) -> Receipt:
 
 def test_the_refusals_of_one_burst_count_once() -> None:
     """Sixteen lanes are refused at once: one pause, one lane less; the next burst doubles the pause."""
-    pauses: list[float] = []
-    throttle = Throttle()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(throttle, "pause", pauses.append)
-        pace = Pace(16, throttle)
-        for seen in (0, 1, 2):
-            for _ in range(16):
-                assert pace.learn(refused(Reply(450, b"4.7.1 too much mail")), pace.lane_limit, seen)
-    assert pauses == [0.05, 0.1, 0.2]
-    assert pace.lane_limit == 13
+    limit = ConcurrencyLimit(16)
+    signs = read_signs(refused(Reply(450, b"4.7.1 too much mail")))
+    assert signs.spares
+    pauses = [limit.learn(signs, limit.workers, seen) for seen in (0, 1, 2) for _ in range(16)]
+    assert [pause for pause in pauses if pause] == [0.05, 0.1, 0.2]
+    assert limit.workers == 13
 
 
 @pytest.mark.parametrize(
@@ -236,9 +230,9 @@ def test_the_refusals_of_one_burst_count_once() -> None:
 )
 def test_what_a_reply_says_about_load(reply: Reply, spared: bool, slower: bool) -> None:
     """Whether the message is charged with the attempt, and whether everybody pauses."""
-    throttle = Throttle()
-    assert Pace(4, throttle).learn(refused(reply), 4, 0) is spared
-    assert (throttle.take() > 0.0) is slower
+    signs = read_signs(refused(reply))
+    assert signs.spares is spared
+    assert (ConcurrencyLimit(4).learn(signs, 4, 0) > 0.0) is slower
 
 
 # ---------------------------------------------------------------- greylists
@@ -358,53 +352,6 @@ def test_sixteen_threads_of_a_pool_send_one_probe_to_a_dead_server() -> None:
         allowed += 1
     assert 1 <= len(knock.at) <= allowed
     assert server.max_simultaneous == 1
-
-
-def test_dials_that_failed_together_count_once() -> None:
-    """Sixteen dials are under way when the server goes away: the first pause follows, not the sixteenth; one probe."""
-    gate = DialGate(RetryPolicy(base=1.0), random.Random(1))
-    assert gate.ask(0.0) is Dial.NOW
-    gate.succeeded()
-    assert {gate.ask(1.0) for _ in range(16)} == {Dial.NOW}
-    for _ in range(16):
-        gate.failed(ConnectFailed("refused"), 2.0)
-        assert gate.ask(2.0) is Dial.WAIT
-    assert gate.failures == 1
-    assert gate.opens_at <= 3.0
-    assert [gate.ask(3.0) for _ in range(3)] == [Dial.NOW, Dial.WAIT, Dial.WAIT]
-    gate.failed(ConnectFailed("refused"), 3.0)
-    assert gate.failures == 2
-    assert [gate.ask(9.0) for _ in range(3)] == [Dial.NOW, Dial.WAIT, Dial.WAIT]
-    gate.succeeded()
-    assert {gate.ask(9.0) for _ in range(3)} == {Dial.NOW}
-
-
-def test_a_slow_dial_of_before_does_not_let_a_second_probe_out() -> None:
-    gate = DialGate(RetryPolicy(base=1.0), random.Random(1))
-    gate.succeeded()
-    assert {gate.ask(0.0) for _ in range(3)} == {Dial.NOW}
-    gate.failed(ConnectFailed("refused"), 0.0)
-    assert gate.ask(5.0) is Dial.NOW  # the probe, while two of the three are still under way
-    for report in (gate.gave_up, lambda: gate.failed(ConnectFailed("refused"), 5.0)):
-        report()
-        assert gate.ask(5.0) is Dial.WAIT
-    gate.failed(ConnectFailed("refused"), 5.0)
-    assert gate.failures == 2
-    assert gate.ask(50.0) is Dial.NOW
-
-
-def test_probes_of_different_senders_do_not_keep_step() -> None:
-    """Full pauses are drawn by chance, so that a hundred machines do not come back as one."""
-    error = ConnectFailed("refused")
-    draws = set()
-    for seed in range(50):
-        gate = DialGate(RetryPolicy(base=1.0), random.Random(seed))
-        gate.failed(error, 0.0)
-        gate.failed(error, 0.0)
-        draws.add(gate.opens_at)
-        assert 0.5 <= gate.opens_at <= 2.0
-    assert len(draws) == 50
-    assert max(draws) - min(draws) > 1.0
 
 
 def test_a_server_that_comes_back_is_not_stormed() -> None:

@@ -33,7 +33,7 @@ from threadmail import (
     RetryPolicy,
     ServerConfig,
     ThreadedSender,
-    _pace,
+    _limits,
 )
 from threadmail.sender import SenderStats
 
@@ -55,7 +55,7 @@ def started(server: RealServer) -> Iterator[RealServer]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pace, "SHORTEST_PAUSE", SHORTEST_PAUSE)
+    monkeypatch.setattr(_limits, "SHORTEST_PAUSE", SHORTEST_PAUSE)
 
 
 def named(count: int) -> dict[str, Envelope]:

@@ -109,12 +109,7 @@ class Objects:
                 threads.append(threading.Thread(target=work, name=name))
                 threads[-1].start()
         elif what == "locks":
-            locks = [
-                self.client.sync_root,
-                self.pool._steps.lock,
-                self.sender._dispatcher._lock,
-                self.sender._close_lock,
-            ]
+            locks = [self.client.sync_root, self.pool._steps.lock, self.sender._dispatcher._lock]
             for lock in [*locks, self.throttle._lock]:
                 ready = threading.Event()
                 threads.append(threading.Thread(target=hold, args=(lock, ready, done), name="holder"))
