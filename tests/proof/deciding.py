@@ -44,7 +44,14 @@ for _name in ("_schedule", "_dispatcher", "_worker", "_job", "_collector", "_lim
         TARGETS[f"threadmail.{_name}"] = _SENDER
 
 #: Mutants that nobody can notice, each with the argument, by the beginning of its name.
-ARGUED: dict[str, str] = {}
+_DEFAULT = "the constructor sets it always; the default in the class is for dataclasses.fields alone"
+ARGUED: dict[str, str] = {
+    "threadmail.receipt:Receipt: 2 for 1": _DEFAULT,
+    "threadmail.receipt:Receipt: 0 for 1": _DEFAULT,
+    "threadmail.receipt:_told_by: `if True` for `if error.receipt is not receipt`": (
+        "a receipt that was made just now is that of no error yet"
+    ),
+}
 
 
 @dataclass(frozen=True)
