@@ -39,7 +39,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NoReturn
 
-from threadmail import Closed, ConnectFailed, MailError, Outcome
+from threadmail import Closed, MailError, Outcome
+from threadmail.errors import CONNECTING
 
 from .ledger import Ledger, make_envelope
 from .servers import PATIENCE, SERVERS, Server
@@ -126,7 +127,7 @@ class Round:
                 self.ledger.settle_error(envelope, error)
                 if isinstance(error, Closed):
                     return
-                if isinstance(error, ConnectFailed):
+                if error.phase in CONNECTING:
                     self._stop.wait(0.05)  # whoever fails fast would only count its failures
             else:
                 self.ledger.settle(envelope, fate)
