@@ -36,6 +36,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -306,7 +307,7 @@ class SenderTarget(Target):
         # The future is there, so it must be settled, whoever is struck meanwhile; waiting is the harness's part.
         end = time.monotonic() + PATIENCE
         while not future.done() and time.monotonic() < end:
-            shelter.call(lambda: future.exception(0.5) if not future.cancelled() else None)
+            shelter.call(lambda: wait([future], 0.5))
         if not future.done():
             self.ledger.violated(f"{letter.message_id}: its future was never settled")
             self.ledger.abandon(letter)
