@@ -144,28 +144,26 @@ class Pipeline:
         if minds:
             transaction.terms.riding.end(transaction.terms.server, error)
 
-    def _take_aboard(self, terms: Terms, follow: Follow | None) -> Passage | None:
-        """Have the next message aboard, if there is one at hand."""
-        follower = follow() if follow is not None else None
-        if follower is None:
-            return None
-        passage = Passage(follower.envelope, terms)
+    def _take_aboard(self, terms: Terms, follower: Follower) -> Passage:
+        """Have the next message aboard."""
+        passage = Passage(follower[0], terms)
         self.aboard.append(passage)
-        if follower.before_mail is not None:
-            follower.before_mail(passage.transaction)
+        if follower[1] is not None:
+            follower[1](passage.transaction)
         return passage
 
     def _take_behind(self, terms: Terms, follow: Follow | None) -> list[str]:
-        """As `_take_aboard`, where a message by itself is under way. Returns the commands to write with it.
+        """Ask for the next message, where one by itself is under way. Returns the commands to write with it.
 
         RSET is their head: it costs no round trip. It ends what a content that is refused may leave behind, and a
         server in the field crashes on a bare MAIL and RCPT there (Dovecot submission 2.3: 10 of 10 sessions).
         """
-        if self.aboard:
+        follower = follow() if follow is not None and not self.aboard else None
+        if follower is None:
             return []
-        passage = self._take_aboard(terms, follow)
+        passage = self._take_aboard(terms, follower)
         # One that is for a window opens it, in its turn; and of one that the server cannot take there is nothing.
-        if passage is None or passage.chunk is not None or passage.refusal is not None:
+        if passage.chunk is not None or passage.refusal is not None:
             return []
         passage.before = _RESET
         return ["rset", *[each[1] for each in passage.take()]]
@@ -191,9 +189,10 @@ class Pipeline:
         if passage.waiting:
             self._window.write(passage, before_final, in_turn=True)
         while self._window.has_room(terms.window):
-            behind = self._take_aboard(terms, follow)
-            if behind is None:
+            follower = follow() if follow is not None else None
+            if follower is None:
                 break
+            behind = self._take_aboard(terms, follower)
             if behind.chunk is not None and self._window.fits(behind):
                 self._window.write(behind, before_final, in_turn=False)
         if self._farewell(is_last):
@@ -275,8 +274,8 @@ class Pipeline:
         wire = self.wire
         wire.require_no_surplus()
         transaction.phase = _CONTENT
-        behind = self._take_behind(transaction.terms, follow) if follow is not None else []
-        if is_last is not None and self._farewell(is_last):
+        behind = self._take_behind(transaction.terms, follow)
+        if is_last is not None and is_last() and self._farewell(is_last):
             behind.append("quit")
         last = stuffed(source)
         transaction.phase = _FINAL

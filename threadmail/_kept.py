@@ -17,7 +17,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 from ._deadline import NEVER, Deadline, now
 from ._guard import Guarded, holding
@@ -116,8 +116,8 @@ class KeptConnection(Guarded):
     def aboard(self) -> Transaction | None:
         """The message that was begun while the last one was under way, and that the next call is for."""
         smtp = self._smtp
-        passage = smtp._aboard if smtp is not None else None
-        return None if passage is None else passage.transaction
+        pipeline = smtp._pipeline if smtp is not None else None  # not `_aboard`: it is asked for each message
+        return pipeline.aboard[0].transaction if pipeline is not None and pipeline.aboard else None
 
     @property
     def is_authenticated(self) -> bool:
@@ -244,9 +244,10 @@ class KeptConnection(Guarded):
 
     def _ready(self, end: Deadline, begun: Transaction | None = None) -> tuple[AnySMTP, bool]:
         """A connection that can be trusted, or that has the message of `begun` aboard, and whether it is a new one."""
-        if self._smtp is not None and self._smtp._aboard is not None:
-            if self._smtp._aboard.transaction is begun:
-                return self._smtp, False
+        aboard = self.aboard
+        if aboard is not None:
+            if aboard is begun:
+                return cast("AnySMTP", self._smtp), False
             self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:
             reason = self._why_replace(self._smtp, end)

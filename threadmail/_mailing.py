@@ -114,21 +114,23 @@ class Mailing(Dialogue):
         is_last: Callable[[], bool] | None = None,
     ) -> Receipt:
         """As `transact`, for who holds `sync_root` and, with `follow`, uses this client alone."""
-        self._require_turn()
-        self._require_no_transaction()
+        if self._state is not State.IDLE:
+            self._require_turn()
+            self._require_no_transaction()
         if self.helo_resp is None and self.ehlo_resp is None:
             self.ehlo_or_helo_if_needed()
         if terms is None or terms.lmtp != (self.ehlo_msg == "lhlo"):
             terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
         wire = self._connected()
-        if self._pipeline is None or self._pipeline.wire is not wire:
-            self._pipeline = _delivery.Pipeline(wire)
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.wire is not wire:
+            pipeline = self._pipeline = _delivery.Pipeline(wire)
         outer = wire.deadline
         self._state = State.DRIVING
         try:
             if end is not NEVER:
                 wire.deadline = outer.within(end)
-            return self._pipeline.send(
+            return pipeline.send(
                 envelope,
                 terms,
                 before_mail=before_mail,
@@ -145,7 +147,8 @@ class Mailing(Dialogue):
     @property
     def _aboard(self) -> Passage | None:
         """The message that was begun while the last one was under way: the next call must be for it."""
-        return self._pipeline.aboard[0] if self._pipeline is not None and self._pipeline.aboard else None
+        pipeline = self._pipeline
+        return pipeline.aboard[0] if pipeline is not None and pipeline.aboard else None
 
     def send_message(
         self,

@@ -111,7 +111,7 @@ class Turn:
         if envelope is None:
             assert entry.invalid is not None
             return Receipt.not_sent(None, entry.invalid)
-        begun = transaction if transaction is client.aboard else None
+        begun = transaction if transaction is not None and transaction is client.aboard else None
         try:
             if begun is None:
                 if transaction is not None and transaction.phase is Phase.FINAL:

@@ -119,12 +119,14 @@ class Wire(TimedSocket):
         Message content may be the first element of a group (RFC 2920 §3.1). Nothing comes before the write, not even
         a line of the log: whoever called has just been told that now is the last moment.
         """
-        self.content_left = len(last)
+        self.content_left = size = len(last)
         try:
-            self._transfer(last + _joined(behind) if behind else last, self.timeouts.content)
+            if behind:
+                last += ("\r\n".join(behind) + "\r\n").encode()
+            self._transfer(last, self.timeouts.content)
         finally:
             if self.is_heard:
-                self._log(">", f"<{len(last)} octets of content, and the end>")
+                self._log(">", f"<{size} octets of content, and the end>")
                 for line in behind:
                     self._log(">", line)
 

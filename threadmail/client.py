@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from ._deadline import Deadline, now
+from ._deadline import NEVER, Deadline, now
 from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
 from ._guard import holding
 from ._kept import AfterDial, BeforeDial, KeptConnection
@@ -143,11 +143,12 @@ class Client(KeptConnection):
                 there any more was lost with its connection, and its transaction knows whether it is in doubt.
             begun: the transaction of this message, if it is the one aboard.
         """
-        end = Deadline.after(deadline)
-        asked = partial(self._follower, follow) if follow and self.offers_riding and not all_or_nothing else None
+        end = NEVER if deadline is None else Deadline.after(deadline)
+        riding = follow is not None and not all_or_nothing and not self.config._riding.ended
+        asked = partial(self._follower, follow) if follow is not None and riding else None
 
         def attempt(smtp: AnySMTP) -> Receipt:
-            if smtp._aboard is None:
+            if begun is None or smtp._aboard is None:
                 self._sent_here += 1
             terms = replace(self._terms, all_or_nothing=True, window=1) if all_or_nothing else self._terms
             return smtp._transact(
@@ -186,7 +187,8 @@ class Client(KeptConnection):
 
     def _follower(self, follow: Follow) -> Follower | None:
         """What is to come aboard; nobody does on a connection that is to be replaced."""
-        if now() >= self._expires_at or self._is_worn():
+        most = self.config.max_messages
+        if now() >= self._expires_at or (most is not None and self._sent_here >= most):
             return None
         follower = follow()
         if follower is not None:
