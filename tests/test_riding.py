@@ -290,6 +290,27 @@ def test_a_server_that_overlooks_what_rode_is_not_asked_again() -> None:
             assert not client.offers_riding
 
 
+@pytest.mark.parametrize("said", [[], ["421 4.7.0 too many nonmail commands"]], ids=["silently", "with 421"])
+def test_a_server_that_hangs_up_on_what_rides_is_not_asked_for_ever(said: list[str]) -> None:
+    """Each message would take a connection of its own. Nothing is in doubt meanwhile, and nobody waits."""
+    dropped = serial(*ABOARD, replies("250 ok", *said), Drop())
+    alone = [*group(2), replies(*GO), *LAST]
+    with (
+        ScriptedServer(dropped, dropped, dropped, [*HELLO, *alone * 3, *BYE]) as server,
+        Client(server.config) as client,
+    ):
+        assert [r.outcome for r in client.send_all(named(n) for n in "abcdef")] == [Outcome.SENT] * 6
+        assert not client.offers_riding
+
+
+def test_one_that_hangs_up_now_and_then_has_its_reasons() -> None:
+    """A limit of messages for a session, or a restart: what rides between is answered."""
+    limited = serial(*ABOARD, replies("250 ok", *RIDE), *ABOARD, replies("250 ok"), Drop())
+    with ScriptedServer(*[limited] * 5, serial(*LAST, *BYE)) as server, Client(server.config) as client:
+        assert client.send_all(named(f"m{n}") for n in range(11)).counts()[Outcome.SENT] == 11
+        assert client.offers_riding
+
+
 @pytest.mark.parametrize("end", ["deadline", "abort", "closing"])
 def test_what_is_not_the_servers_fault_ends_no_riding(end: str) -> None:
     """The caller's own deadline, his abort(), a server that says that it closes."""

@@ -26,16 +26,17 @@ _CRLF = b"\r\n"
 _DOT = b"\r\n."
 
 
-def stuffed(content: bytes) -> bytes:
+def stuffed(content: bytes, behind: bytes = b"") -> bytes:
     """`content` as it goes to the wire: dots doubled at line starts, a line end and the lone dot behind it.
 
+    And `behind` that, what is to leave in the same write; here, for the sake of one copy less.
     RFC 5321 §4.5.2. Looking first is cheaper than replacing: 0.6 ms against 3.9 ms a MiB.
     """
     if _DOT in content:
         content = content.replace(_DOT, b"\r\n..")
     if content.startswith(b"."):
         content = b"." + content
-    return content + (b".\r\n" if content.endswith(_CRLF) else b"\r\n.\r\n")
+    return content + ((b".\r\n" if content.endswith(_CRLF) else b"\r\n.\r\n") + behind)
 
 
 def stuffed_blocks(content: Content, size: int = BLOCK) -> Pieces:

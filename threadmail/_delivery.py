@@ -19,7 +19,7 @@ from ._content import SMALL, Content, stuffed_blocks
 from ._content import stuffed as stuffed  # for SMTP.data() too
 from ._passage import Passage
 from ._window import Window
-from ._wire import Wire
+from ._wire import Wire, joined
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase, ReplyTimedOut
 from .receipt import Receipt, Reply
@@ -137,12 +137,15 @@ class Pipeline:
         """End riding for a server that seems to mind it, before more messages come to doubt for it."""
         if self.wire.aborted or self.wire.deadline.passed or self._window.saw_closing:
             return  # it is we who had enough, or the server has said why
-        if transaction.phase is Phase.FINAL:
-            minds = bool(self.aboard) or self.said_goodbye
-        else:  # hung up on, what rode can be said again at once; a server that goes out of step or falls silent, never
-            minds = rode and isinstance(error, (BadReply, ReplyTimedOut))
-        if minds:
-            transaction.terms.riding.end(transaction.terms.server, error)
+        riding, server = transaction.terms.riding, transaction.terms.server
+        if transaction.phase is _FINAL:
+            if self.aboard or self.said_goodbye:
+                riding.end(server, error)
+        elif rode and transaction.phase is not _CONTENT:
+            if isinstance(error, (BadReply, ReplyTimedOut)):
+                riding.end(server, error)  # it is out of step, or has overlooked what rode: there may be worse
+            else:
+                riding.hung_up(server, error)
 
     def _take_aboard(self, terms: Terms, follower: Follower) -> Passage:
         """Have the next message aboard."""
@@ -214,6 +217,8 @@ class Pipeline:
             known = wire.read_known_group(count)
             if known is not None:
                 transaction.take_consent(known[ahead:])
+                if rode and transaction.terms.riding.hang_ups:
+                    transaction.terms.riding.hang_ups = 0
                 return
             begun = wire.place
         if passage.before:
@@ -225,6 +230,8 @@ class Pipeline:
                 return
         if begun is not None and transaction.error is None:
             wire.learn_group(begun, count)
+        if rode:
+            transaction.terms.riding.hang_ups = 0
 
     def _write_group(self, passage: Passage) -> None:
         """Write the commands that may be written now, if any."""
@@ -277,10 +284,11 @@ class Pipeline:
         behind = self._take_behind(transaction.terms, follow)
         if is_last is not None and is_last() and self._farewell(is_last):
             behind.append("quit")
-        last = stuffed(source)
+        tail = joined(behind) if behind else b""
+        data = stuffed(source, tail)
         transaction.phase = _FINAL
         try:
-            wire.write_content(last, behind)
+            wire.write_content(data, behind, len(data) - len(tail))
         except ConnectionLost:
             if wire.content_left > 0:
                 transaction.phase = _CONTENT
@@ -310,11 +318,12 @@ class Pipeline:
         behind = self._take_behind(transaction.terms, follow)
         if self._farewell(is_last):
             behind.append("quit")
+        data = last + joined(behind) if behind else last
         if before_final is not None:
             before_final(transaction)
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
         try:
-            wire.write_content(last, behind)
+            wire.write_content(data, behind, len(last))
         except ConnectionLost:
             if wire.content_left > 0:  # the kernel did not take the last byte, so the server cannot have it
                 transaction.phase = Phase.CONTENT

@@ -235,12 +235,24 @@ class KeptConnection(Guarded):
         try:
             return action(smtp)
         except MailError as error:
-            if fresh or end.passed or smtp._aboard is not None or not _was_stale(error):
-                raise  # also with others under way there, content and all, whose replies are still to come
-        # The server had hung up on a kept connection before anything of value was on it. Nobody needs to know. Once
-        # only: a new connection that fails as well is news.
+            if fresh or not self._is_stale(smtp, error, end):
+                raise
+        return action(self._anew(end))
+
+    def _is_stale(self, smtp: AnySMTP, error: MailError, end: Deadline) -> bool:
+        """Whether a kept connection failed as one does that the server had hung up on, and there is time for another.
+
+        Not with others under way there, content and all, whose replies are still to come.
+        """
+        return not end.passed and smtp._aboard is None and _was_stale(error)
+
+    def _anew(self, end: Deadline) -> AnySMTP:
+        """A connection in the place of one that was stale: nothing of value was on it, and nobody needs to know.
+
+        Once only: a new connection that fails as well is news.
+        """
         self._disconnect("stale")
-        return action(self._connect(end))
+        return self._connect(end)
 
     def _ready(self, end: Deadline, begun: Transaction | None = None) -> tuple[AnySMTP, bool]:
         """A connection that can be trusted, or that has the message of `begun` aboard, and whether it is a new one."""

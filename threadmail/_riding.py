@@ -13,16 +13,28 @@ import logging
 
 log = logging.getLogger("threadmail.client")
 
+#: Rides in a row that were hung up on. One may be chance, a restart or a limit that was reached; a server that minds
+#: RSET there, or anything, does so each time, and each message would take a connection of its own.
+MOST_HANG_UPS = 3
+
 
 class Riding:
-    """What is known of one server. Shared by threads without a lock: it changes once, and to the same for all.
+    """What is known of one server. Shared by threads without a lock: it ends once, and for all; the count is a hint.
 
     Attributes:
         ended: nothing may be written behind the end of data, nor content behind unanswered content.
+        hang_ups: rides in a row that were hung up on, with the message ahead answered. A good one ends the row.
     """
 
     def __init__(self) -> None:
         self.ended = False
+        self.hang_ups = 0
+
+    def hung_up(self, server: str, why: object) -> None:
+        """A ride was hung up on, which put nothing in doubt."""
+        self.hang_ups += 1
+        if self.hang_ups >= MOST_HANG_UPS:
+            self.end(server, why)
 
     def end(self, server: str, why: object) -> None:
         """From now on each message is written when the one ahead has been answered."""

@@ -111,22 +111,25 @@ class Wire(TimedSocket):
         if self.is_heard:
             for line in lines:
                 self._log(">", line)
-        self._transfer(_joined(lines), self.timeouts.command)
+        self._transfer(joined(lines), self.timeouts.command)
 
-    def write_content(self, last: bytes, behind: Sequence[str] = ()) -> None:
+    def write_content(self, data: bytes, behind: Sequence[str] = (), size: int | None = None) -> None:
         """Write the last bytes of a content and, in the same breath, the commands of the message behind it.
 
         Message content may be the first element of a group (RFC 2920 §3.1). Nothing comes before the write, not even
         a line of the log: whoever called has just been told that now is the last moment.
+
+        Args:
+            data: all of it (`joined` makes bytes of commands).
+            behind: the commands at its end, for the log.
+            size: how much of it is content; None: all.
         """
-        self.content_left = size = len(last)
+        self.content_left = len(data) if size is None else size
         try:
-            if behind:
-                last += ("\r\n".join(behind) + "\r\n").encode()
-            self._transfer(last, self.timeouts.content)
+            self._transfer(data, self.timeouts.content)
         finally:
             if self.is_heard:
-                self._log(">", f"<{size} octets of content, and the end>")
+                self._log(">", f"<{len(data) if size is None else size} octets of content, and the end>")
                 for line in behind:
                     self._log(">", line)
 
@@ -136,7 +139,7 @@ class Wire(TimedSocket):
         Where that breaks the connection it stays open for what the server said before, and ConnectionLost is raised.
         Nothing comes before the write, as in `write_content`.
         """
-        data = _joined(lines) + content
+        data = joined(lines) + content
         self.content_left = len(data)
         try:
             self._transfer(data, self.timeouts.content, hear_out=True)
@@ -464,5 +467,6 @@ def _poll_of(sock: socket.socket) -> select.poll | None:
     return poll
 
 
-def _joined(lines: Sequence[str]) -> bytes:
+def joined(lines: Sequence[str]) -> bytes:
+    """Commands as they go to the wire."""
     return ("\r\n".join(lines) + "\r\n").encode()

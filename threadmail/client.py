@@ -147,27 +147,18 @@ class Client(KeptConnection):
         riding = follow is not None and not all_or_nothing and not self.config._riding.ended
         asked = partial(self._follower, follow) if follow is not None and riding else None
 
-        def attempt(smtp: AnySMTP) -> Receipt:
-            if begun is None or smtp._aboard is None:
-                self._sent_here += 1
-            terms = replace(self._terms, all_or_nothing=True, window=1) if all_or_nothing else self._terms
-            return smtp._transact(
-                envelope,
-                terms,
-                end,
-                before_mail=before_mail,
-                before_final=before_final,
-                follow=asked,
-                is_last=self._is_worn,
-            )
-
         # As `_call`, which costs more than all else that is done here.
         with holding(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN or self._parted:
                 raise self._unusable()
             self._busy, self._aborted = True, False
             try:
-                receipt = self._with_connection(end, attempt, begun)
+                if begun is not None and begun is self.aboard and not all_or_nothing:
+                    # The short way: there is nothing to look at, and nobody to be counted again.
+                    receipt = self._go_on(envelope, end, before_mail, before_final, asked)
+                else:
+                    attempt = partial(self._attempt, envelope, end, all_or_nothing, before_mail, before_final, asked)
+                    receipt = self._with_connection(end, attempt, begun)
                 self._sent += 1
                 return receipt
             finally:
@@ -175,6 +166,55 @@ class Client(KeptConnection):
                 self._last_used = now()
                 if self._smtp is not None and self._smtp.sock is None:
                     self._disconnect("lost")
+
+    def _go_on(
+        self,
+        envelope: Envelope,
+        end: Deadline,
+        before_mail: BeforeMail | None,
+        before_final: BeforeFinal | None,
+        follow: Follow | None,
+    ) -> Receipt:
+        """See the message through that is aboard; on another connection, if this one proves stale."""
+        smtp = self._smtp
+        assert smtp is not None
+        try:
+            return smtp._transact(
+                envelope,
+                self._terms,
+                end,
+                before_mail=before_mail,
+                before_final=before_final,
+                follow=follow,
+                is_last=self._is_worn,
+            )
+        except MailError as error:
+            if not self._is_stale(smtp, error, end):
+                raise
+        return self._attempt(envelope, end, False, before_mail, before_final, follow, self._anew(end))
+
+    def _attempt(
+        self,
+        envelope: Envelope,
+        end: Deadline,
+        all_or_nothing: bool,
+        before_mail: BeforeMail | None,
+        before_final: BeforeFinal | None,
+        follow: Follow | None,
+        smtp: AnySMTP,
+    ) -> Receipt:
+        """Send a message over a connection that is ready."""
+        if smtp._aboard is None:
+            self._sent_here += 1
+        return smtp._transact(
+            envelope,
+            replace(self._terms, all_or_nothing=True, window=1) if all_or_nothing else self._terms,
+            end,
+            before_mail=before_mail,
+            before_final=before_final,
+            follow=follow,
+            is_last=self._is_worn,
+        )
 
     @property
     def offers_riding(self) -> bool:

@@ -80,7 +80,8 @@ class Exim(Certified):
     ) -> None:
         super().__init__()
         self.tls_port = 0
-        self._settings = {"message_size_limit": "64M", **(settings or {})}  # Exim takes each but once
+        # Exim takes each but once.
+        self._settings = {"message_size_limit": "64M", "smtp_accept_max_nonmail": "1000", **(settings or {})}
         self._rules = {name: _indented(rule) for name, rule in (("mail", mail), ("rcpt", rcpt), ("data", data))}
         self._users = dict(users or {})
 
