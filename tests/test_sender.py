@@ -517,7 +517,9 @@ def test_a_callback_does_not_wait_for_a_place_in_a_full_queue() -> None:
             sender.submit(one("more"))
         except QueueFull as error:
             full.append(error)
+        told.set()
 
+    told = threading.Event()
     with CaptureServer() as server:
         config = ServerConfig.from_url(server.url, without=frozenset({"pipelining"}))  # else b may be aboard behind a
         sender = ThreadedSender(config, workers=1, queue_size=1, on_receipt=tell)
@@ -527,6 +529,7 @@ def test_a_callback_does_not_wait_for_a_place_in_a_full_queue() -> None:
         sender.submit(one("b"))
         filled.set()
         first.result(10.0)
+        assert told.wait(10.0)  # the future comes first
         sender.close()
     assert full
 

@@ -106,7 +106,7 @@ class Pipeline:
         if passage.refusal is not None:
             if isinstance(passage.refusal, MailError):
                 transaction.blame(passage.refusal)
-            raise passage.refusal from None
+            raise passage.refusal from passage.refusal.__cause__
         if "pipelining" not in terms.extensions or terms.riding.ended:
             follow = is_last = None
         rode = passage.chunk is None and bool(passage.before or passage.unanswered)
