@@ -11,6 +11,7 @@
 | `S7` | 2,000 messages submitted and taken back with `queue_size=10`: how many are still in memory |
 | `S8` | 20,000 messages queued, a deadline that passes each millisecond: the rate beside that without deadlines |
 | `S9` | a queue full of messages for a domain that greylists: the rate of all others beside that without these |
+| `queue` | 100,000 messages with deadlines, a tenth of them retries: the dearest operation of the queue |
 | `dead` | 50,000 messages queued for a server that dies: how long a caller waits while they are settled |
 
 Owns the measurements. Each runs in a process of its own, on public names only, against a server in another process. A
@@ -240,6 +241,16 @@ def dead_server(host: str, port: int, scale: float) -> dict[str, float]:
     return {"wait": wait, "settled": time.monotonic() - begun}
 
 
+def operations(host: str, port: int, scale: float) -> dict[str, float]:
+    """What the queue's own operations cost; nothing where there is no such queue."""
+    try:
+        from .operations import measure
+    except ImportError:
+        return {}
+    run = measure(round(100_000 * scale))
+    return {"each": max(run.each.values()), "longest": max(run.longest.values()) / 1e3}
+
+
 # The table ----------------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +320,14 @@ MEASURES = (
         Greylisting, runs=3,
     ),
     Measure(
+        "queue", operations,
+        (
+            Value("each", "100,000 queued: the dearest operation", "us", 50.0),
+            Value("longest", "and the longest single step under the lock", "ms"),
+        ),
+        runs=3,
+    ),
+    Measure(
         "dead", dead_server,
         (
             Value("wait", "50,000 queued for a dead server: the longest submit()", "ms", 20.0),
@@ -375,7 +394,7 @@ def _in_words(value: float, unit: str) -> str:
     from .bench.figures import in_words
 
     text = f"{value:,.0f}" if float(value).is_integer() and not unit else in_words(value)
-    return f"{text}{' ' if unit in ('ms', 's') else ''}{unit}"
+    return f"{text}{' ' if unit in ('us', 'ms', 's') else ''}{unit}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

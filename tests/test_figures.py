@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stress import figures
+from stress import figures, operations
 from stress.figures import EveryOtherRefused, Greylisting, HalfPutOff, Measure, Value
 from stress.sink import Sink
 
@@ -75,6 +75,15 @@ def test_each_measurement_gives_what_the_table_shows(measure: Measure) -> None:
     assert found.keys() >= {value.key for value in measure.values}
     assert all(number >= 0.0 for number in found.values())
     assert any(value.bound is not None for value in measure.values)
+
+
+def test_no_operation_of_the_queue_grows_with_it() -> None:
+    """Twenty times as many messages: no operation costs three times as much, where a linear one costs twenty."""
+    few, many = operations.measure(500), operations.measure(10_000)
+    assert few.each.keys() == many.each.keys()
+    assert len(few.each) == 7
+    for name, each in few.each.items():
+        assert many.each[name] < 3 * each + 5.0, name
 
 
 def test_what_is_asked_and_not_met_ends_with_1(
