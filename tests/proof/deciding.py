@@ -20,28 +20,29 @@ RECORD = Path(__file__).with_name("decisions.json")
 #: What decides, and the test files that are asked about it, as patterns below tests/. Those that run a mutant's line
 #: are found by running them, so that too many cost time only once.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "threadmail._breaker": ("test_breaker*", "test_decisions_*", "test_pool*", "test_retry*"),
-    "threadmail.retry": ("test_retry*", "test_decisions_*", "test_pool*", "test_sender*"),
-    "threadmail.throttle": ("test_throttle*", "test_decisions_*", "proof/test_exhaustive.py"),
-    "threadmail.receipt": ("test_receipt*", "test_decisions_*", "test_report_values*", "test_retry*", "test_sender*"),
-    "threadmail.transaction": ("test_transaction*", "test_decisions_*", "test_window*", "test_riding*", "test_smtp.py"),
-    "threadmail._passage": ("test_window*", "test_riding*", "test_decisions_*", "test_transaction*", "test_grouping*"),
-    "threadmail._window": ("test_window*", "test_decisions_*", "proof/test_exhaustive.py"),
-    "threadmail._riding": ("test_riding*", "test_decisions_*"),
-    "threadmail._keys": ("test_keys*", "test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
-    "threadmail._room": ("test_keys*", "test_pool*", "test_room*", "test_decisions_*"),
-    "threadmail._leases": ("test_leases*", "test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
-    "threadmail.pool": ("test_pool*", "test_decisions_*", "proof/test_exhaustive.py"),
-    "threadmail._kept": ("test_client*", "test_kept*", "test_decisions_*", "test_pool*", "proof/test_exhaustive.py"),
+    "threadmail._schedule": ("test_schedule*", "test_decisions_schedule*", "test_sender*"),
+    "threadmail._limits": ("test_decisions_limits*", "test_sender*"),
+    "threadmail._timeheap": ("test_timeheap*", "test_decisions_*heap*", "test_schedule*", "test_decisions_schedule*"),
+    "threadmail._verdict": ("test_verdict*", "test_decisions_verdict*", "test_sender*", "test_retry*"),
+    "threadmail._job": ("test_job*", "test_decisions_job*", "test_sender*"),
+    "threadmail._collector": ("test_collector*", "test_decisions_collector*", "test_sender*"),
+    "threadmail._stream": ("test_stream*", "test_decisions_stream*", "test_collector*", "test_sender*"),
+    "threadmail._worker": ("test_worker*", "test_decisions_worker*", "test_sender*", "reliability/test_overload.py"),
+    "threadmail._dispatcher": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._breaker": ("test_breaker*", "test_decisions_breaker*", "test_keys*"),
+    "threadmail.retry": ("test_retry*", "test_decisions_retry*", "test_breaker*"),
+    "threadmail.throttle": ("test_throttle*", "test_decisions_throttle*"),
+    "threadmail.receipt": ("test_receipt*", "test_decisions_receipt*", "test_retry*"),
+    "threadmail.transaction": ("test_transaction*", "test_decisions_transaction*", "test_window*", "test_riding*"),
+    "threadmail._passage": ("test_window*", "test_riding*", "test_decisions_passage*", "test_grouping*"),
+    "threadmail._window": ("test_window*", "test_decisions_window*"),
+    "threadmail._riding": ("test_riding*", "test_decisions_riding*"),
+    "threadmail._keys": ("test_keys*", "test_decisions_keys*", "test_pool*"),
+    "threadmail._room": ("test_keys*", "test_decisions_room*", "test_pool*"),
+    "threadmail._leases": ("test_leases*", "test_decisions_leases*", "test_pool*"),
+    "threadmail.pool": ("test_pool*", "test_decisions_pool*", "test_keys*"),
+    "threadmail._kept": ("test_kept*", "test_decisions_kept*", "test_client*", "test_last_moment*"),
 }
-_SENDER = (
-    "test_schedule*", "test_dispatcher*", "test_job*", "test_worker*", "test_collector*", "test_limits*",
-    "test_decisions_*", "test_sender*", "test_batch*", "test_retry*", "reliability/test_overload.py",
-    "proof/test_exhaustive.py",
-)  # fmt: skip
-for _name in ("_schedule", "_dispatcher", "_worker", "_job", "_collector", "_limits", "_queue", "_registry"):
-    if (ROOT / "threadmail" / f"{_name}.py").exists():
-        TARGETS[f"threadmail.{_name}"] = _SENDER
 
 #: Mutants that nobody can notice, each with the argument, by the beginning of its name.
 _DEFAULT = "the constructor sets it always; the default in the class is for dataclasses.fields alone"
@@ -114,6 +115,7 @@ _KINDS = {
     "tests/proof/test_exhaustive": "explorer",
     "tests/proof/": "proof",
     "tests/test_decisions_": "table of decisions",
+    "tests/test_keys": "state machine",
     "tests/test_schedule_machine": "state machine",
     "tests/test_schedule": "table",
     "tests/test_transaction": "table",
