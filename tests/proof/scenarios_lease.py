@@ -15,7 +15,8 @@ from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import Client, ClientPool, Closed, ConnectionLost, Envelope, Reentered, TimedOut
+from threadmail import SMTP, Client, ClientPool, Closed, ConnectionLost, Envelope, Reentered, TimedOut
+from threadmail._kept import PROBE_AFTER
 from threadmail._steps import Bell
 
 from .scenario import CONFIG, IDLE, NOBODY_HOME, POOL, QUIET, Scenario, by_envelope, small
@@ -354,6 +355,34 @@ def called_at_the_end(run: Run) -> None:
     threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
 
 
+def called_in_a_probe(run: Run) -> None:
+    """A kept client is asked whether it is good, and a log handler mails through it meanwhile: he is refused."""
+    threads = Threads(run, ModelServer())
+    pool = small_pool(1)
+    asked: list[str] = []
+    noop = SMTP.noop
+
+    def act() -> None:
+        with pool.lease(timeout=inf) as client:
+            pass
+        time.sleep(PROBE_AFTER + 1)
+
+        def logged(smtp: SMTP, **options: Any) -> tuple[int, bytes]:
+            if not asked:
+                asked.append("once")
+                try:
+                    client.noop()
+                except Reentered:
+                    asked.append("refused")
+            return noop(smtp, **options)
+
+        with mock.patch.object(SMTP, "noop", logged), pool.lease(timeout=inf):
+            assert asked == ["once", "refused"]
+
+    threads.add(act)
+    threads.at_the_end = lambda: places_lost(pool)  # type: ignore[method-assign]
+
+
 def paused_behind_another(run: Run) -> None:
     """Who was refused gives up before the pause is over: who stands behind him dials when it is."""
     threads = Threads(run, ModelServer(faults=Faults(refuse_connects=frozenset([1]))), allowed=(TimedOut,))
@@ -421,6 +450,7 @@ SMALL = [
     small("pool of 1, two deadlines pass as a client is granted", late(2), timeouts=1, limit=2000),
     _leased("pool of 1, a lease ended by another thread", ended_by_another),
     _locks_only("pool of 1, called at the end of a lease", called_at_the_end),
+    _locks_only("pool of 1, called in a probe", called_in_a_probe),
     _locks_only("pool of 2, paused behind one who gives up", paused_behind_another),
     _locks_only("pool of 1, a lease ended in the middle of a step", ended_in_a_step),
     _locks_only("pool of 1, held at the end of a lease", held_at_the_end),
