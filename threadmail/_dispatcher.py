@@ -17,10 +17,11 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ._breaker import CircuitBreaker, Dial
@@ -181,12 +182,13 @@ class Dispatcher:
                 schedule.line.pop(waiter, None)
                 schedule.wake_first()  # there may be a place for the next one too
 
-    def put_some(self, jobs: list[Job], waiter: Waiter) -> None:
+    def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
         """Queue the first of `jobs`, as many as there are places for, in one step. Waits for nothing.
 
         May be called again with the same jobs: those that are queued are passed over.
 
         Args:
+            jobs: each with its caller's number.
             waiter: stands in the line of those who wait for a place until its turn comes, or until `leave_line`.
         Raises:
             Closed: no more jobs are taken.
@@ -198,12 +200,13 @@ class Dispatcher:
                 if not schedule.admits(waiter):
                     schedule.line[waiter] = None
                     return
-                new = [job for job in jobs if job.state is NEW]
-                starts = [self._submit(job) for job in new[: schedule.places()]]
-                schedule.line.pop(waiter, None)
-                schedule.wake_first()
+                starts = [self._submit(job) for _, job in islice(jobs, schedule.places()) if job.state is NEW]
+                if schedule.line:
+                    schedule.line.pop(waiter, None)
+                    schedule.wake_first()
             for start in starts:
-                self._start(start)
+                if start is not None:
+                    self._start(start)
         except BaseException:
             self._abandon_start()
             raise

@@ -276,9 +276,12 @@ class Schedule(Generic[_W]):
         """Their worker has sent them at the first attempt, and told of it; they are counted already."""
         self.limit.count_good(len(jobs))
         self.breaker.answered()
+        in_flight, ends = self.in_flight, self.ends
+        bounded = len(ends) > 0
         for job in jobs:
-            self.in_flight.pop(job, None)
-            self.ends.discard(job)
+            in_flight.pop(job, None)
+            if bounded:
+                ends.discard(job)
 
     # ------------------------------------------------------------ workers
 

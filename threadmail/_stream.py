@@ -8,6 +8,7 @@ come.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
@@ -52,7 +53,7 @@ class ReceiptStream(Iterator[Receipt]):
         self._source: Iterator[Message] | None = iter(messages)
         self._count = 0  # messages pulled
         self._pulled: Message | None = None  # the last of them, as long as nothing was made of it
-        self._held: list[tuple[int, Job]] = []  # waiting for their places
+        self._held: deque[tuple[int, Job]] = deque()  # waiting for their places
         self._failure: BaseException | None = None  # what the iterable raised, or that the sender was closed
 
     def __iter__(self) -> ReceiptStream:
@@ -146,18 +147,20 @@ class ReceiptStream(Iterator[Receipt]):
     def _queue_some(self) -> bool:
         """Queue those held, as far as there are places. Returns whether any left."""
         held = self._held
+        before = len(held)
         try:
-            self._dispatcher().put_some([job for _, job in held], self._collector)
+            self._dispatcher().put_some(held, self._collector)
         except Closed as closed:
             # Those are told by the exception, which is raised when the others are settled.
             self._source = None
             self._failure = self._failure or closed
-            for index, _ in held:
-                self._collector.forget(index)
-            self._held = []
+            while held:
+                self._collector.forget(held[-1][0])
+                del held[-1]
             return True
-        self._held = [each for each in held if each[1].state is JobState.NEW]
-        return len(self._held) < len(held)
+        while held and held[0][1].state is not JobState.NEW:
+            del held[0]
+        return len(held) < before
 
     def _wait_in_line(self) -> None:
         collector = self._collector

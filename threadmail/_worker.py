@@ -248,27 +248,36 @@ class Worker:
         None while another worker has nothing to do, where its deadline might pass while the one ahead is waited for,
         and where it has lost its connection that way before.
         """
-        boss, ahead = self._boss, self._offered
-        assert ahead is not None
+        boss = self._boss
+        if boss.others_idle or boss.is_paused:
+            return None
         with self.lock:
             if self.prefetched and self.prefetched[0].transaction is not self.client.aboard:
                 return None  # this is another connection than theirs: they are to be seen to first
-            if boss.others_idle or boss.is_paused:
+            job = self._prefetch() if self.run else None
+            if job is None and self.run:
                 return None
-            needs_more = not self.run
-        if needs_more and not boss.refill(self):
+        if job is None:
+            if not boss.refill(self):
+                return None
+            with self.lock:
+                job = self._prefetch() if self.run else None
+        return None if job is None else Follower(job.envelope, job.begun)
+
+    def _prefetch(self) -> Job | None:
+        """Have the first of the run behind the one on offer, if that is fit for it. Under the lock."""
+        job, ahead = self.run[0], self._offered
+        assert ahead is not None
+        if job.alone or job.state is not TAKEN:
             return None
-        with self.lock:
-            job = self.run[0] if self.run else None
-            if job is None or job.alone or job.state is not TAKEN:
-                return None
-            if job.end.at != inf and job.end.at < self._last_end_ahead(ahead):
-                return None
-            job.taken_first = job.taken_first or now()
-            self.prefetched += (job,)
-            job.state = ON_WIRE
-            del self.run[0]
-        return Follower(job.envelope, job.begun)
+        if job.end.at != inf and job.end.at < self._last_end_ahead(ahead):
+            return None
+        if not job.taken_first:
+            job.taken_first = now()
+        self.prefetched += (job,)
+        job.state = ON_WIRE
+        del self.run[0]
+        return job
 
     def _last_end_ahead(self, ahead: Job) -> float:
         if self.prefetched:

@@ -240,7 +240,10 @@ class ThreadedSender(BornAnew):
         assert receipt is not None
         if job.tag is not None:
             receipt.__dict__["tag"] = job.tag  # nobody has seen it yet
-        self._shielded(job.completion.settle, job, receipt)
+        try:
+            job.completion.settle(job, receipt)
+        except Exception:  # noqa: BLE001 - a callback of the future; the log says so
+            note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
 
     def _announce_job(self, job: Job) -> None:
         if not job.told:
