@@ -274,12 +274,29 @@ class KeptConnection(Guarded):
     def _still_good(self, end: Deadline) -> bool:
         """For a pool, which asks its breaker before it dials: whether the kept connection can be trusted.
 
-        One that cannot is dropped, and no other one is made.
+        One that cannot is dropped, and no other one is made. The caller holds `sync_root`.
         """
+        smtp = self._smtp
+        if smtp is not None and self._life is Life.OPEN and not (self._busy or self._parted or self._is_worn()):
+            at = now()  # the usual case, without what a question takes
+            if at < self._expires_at and at - self._last_used <= PROBE_AFTER and smtp.is_quiet():
+                return True
         with self._call(end):
             if self._smtp is not None and (reason := self._why_replace(self._smtp, end)) is not None:
                 self._disconnect(reason, _share(end))
             return self._smtp is not None
+
+    def _is_free(self) -> bool:
+        """For a pool: whether it may be handed on: connected, and nobody holds it or is in the middle of a call."""
+        root = self.sync_root
+        if root._is_owned():
+            return False
+        try:
+            with holding(root, _AT_ONCE):
+                smtp = self._smtp
+                return smtp is not None and smtp.sock is not None and smtp._aboard is None
+        except TimedOut:
+            return False
 
     def _why_replace(self, smtp: AnySMTP, end: Deadline) -> str | None:
         if now() >= self._expires_at:

@@ -27,7 +27,10 @@ _had_here: ContextVar[tuple[tuple[int, Has[Client]], ...]] = ContextVar("threadm
 
 def held(keys: Keys[Client]) -> tuple[Has[Client], ...]:
     """What the caller has of one pool."""
-    here, me = _had_here.get(), threading.get_ident()
+    here = _had_here.get()
+    if not here:
+        return ()
+    me = threading.get_ident()
     return tuple(has for thread, has in here if thread == me and has.keys is keys and not has.over)
 
 
@@ -37,7 +40,11 @@ def have_here(has: Has[Client]) -> None:
 
 def no_longer_here(has: Has[Client]) -> None:
     has.over = True
-    _had_here.set(tuple(each for each in _had_here.get() if not each[1].over))
+    here = _had_here.get()
+    if here:
+        _had_here.set(
+            tuple([each for each in here if not each[1].over]) if len(here) > 1 or not here[0][1].over else ()
+        )
 
 
 def is_refusal(error: MailError) -> bool:
@@ -71,15 +78,3 @@ def is_good(client: Client, end: Deadline) -> bool:
             return client._still_good(end)
     except TimedOut:
         return False  # or the deadline has passed meanwhile: then the line is over as well
-
-
-def is_free(client: Client) -> bool:
-    """Whether the client may be handed on: connected, and nobody holds it or is in the middle of a call on it."""
-    root = client.sync_root
-    if not client.is_connected or client.aboard is not None or root._is_owned():
-        return False
-    try:
-        with holding(root, AT_ONCE):
-            return client.is_connected
-    except TimedOut:
-        return False

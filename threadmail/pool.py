@@ -16,17 +16,17 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ._breaker import CircuitBreaker
-from ._deadline import NEVER, Deadline, now
+from ._deadline import NEVER, Deadline, now, out_of_time
 from ._guard import BornAnew
 from ._idle import IdleWatch
-from ._keys import Closer, Farewell, Keys, Lease
-from ._leases import AT_ONCE, have_here, held, is_free, is_good, is_refusal, kept_copy, no_longer_here, note
+from ._keys import Answer, Closer, Farewell, Has, Keys, Lease
+from ._leases import AT_ONCE, have_here, held, is_good, is_refusal, kept_copy, no_longer_here, note
 from ._life import Life
 from ._room import Room
 from ._steps import Bell, Steps
@@ -34,7 +34,7 @@ from ._threads import join_thread, start_thread
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import MailError, TimedOut
+from .errors import MailError
 from .receipt import Receipt
 from .retry import RetryPolicy
 
@@ -139,11 +139,10 @@ class ClientPool(BornAnew):
         """As `lease`.
 
         Args:
-            line: when the wait for what others have is over.
+            line: when the wait for what others have is over, where that has begun before.
         """
         self._check_process()
         end = Deadline.after(timeout)
-        line = line or self._in_line(end)
         lease = Lease(self._keys, Bell(), held(self._keys))
         try:
             have_here(lease)
@@ -166,7 +165,7 @@ class ClientPool(BornAnew):
         """
         envelope = Envelope.of(message)
         end = Deadline.after(deadline)
-        line = self._in_line(end)  # one for all tries
+        line: Deadline | None = None
         try:
             while True:
                 with self._lease(end, line) as client:
@@ -177,6 +176,7 @@ class ClientPool(BornAnew):
                         # was written on that, so this is as if there had been none from the beginning.
                         if not self._is_passing(error, client):
                             raise
+                        line = line or _in_line(end, ())  # one for all tries
         except MailError as error:
             if error.receipt is None:
                 Receipt.not_sent(envelope, error)
@@ -185,14 +185,14 @@ class ClientPool(BornAnew):
     def _is_passing(self, error: MailError, client: Client) -> bool:
         return error.transient and is_refusal(error) and self._steps.take(self._keys.serves, client)
 
-    def _in_line(self, end: Deadline) -> Deadline:
-        if end is not NEVER:
-            return end
-        return Deadline.after(LINE_OF_HOLDERS if held(self._keys) else LINE)
-
-    def _acquire(self, lease: Lease[Client], end: Deadline, line: Deadline) -> Client:
+    def _acquire(self, lease: Lease[Client], end: Deadline, line: Deadline | None) -> Client:
         while True:
-            client, dials = self._wait(lease, line)
+            answer = self._steps.take(self._keys.answer, lease)
+            if answer.client is None:
+                line = line or _in_line(end, lease.holds)
+                answer = self._wait(lease, line, answer)
+            client, dials = answer.client, answer.dials
+            assert client is not None
             if dials:
                 if not self._dial(lease, client, end):
                     continue
@@ -203,22 +203,19 @@ class ClientPool(BornAnew):
             lease.sent = client.stats().sent
             return client
 
-    def _wait(self, lease: Lease[Client], line: Deadline) -> tuple[Client, bool]:
-        """The client that is granted, sooner or later, and whether it is still to be connected."""
-        while True:
-            answer = self._steps.take(self._keys.answer, lease)
-            if answer.client is not None:
-                return answer.client, answer.dials
+    def _wait(self, lease: Lease[Client], line: Deadline, answer: Answer[Client]) -> Answer[Client]:
+        """The answer that grants a client, sooner or later."""
+        while answer.client is None:
             if line.passed:
-                late = TimedOut(f"no client of the pool came free in time ({answer.leased} are in use)")
-                late.deadline_passed = True
-                raise late
+                raise out_of_time(f"no client of the pool came free in time ({answer.leased} are in use)")
             if answer.to_end:
                 self._work_off(AT_ONCE)
-                continue
-            for client in answer.in_the_way:
-                client.abort()  # it says goodbye: a courtesy, for which nobody waits
-            lease.woken.wait(Deadline(min(line.at, answer.until)).remaining())
+            else:
+                for client in answer.in_the_way:
+                    client.abort()  # it says goodbye: a courtesy, for which nobody waits
+                lease.woken.wait(Deadline(min(line.at, answer.until)).remaining())
+            answer = self._steps.take(self._keys.answer, lease)
+        return answer
 
     def _dial(self, lease: Lease[Client], client: Client, end: Deadline) -> bool:
         """Connect a new client; False: its server takes no more, and the caller is in line again."""
@@ -245,7 +242,7 @@ class ClientPool(BornAnew):
                 client._part(end)
             return
         if client is not None:
-            lease.fit = is_free(client)
+            lease.fit = client._is_free()
             lease.answered = lease.answered or lease.fit or client.stats().sent > lease.sent
         if self._decide(end, self._returned, lease):
             self._start_watch()
@@ -493,3 +490,10 @@ class ClientPool(BornAnew):
         raise TypeError(
             "a ClientPool holds live connections and cannot be pickled: send its config, and make one there"
         )
+
+
+def _in_line(end: Deadline, holds: Sequence[Has[Client]]) -> Deadline:
+    """When the wait for what others have is over, for a caller who has this much already."""
+    if end is not NEVER:
+        return end
+    return Deadline.after(LINE_OF_HOLDERS if holds else LINE)
