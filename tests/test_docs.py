@@ -21,7 +21,7 @@ def examples() -> Iterator[Any]:
             yield pytest.param(block, id=f"{page}-{number}")
 
 
-@pytest.mark.parametrize("block", examples())
+@pytest.mark.parametrize("block", list(examples()))
 def test_an_example_runs_and_leaves_nothing_behind(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {"letters": [message(name) for name in "abc"], "later": [], "journal": []}
     with CaptureServer() as server:
