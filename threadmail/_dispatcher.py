@@ -32,7 +32,7 @@ from ._limits import has_enough
 from ._schedule import DONE, LATER, NEW, ON_WIRE, READY, TAKEN, Do, Schedule, Waiter
 from ._verdict import Verdict, judge
 from ._worker import BeforeFinal, Worker, as_it_stands, lost_prefetched, note, too_late
-from .client import Client
+from .client import Client, ClientStats
 from .config import ServerConfig
 from .errors import Aborted, Closed, MailError, Outcome, Phase, QueueFull, TimedOut
 from .receipt import Receipt
@@ -314,12 +314,8 @@ class Dispatcher:
         cause = self._schedule.breaker.error
         return job.receipt or job.ended_by(copy.copy(cause) if cause is not None else too_late())
 
-    def fail_queue(self, cause: MailError | None = None, *, cut: bool = False) -> None:
-        """Settle everything that waits, because of `cause`, or because the server does not let us in.
-
-        Args:
-            cut: by closing.
-        """
+    def fail_queue(self, cause: MailError | None = None) -> None:
+        """Settle everything that waits, because of `cause`, or because the server does not let us in."""
         more = True
         while more:
             out: list[Job] = []
@@ -328,8 +324,6 @@ class Dispatcher:
                     error = cause or self._schedule.breaker.error
                     if error is not None:
                         self._schedule.drained(out)
-                        if cut:
-                            self._cut_short.update(dict.fromkeys(out))
                         self._schedule.wake_first()
             finally:
                 if out and error is not None:
@@ -369,11 +363,12 @@ class Dispatcher:
                     return
         self._announce(jobs)
 
-    def announce_some(self) -> None:
-        """Call back for messages that callers have settled."""
+    def announce_some(self) -> bool:
+        """Call back for messages that callers have settled. Returns whether there were any."""
         with self._lock:
             jobs = self._schedule.some_unannounced()
         self._announce(jobs)
+        return bool(jobs)
 
     def _announce(self, jobs: Iterable[Job]) -> None:
         """Tell of jobs, perhaps again."""
@@ -387,8 +382,13 @@ class Dispatcher:
             local.telling = depth
         with self._lock:
             self._schedule.told(jobs)
-            self._settled.notify_all()
+            self._wake_closers()
             self._schedule.wake_first()
+
+    def _wake_closers(self) -> None:
+        """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""
+        if not self._schedule.in_flight or not self._schedule.workers:
+            self._settled.notify_all()
 
     def _return_token(self) -> None:
         if self._throttle.is_limited:
@@ -434,7 +434,7 @@ class Dispatcher:
             if not worker.begun:
                 worker.over = True  # should it begin after all, it ends at once
                 self._schedule.workers.pop(worker, None)
-            self._settled.notify_all()
+            self._wake_closers()
             return not self._schedule.workers
 
     def _abandon_start(self) -> None:
@@ -513,8 +513,7 @@ class Dispatcher:
                 schedule.sent(finished)
                 raise
             schedule.wake_first()
-            if not schedule.in_flight:
-                self._settled.notify_all()
+            self._wake_closers()
         if worker.run and (not connected or self._throttle.is_paused):
             with worker.lock:
                 schedule.give_back_run(worker)
@@ -567,7 +566,7 @@ class Dispatcher:
             for job in reversed(lost):
                 job.alone = True
                 self._schedule.give_back(job)
-            self._settled.notify_all()
+            self._wake_closers()
         return found
 
     # ------------------------------------------------------------ workers: what became of it
@@ -587,7 +586,7 @@ class Dispatcher:
                 final = self._settle(worker, job, verdict)
                 worker.current = None
             self._learn(worker, verdict, job.pauses_seen)
-            self._settled.notify_all()
+            self._wake_closers()
             self._schedule.wake_first()
         if final:
             self._announce([job])
@@ -601,7 +600,7 @@ class Dispatcher:
             if worker.current is job:
                 self._schedule.give_back(job)
                 worker.current = None
-            self._settled.notify_all()
+            self._wake_closers()
 
     def _settle(self, worker: Worker, job: Job, verdict: Verdict) -> bool:
         """Have a job where it belongs after an attempt. Returns whether it is to be told. Under both locks."""
@@ -686,54 +685,58 @@ class Dispatcher:
 
     def ended(self, worker: Worker) -> None:
         """A worker has ended, in whatever way; another one may be needed. May be called twice."""
+        if worker.buried:
+            return
+        stats = worker.client.stats()  # outside the lock: a client's numbers are behind its own
         try:
-            self._announce(self._left_by(worker))
-            while self._is_last_to_call_back():
-                self.announce_some()
             with self._lock:
+                told = self._left_by(worker, stats)
+                nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
                 another = self._wanted() if len(self._schedule) else None
                 self._not_empty.notify_all()
-                self._settled.notify_all()
+                self._wake_closers()
+            if told:
+                self._announce(told)
+            while nobody_else:
+                nobody_else = self.announce_some()
             self._start(another)
         except BaseException:
             self._abandon_start()
             raise
+        worker.buried = True
 
-    def _is_last_to_call_back(self) -> bool:
-        with self._lock:
-            return bool(self._schedule.unannounced) and not self._schedule.workers
+    def _left_by(self, worker: Worker, stats: ClientStats) -> list[Job]:
+        """Forget a worker, and put back or finish what it has left lying. Returns what is to be told, perhaps again.
 
-    def _left_by(self, worker: Worker) -> list[Job]:
-        """Forget a worker, and put back or finish what it has left lying. Returns what is to be told, perhaps again."""
-        stats = worker.client.stats()
-        with self._lock:
-            schedule = self._schedule
-            worker.over = True
-            with worker.lock:
-                told = list(worker.finished)
-                schedule.give_back_run(worker)
-            self._account(worker, False)
-            left = [job for job, owner in schedule.in_flight.items() if owner is worker]
-            with worker.lock:
-                for job in left:
-                    if self._is_left(worker, job):
-                        job.receipt = as_it_stands(job)
-                        schedule.finish(job)
-                    if job.state is DONE:
-                        told.append(job)
-                worker.current = None
-                worker.prefetched.clear()
+        Under the lock.
+        """
+        schedule = self._schedule
+        worker.over = True
+        with worker.lock:
+            told = list(worker.finished)
+            schedule.give_back_run(worker)
+        self._account(worker, False)
+        left = [job for job, owner in schedule.in_flight.items() if owner is worker]
+        with worker.lock:
             for job in left:
-                if schedule.in_flight.get(job) is worker:
-                    del schedule.in_flight[job]
-            worker.dialling = False
-            if schedule.breaker.probing and not any(each.dialling for each in schedule.workers):
-                schedule.breaker.gave_up()  # it was interrupted before it could say so
-            if worker in schedule.workers:
-                del schedule.workers[worker]
-                self._opened += stats.opened
-                self._closed.update(stats.closed)
-            schedule.leaving.pop(worker, None)
+                if self._is_left(worker, job):
+                    job.receipt = as_it_stands(job)
+                    schedule.finish(job)
+                if job.state is DONE:
+                    told.append(job)
+            worker.current = None
+            worker.prefetched.clear()
+        for job in left:
+            if schedule.in_flight.get(job) is worker:
+                del schedule.in_flight[job]
+        worker.dialling = False
+        if schedule.breaker.probing and not any(each.dialling for each in schedule.workers):
+            schedule.breaker.gave_up()  # it was interrupted before it could say so
+        if worker in schedule.workers:
+            del schedule.workers[worker]
+            self._opened += stats.opened
+            self._closed.update(stats.closed)
+        schedule.leaving.pop(worker, None)
         return told
 
     def _is_left(self, worker: Worker, job: Job) -> bool:
@@ -775,8 +778,7 @@ class Dispatcher:
             schedule = self._schedule
             self._wait(lambda: not (self._drain and schedule.workers) or (not len(schedule) and not schedule.in_flight))
         closed = Closed("the sender was closed before it was sent")
-        self._end_prefetched(closed)
-        self.fail_queue(closed, cut=True)
+        self._cut(closed)
         with self._lock:
             self._wait(lambda: not (schedule.in_flight or schedule.untold))
             self._drop_connections()
@@ -785,16 +787,19 @@ class Dispatcher:
             farewell = Deadline.after(FAREWELL)
             while schedule.workers and not farewell.passed:
                 self._settled.wait(farewell.remaining())
-        self.fail_queue(closed, cut=True)  # what was put back for another attempt meanwhile
-        self._announce(list(schedule.untold))  # and what somebody was interrupted about
+            untold = list(schedule.untold)
+        if untold:
+            self._announce(untold)  # what somebody was interrupted about
+        self._cut(closed)  # what was put back for another attempt meanwhile
         with self._lock:
             executor, self._executor = self._executor, None
             ended = not schedule.workers
             self._life = Life.CLOSED
             self._settled.notify_all()
+            cut_short = list(self._cut_short)
         if executor is not None:
             executor.shutdown(wait=ended)
-        return list(self._cut_short)
+        return cut_short
 
     def _wait(self, done: Callable[[], object]) -> None:
         """Wait for it, or until the time for closing is over; somebody may shorten that meanwhile."""
@@ -802,20 +807,25 @@ class Dispatcher:
             left = self._close_by.remaining()
             self._settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
 
-    def _end_prefetched(self, closed: Closed) -> None:
-        """Those begun behind others, of whose content nothing was sent, are not waited for."""
-        out: list[Job] = []
-        try:
-            with self._lock:
-                for worker in list(self._schedule.workers):
-                    with worker.lock:
-                        self._schedule.give_back_run(worker)
-                        while self.config.window == 1 and worker.prefetched:
-                            self._out_of_prefetched(worker, worker.prefetched[-1], out)
-                self._cut_short.update(dict.fromkeys(out))
-        finally:
-            if out:
-                self._end(out, lambda job: job.ended_by(copy.copy(closed)))
+    def _cut(self, closed: Closed) -> None:
+        """Take back what nobody will send: the queue, and those begun behind others, of whose content nothing left."""
+        more = True
+        while more:
+            out: list[Job] = []
+            try:
+                with self._lock:
+                    for worker in list(self._schedule.workers):
+                        with worker.lock:
+                            self._schedule.give_back_run(worker)
+                            while self.config.window == 1 and worker.prefetched:
+                                self._out_of_prefetched(worker, worker.prefetched[-1], out)
+                    self._schedule.drained(out)
+                    self._cut_short.update(dict.fromkeys(out))
+                    self._schedule.wake_first()
+            finally:
+                if out:
+                    self._end(out, lambda job: job.ended_by(copy.copy(closed)))
+            more = bool(out)
 
     def _drop_connections(self) -> None:
         """Under what is still on the wire, and under who is dialling. Under the lock."""
