@@ -355,12 +355,13 @@ class Dispatcher:
                 ended.add(job)
             self._settle_completion(job)
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
-        if not self.in_callback and self._life is Life.OPEN:
+        if not self.in_callback:
             with self._lock:
-                self._not_empty.notify()
-                if self._schedule.hand_over(jobs):
-                    self._schedule.wake_first()
-                    return
+                if self._life is Life.OPEN:
+                    self._not_empty.notify()
+                    if self._schedule.hand_over(jobs):
+                        self._schedule.wake_first()
+                        return
         self._announce(jobs)
 
     def announce_some(self) -> bool:
@@ -766,17 +767,20 @@ class Dispatcher:
         Returns:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
         """
+        schedule = self._schedule
         with self._lock:
-            if self._life is Life.CLOSED:
-                return []
-            self._life = Life.CLOSING
-            self._drain = self._drain and drain
-            self._close_by = self._close_by.within(end)
-            for waiter in list(self._schedule.line):
-                waiter.wake()
-            self._settled.notify_all()
-            schedule = self._schedule
-            self._wait(lambda: not (self._drain and schedule.workers) or (not len(schedule) and not schedule.in_flight))
+            is_over = self._life is Life.CLOSED
+            if not is_over:
+                self._life = Life.CLOSING
+                self._drain = self._drain and drain
+                self._close_by = self._close_by.within(end)
+                for waiter in list(schedule.line):
+                    waiter.wake()
+                self._settled.notify_all()
+                self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
+        if is_over:
+            self._join()
+            return []
         closed = Closed("the sender was closed before it was sent")
         self._cut(closed)
         with self._lock:
@@ -792,14 +796,23 @@ class Dispatcher:
             self._announce(untold)  # what somebody was interrupted about
         self._cut(closed)  # what was put back for another attempt meanwhile
         with self._lock:
-            executor, self._executor = self._executor, None
-            ended = not schedule.workers
             self._life = Life.CLOSED
             self._settled.notify_all()
             cut_short = list(self._cut_short)
-        if executor is not None:
-            executor.shutdown(wait=ended)
+        self._join()
         return cut_short
+
+    def _join(self) -> None:
+        """See the threads off; each of those who close does, so that for all of them it is over."""
+        with self._lock:
+            executor, ended = self._executor, not self._schedule.workers
+        if executor is None or getattr(self._local, "joining", False):
+            return  # a signal handler, in the middle of this: the executor's locks are not for one thread twice
+        try:
+            self._local.joining = True
+            executor.shutdown(wait=ended)
+        finally:
+            self._local.joining = False
 
     def _wait(self, done: Callable[[], object]) -> None:
         """Wait for it, or until the time for closing is over; somebody may shorten that meanwhile."""

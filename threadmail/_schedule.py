@@ -87,6 +87,7 @@ class Worker(Protocol):
     dialling: bool
     idle_since: float
     run: deque[Job]
+    current: Job | None
 
     @property
     def lock(self) -> AbstractContextManager[object]: ...
@@ -375,16 +376,18 @@ class Schedule(Generic[_W]):
 
     def _steal(self, worker: _W) -> bool:
         """Take over half of what the busiest other worker has not begun: it may have met a slow message."""
-        victim = max((each for each in self.workers if each is not worker), key=_not_begun, default=None)
-        if victim is None:
+        victim = max((each for each in self.workers if each is not worker), key=_to_spare, default=None)
+        if victim is None or not (spare := _to_spare(victim)):
             return False
         with victim.lock, worker.lock:
-            for _ in range((len(victim.run) + 1) // 2):
-                job = victim.run[-1]
+            first = max(0, len(victim.run) - spare)
+            while len(victim.run) > first:
+                job = victim.run[first]
+                # Plain statements alone, or an exception from outside would leave it with both, and both would send it.
                 if job.state is TAKEN:
-                    worker.run.appendleft(job)
+                    worker.run += (job,)
                     self.in_flight[job] = worker
-                del victim.run[-1]
+                del victim.run[first]
         return bool(worker.run)
 
     # ------------------------------------------------------------ back from workers
@@ -429,9 +432,14 @@ class Schedule(Generic[_W]):
             self._ends_at(job, at)
 
 
-def _not_begun(worker: Worker) -> int:
+def _to_spare(worker: Worker) -> int:
+    """How many of its run may be taken from a worker: half of it, and the last one too where another is in its way.
+
+    Who is about to begin with its last one keeps it: else two workers could take it from each other for ever.
+    """
     with worker.lock:
-        return len(worker.run)
+        waits = worker.current is not None or not worker.connected
+        return (len(worker.run) + waits) // 2
 
 
 _SEND, _DIAL, _REST, _FAIL, _EXPIRE, _ANNOUNCE, _END = (

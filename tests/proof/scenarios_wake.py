@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from functools import partial
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -55,7 +56,7 @@ class _Worker(Worker):
         while True:
             assert self._boss.next(self) is Do.SEND
             with self.lock:
-                if self.run and self._claimed(job := self.run[0]):
+                if (job := self._head()) is not None and self._claimed(job):
                     self._offered = job
                     return job
 
@@ -157,6 +158,7 @@ def interrupted_before(run: Run) -> None:
     """A worker is interrupted with a message that it has not begun: another one, which sleeps, has it at once."""
     threads = Threads(run, ModelServer())
     dispatcher, (first, second) = _staged(True, True)
+    run.context.enter_context(mock.patch.object(dispatcher, "_wanted", return_value=None))
     job = _put(dispatcher)
     assert dispatcher.next(first) is Do.SEND
 
@@ -222,7 +224,7 @@ def retry_is_known(run: Run) -> None:
     for act in (lambda: take(other), put_off, put_another):
         threads.add(act)
     due = now() + PAUSE
-    threads.at_the_end = lambda: [] if taken[job] < due + IMMEDIATELY else ["a retry was late"]  # type: ignore[method-assign]
+    threads.at_the_end = lambda: [] if taken.get(job, inf) < due + IMMEDIATELY else ["a retry was late"]  # type: ignore[method-assign]
 
 
 def place_is_told(run: Run) -> None:
