@@ -33,6 +33,7 @@ class Worker:
     def __init__(self, *, connected: bool = True, idle_since: float = 0.0) -> None:
         self.connected, self.dialling, self.idle_since = connected, False, idle_since
         self.run: deque[Job] = deque()
+        self.current: Job | None = None
         self.lock = threading.RLock()
 
 
@@ -586,6 +587,7 @@ def loaded(case: Case, number: int) -> Worker:
     for job in case.queued(number):
         case.schedule._take(job, worker)
         del case.schedule.ready[job]
+    worker.current = case.job()  # it is in the middle of that
     return worker
 
 
@@ -598,6 +600,15 @@ def test_half_of_what_the_busiest_has_not_begun_is_taken_over_from_its_end(has: 
     assert (list(busy.run), list(thief.run)) == (jobs[: has - stolen], jobs[has - stolen :])
     assert all(case.schedule.in_flight[job] is thief for job in thief.run)
     assert all(case.schedule.in_flight[job] is busy for job in busy.run)
+
+
+@pytest.mark.parametrize(("connected", "has", "stolen"), [(True, 1, 0), (True, 3, 1), (False, 1, 1), (False, 3, 2)])
+def test_who_is_about_to_begin_keeps_its_last_unless_it_has_to_connect(connected: bool, has: int, stolen: int) -> None:
+    case = Case(workers=3)
+    idle, thief = loaded(case, has), case.worker()
+    idle.current, idle.connected = None, connected
+    assert action(case, thief).do is (Do.SEND if stolen else Do.WAIT)
+    assert (len(idle.run), len(thief.run)) == (has - stolen, stolen)
 
 
 def test_it_is_the_busiest_that_is_relieved() -> None:
