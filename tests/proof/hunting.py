@@ -35,7 +35,7 @@ _ASKED = {
     "threadmail._dialogue": ("SMTP", "deadline", "Client"),
     "threadmail._guard": ("fork", "SMTP", "Client"),
     "threadmail._idle": ("idle",),
-    "threadmail._kept": ("pool of 1, called", "Client", "deadline", "idle"),
+    "threadmail._kept": ("pool of 1, called", "pool of 1, held", "Client", "deadline", "idle"),
     "threadmail._mailing": ("SMTP", "deadline", "Client"),
     "threadmail._jobs": ("sender, settled", "sender"),
     "threadmail._opening": ("deadline", "Client"),
