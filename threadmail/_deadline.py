@@ -41,6 +41,8 @@ class Deadline:
             return NEVER
         if isinstance(seconds, Deadline):
             return seconds
+        if seconds != seconds:
+            raise ValueError("a deadline must be a number of seconds, not nan")  # it is neither before nor after others
         return cls(now() + seconds)
 
     def within(self, seconds: float | Deadline | None) -> Deadline:

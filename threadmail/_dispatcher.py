@@ -349,11 +349,17 @@ class Dispatcher:
             raise
 
     def _end_each(self, jobs: list[Job], receipt: Callable[[Job], Receipt], ended: set[Job]) -> None:
+        local = self._local
+        depth = getattr(local, "telling", 0)
         for job in jobs:
             if job not in ended:
                 job.receipt = receipt(job)
                 ended.add(job)
-            self._settle_completion(job)
+            try:
+                local.telling = depth + 1  # who has the future may be called back here
+                self._settle_completion(job)
+            finally:
+                local.telling = depth
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
         if not self.in_callback:
             with self._lock:
@@ -470,7 +476,9 @@ class Dispatcher:
                 if worker.prefetched:
                     return Do.SEND
                 do = self._next(worker)
-                another = self._wanted() if do is Do.SEND and self._schedule.ready else None
+                # Callbacks may take their time, and what is queued does not wait for them.
+                is_busy = do is Do.SEND or do is Do.ANNOUNCE or do is Do.EXPIRE
+                another = self._wanted() if is_busy and self._schedule.ready else None
             self._start(another)
         except BaseException:
             self._abandon_start()
@@ -791,7 +799,8 @@ class Dispatcher:
             farewell = Deadline.after(FAREWELL)
             while schedule.workers and not farewell.passed:
                 self._settled.wait(farewell.remaining())
-            untold = list(schedule.untold)
+            # One without a receipt is in another thread's hands, or in those of the frame under a signal handler.
+            untold = [job for job in schedule.untold if job.receipt is not None]
         if untold:
             self._announce(untold)  # what somebody was interrupted about
         self._cut(closed)  # what was put back for another attempt meanwhile

@@ -8,6 +8,7 @@ come.
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -23,6 +24,12 @@ from .receipt import Receipt
 
 #: Messages of a list that are queued in one step. More would keep the workers waiting for the first of them.
 _AT_ONCE = 32
+
+
+class _Nothing(enum.Enum):
+    """Not None, which an iterable may give by mistake."""
+
+    PULLED = enum.auto()
 
 
 class ReceiptStream(Iterator[Receipt]):
@@ -52,7 +59,7 @@ class ReceiptStream(Iterator[Receipt]):
         self._at_once = _AT_ONCE if isinstance(messages, (list, tuple)) else 1
         self._source: Iterator[Message] | None = iter(messages)
         self._count = 0  # messages pulled
-        self._pulled: Message | None = None  # the last of them, as long as nothing was made of it
+        self._pulled: Message | _Nothing = _Nothing.PULLED  # the last of them, as long as nothing was made of it
         self._held: deque[tuple[int, Job]] = deque()  # waiting for their places
         self._failure: BaseException | None = None  # what the iterable raised, or that the sender was closed
 
@@ -74,7 +81,7 @@ class ReceiptStream(Iterator[Receipt]):
         while not came:
             if collector.look() and came:
                 break
-            if self._held or self._source is not None or self._pulled is not None:
+            if self._held or self._source is not None or self._pulled is not _Nothing.PULLED:
                 self._feed()
             elif len(collector):
                 collector.wait()
@@ -103,12 +110,17 @@ class ReceiptStream(Iterator[Receipt]):
                 collector.wait()
                 return
             self._pull(min(self._at_once, collector.room))
-        if self._held and not self._queue_some():
-            self._wait_in_line()
+        try:
+            if self._held and not self._queue_some():
+                self._wait_in_line()
+        except BaseException:
+            # From outside, perhaps before the waiting began: who never comes back would bar the line for all others.
+            self._dispatcher().leave_line(collector)
+            raise
 
     def _pull(self, most: int) -> None:
         """Make jobs of the next messages."""
-        if self._pulled is not None:
+        if self._pulled is not _Nothing.PULLED:
             self._make_job()
         if self._source is None:
             return
@@ -126,7 +138,7 @@ class ReceiptStream(Iterator[Receipt]):
 
     def _make_job(self) -> None:
         message, index = self._pulled, self._count
-        assert message is not None
+        assert message is not _Nothing.PULLED
         envelope = None
         try:
             envelope = Envelope.of(message)
@@ -138,10 +150,10 @@ class ReceiptStream(Iterator[Receipt]):
             self._collector.under_way[index] = job, dispatcher
             self._held += ((index, job),)
             self._count += 1
-            self._pulled = None
+            self._pulled = _Nothing.PULLED
         except MailError as error:
             self._count += 1
-            self._pulled = None
+            self._pulled = _Nothing.PULLED
             self._refuse(index, envelope, error)
 
     def _queue_some(self) -> bool:
@@ -164,11 +176,9 @@ class ReceiptStream(Iterator[Receipt]):
 
     def _wait_in_line(self) -> None:
         collector = self._collector
-        try:
-            collector.wait()
-        finally:
-            # Not while somebody looks at receipts: those behind would wait for him.
-            self._dispatcher().leave_line(collector)
+        collector.wait()
+        # Not while somebody looks at receipts: those behind would wait for him.
+        self._dispatcher().leave_line(collector)
         if self._end.passed:
             self._refuse_held(_too_late)
 

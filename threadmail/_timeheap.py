@@ -1,9 +1,10 @@
 """Jobs by a time.
 
 Owns `TimeHeap`, of which a sender has two: for due times, and for deadlines. Guarantees: every operation is O(log n),
-amortised by nothing, so that no caller ever pays for what others left behind; whoever has left is not held, but for a
-third of those who are still here. An exception from outside between any two of its steps, or a call by a signal handler
-there, loses nobody: the dictionary says who is here, the heaps are its index and may hold too much, never too little.
+amortised by nothing, so that no caller ever pays for what others left behind; whoever has left is not held: a time is
+left of him, and for at most a third of those who are still here. An exception from outside between any two of its
+steps, or a call by a signal handler there, loses nobody: the dictionary says who is here, the heaps are its index and
+may hold too much, never too little.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from math import inf
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 _T = TypeVar("_T")
+
+#: When, a number that no other has, and what; None once that has left, for it may be large.
+_Entry: TypeAlias = "list[Any]"
 
 #: Entries of the old heap that each operation looks at while that is worn down. More than one, or it would never end.
 _WORN = 4
@@ -26,11 +30,11 @@ class TimeHeap(Generic[_T]):
     """Things by a time; hashable by identity."""
 
     def __init__(self) -> None:
-        self._entries: dict[_T, tuple[float, int, _T]] = {}
-        self._heap: list[tuple[float, int, _T]] = []
+        self._entries: dict[_T, _Entry] = {}
+        self._heap: list[_Entry] = []
         # Once half of a heap is dead it becomes the old one. Its living entries move to a new heap some at a time:
         # a sweep in one go takes 15 ms for 100,000, and somebody would wait for it under the lock.
-        self._old: list[tuple[float, int, _T]] = []
+        self._old: list[_Entry] = []
         self._counter = 0
 
     def __len__(self) -> int:
@@ -45,16 +49,21 @@ class TimeHeap(Generic[_T]):
     def add(self, thing: _T, at: float) -> None:
         """Have `thing` here, once, at this time."""
         self._counter += 1
-        entry = (at, self._counter, thing)
+        before = self._entries.get(thing)
+        entry: _Entry = [at, self._counter, thing]
         heapq.heappush(self._heap, entry)  # first: an entry too many is worn down, one too few would be forgotten
         self._entries[thing] = entry
+        if before is not None:
+            before[2] = None
         self._wear_down()
 
     def discard(self, thing: _T) -> bool:
         """Forget it. Returns whether it was here."""
-        if thing not in self._entries:
+        entry = self._entries.get(thing)
+        if entry is None:
             return False
         del self._entries[thing]
+        entry[2] = None
         self._wear_down()
         return True
 
@@ -73,7 +82,7 @@ class TimeHeap(Generic[_T]):
         first = self._first()
         return None if first is None or first[0] > now else first[2]
 
-    def _first(self) -> tuple[float, int, _T] | None:
+    def _first(self) -> _Entry | None:
         first = self._living_top(self._heap)
         if self._old:
             other = self._living_top(self._old)
@@ -81,7 +90,7 @@ class TimeHeap(Generic[_T]):
                 return other
         return first
 
-    def _living_top(self, heap: list[tuple[float, int, _T]]) -> tuple[float, int, _T] | None:
+    def _living_top(self, heap: list[_Entry]) -> _Entry | None:
         while heap:
             top = heap[0]
             if self._entries.get(top[2]) is top:

@@ -152,7 +152,7 @@ class Worker:
 
     def _next_job(self) -> Job | None:
         with self.lock:
-            self.current = None
+            self.current = self._offered = None  # who is idle holds nobody's message
             if not self.prefetched:
                 return self._head()
             resumable = self.client.aboard
