@@ -770,7 +770,7 @@ def test_ctrl_c_in_any_single_exchange_closes(name: str) -> None:
 def test_an_interrupt_between_354_and_the_content_closes(monkeypatch: pytest.MonkeyPatch, by_hand: bool) -> None:
     """The server waits for content: the next command would be taken for it."""
 
-    def interrupted(content: bytes) -> bytes:
+    def interrupted(content: bytes, behind: bytes = b"") -> bytes:
         raise KeyboardInterrupt
 
     script = [greeting(), ehlo(), answer("MAIL", "250 ok"), answer("RCPT", "250 ok"), answer("DATA", "354 go"), Stall()]

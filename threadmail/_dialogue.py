@@ -159,6 +159,7 @@ class Dialogue(Guarded, smtplib.SMTP):
             self._wire = self._new_wire(self.sock)
         self._wire.trace = self._trace if self.debuglevel > 0 else None
         self._wire.look_for_listeners()
+        self._wire.look_who_calls()
         return self._wire
 
     def _new_wire(self, sock: socket.socket) -> Wire:

@@ -7,9 +7,11 @@ blocks; a socket that is handed on has Python's time-outs again (`rest`). What i
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -33,6 +35,7 @@ class TimedSocket:
     Attributes:
         deadline: when the call under way must be over; set by whoever holds `sync_root`.
         kernel_ticks: a call on the socket that has no time-out of Python's ends after `TICK`, with BlockingIOError.
+        ticks_here: ... also in the thread that is to make the next calls (`look_who_calls`).
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -40,7 +43,7 @@ class TimedSocket:
         self.deadline: Deadline = NEVER
         self.is_open = True
         self.aborted = False
-        self.kernel_ticks = False
+        self.kernel_ticks = self.ticks_here = False
         self._resting_timeout = sock.gettimeout()
 
     def tick_in_kernel(self) -> None:
@@ -54,9 +57,23 @@ class TimedSocket:
         try:
             self._set_ticks(TICK)
             self.sock.settimeout(None)
+            if not os.get_blocking(self.sock.fileno()):
+                # What waits there is not the kernel but a loop that took Python's socket away (gevent): no tick comes.
+                self._set_ticks(0.0)
+                self.sock.settimeout(self._resting_timeout)
+                return
         except OSError:
             return  # another kernel than was thought, or no connection any more; nothing depends on it
-        self.kernel_ticks = True
+        self.kernel_ticks = self.ticks_here = True
+
+    def look_who_calls(self) -> None:
+        """To be called before the calls of a thread: whether the kernel's ticks count for it.
+
+        A signal goes to the main thread. There Python makes the call again that it interrupts (PEP 475), and the
+        kernel begins to count anew: with a signal each second no tick would ever come, and no time-out. What has a
+        time-out of Python's goes on with what is left.
+        """
+        self.ticks_here = self.kernel_ticks and threading.get_ident() != threading.main_thread().ident
 
     def _set_ticks(self, seconds: float) -> None:
         # A struct timeval. Where that is another one (64 bits of time on 32), the kernel refuses this.
@@ -84,7 +101,7 @@ class TimedSocket:
         try:
             if self.is_open and self.kernel_ticks:
                 self._set_ticks(0.0)
-                self.kernel_ticks = False
+                self.kernel_ticks = self.ticks_here = False
             if self.is_open and self.sock.gettimeout() != self._resting_timeout:
                 self.sock.settimeout(self._resting_timeout)
         except OSError:
@@ -108,7 +125,7 @@ class TimedSocket:
             if seconds is not None and seconds <= 0.0:
                 raise _timed_out(f"{what} in time", by_deadline)
             tick = self.sock.gettimeout()
-            by_kernel = self.kernel_ticks and (seconds is None or seconds >= TICK)
+            by_kernel = self.ticks_here and (seconds is None or seconds >= TICK)
             if by_kernel:
                 if tick is not None:
                     self.sock.settimeout(None)

@@ -60,10 +60,13 @@ class Turn:
 
     Attributes:
         failure: what the iterable raised instead of another one.
+        last: the receipt of the last one that was a message, from which the next turn can tell whether the server lets
+            anybody in; of those that were none, where there was no other.
     """
 
     def __init__(self, messages: Iterable[Message]) -> None:
         self.failure: Exception | None = None
+        self.last: Receipt | None = None
         self._entries: list[_Entry] = []
         try:
             for message in messages:
@@ -76,15 +79,18 @@ class Turn:
 
     def not_sent(self, error: MailError) -> list[Receipt]:
         """The receipts if none of them can be sent, because of `error`."""
-        return [Receipt.not_sent(entry.envelope, entry.invalid or error) for entry in self._entries]
+        receipts = [Receipt.not_sent(entry.envelope, entry.invalid or error) for entry in self._entries]
+        self.last = receipts[-1] if receipts else None
+        return receipts
 
     def taken_by(self, client: Taker, end: Deadline, last: Receipt | None) -> list[Receipt]:
         """Have all of them sent.
 
         Args:
-            last: the receipt of the message before.
+            last: that of the turn before.
         """
         receipts: list[Receipt] = []
+        self.last = last
         ahead = deque(entry for entry in self._entries if entry.envelope is not None)
         begun = deque[_Entry]()
 
@@ -100,8 +106,10 @@ class Turn:
             for waiting in (ahead, begun):
                 if waiting and waiting[0] is entry:
                     waiting.popleft()
-            last = self._fate(entry, client, end, follow, last)
-            receipts.append(last)
+            receipt = self._fate(entry, client, end, follow, self.last)
+            receipts.append(receipt)
+            if entry.envelope is not None or self.last is None:
+                self.last = receipt
         return receipts
 
     def _fate(

@@ -154,7 +154,7 @@ class Wire(TimedSocket):
     ) -> None:
         try:
             if (
-                self.kernel_ticks
+                self.ticks_here
                 and self.deadline is NEVER
                 and (timeout is None or timeout >= TICK)
                 and len(data) <= BLOCK
@@ -316,7 +316,7 @@ class Wire(TimedSocket):
             self._acknowledge_at_once()
         data = None
         if (
-            self.kernel_ticks
+            self.ticks_here
             and self.deadline is NEVER
             and (seconds is None or seconds >= TICK)
             and self.is_open

@@ -251,17 +251,19 @@ class Client(KeptConnection):
         """
         end = Deadline.after(deadline)
         receipts: list[Receipt] = []
+        last: Receipt | None = None
         source = iter(messages)
         while turn := Turn(islice(source, TURN)):
             try:
                 with holding(self.sync_root, end):
                     try:
-                        receipts += turn.taken_by(self, end, receipts[-1] if receipts else None)
+                        receipts += turn.taken_by(self, end, last)
                     finally:
                         if self.aboard is not None:  # an exception from outside has left somebody behind
                             self._disconnect("lost")
             except TimedOut as error:
                 receipts += turn.not_sent(error)
+            last = turn.last or last
             if turn.failure is not None:
                 raise turn.failure
         return Report(receipts)

@@ -225,7 +225,15 @@ class Transaction:
         if not recipient or recipient == self._at_rcpt[-1]:
             self.phase = _DONE
             if not self._accepted:
-                self.error = DataRefused(*reply.pair)
+                self.error = DataRefused(*self._most_hopeful(reply).pair)
+
+    def _most_hopeful(self, reply: Reply) -> Reply:
+        """What the error is to say where several final replies came, and none of them is a consent (LMTP).
+
+        That somebody was only put off, if he was: what `may_resend` says does not hang on the order of recipients.
+        """
+        put_off = (self._replies[r] for r in self._at_rcpt if self._replies[r].transient) if self.terms.lmtp else ()
+        return next(iter(put_off), reply)
 
     # ------------------------------------------------------------ the end
 
