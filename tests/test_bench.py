@@ -561,11 +561,10 @@ def test_a_commit_is_measured_and_leaves_nothing(
     monkeypatch.setattr(against, "rows", lambda: [against.Row(8, "tiny", "threadmail", cell, against.CPU)])
     monkeypatch.setattr(against, "SLOWEST", 0.0)  # six messages say nothing of speed
     monkeypatch.chdir(tmp_path)
-    before = worktrees()
     assert main(["--against", "HEAD", "--quick", "--offline", "--seed", "1"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^\| 8 \| tiny \| CPU \| [\d,.]+ us \| [\d,.]+ us \|.* kept \|$", printed, re.M)
-    assert worktrees() == before
+    assert "threadmail-against-" not in worktrees()
     assert main(["--against", "HEAD", "--part", "nothing", "--offline"]) == 1  # an empty run is none
     with pytest.raises(SystemExit, match="worktree add"):
         main(["--against", "no-such-commit", "--offline"])
