@@ -433,6 +433,8 @@ class Round:
                 self._count("main")
                 raise Strike
 
+        # Who hangs here is the main thread, and nobody else could say so.
+        faulthandler.dump_traceback_later(self.seconds + PATIENCE, exit=True, file=STDERR)
         before = signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
         try:
@@ -443,6 +445,7 @@ class Round:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, before)
+            faulthandler.cancel_dump_traceback_later()
 
     def _end(self) -> list[str]:
         wrong = []
