@@ -304,10 +304,11 @@ class SenderTarget(Target):
         if rng.random() < 0.2:
             self.ledger.may_doubt()
             shelter.call(lambda: self.sender.abort(future) if rng.random() < 0.5 else future.cancel())
-        # The future is there, so it must be settled, whoever is struck meanwhile; waiting is the harness's part.
+        # The future is there, so it must be settled, whoever is struck meanwhile. Waiting is the harness's part, and in
+        # the shelter: a strike within the standard library's own wait can leave the future's lock held for ever.
         end = time.monotonic() + PATIENCE
         while not future.done() and time.monotonic() < end:
-            shelter.call(lambda: wait([future], 0.5))
+            wait([future], 0.5)
         if not future.done():
             self.ledger.violated(f"{letter.message_id}: its future was never settled")
             self.ledger.abandon(letter)

@@ -157,6 +157,8 @@ class Dispatcher:
             self._start(start)
         except BaseException:
             self._abandon_start()
+            with self._lock:
+                self._schedule.wake_first()  # who left the line may have been interrupted before he passed it on
             raise
 
     def _put_in_turn(self, job: Job) -> Worker | None:
