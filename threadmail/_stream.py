@@ -175,9 +175,17 @@ class ReceiptStream(Iterator[Receipt]):
         return len(held) < before
 
     def _wait_in_line(self) -> None:
+        """Wait until it is our turn and some are queued, until there is a receipt, or until it is too late.
+
+        Whoever is woken keeps his place until he has looked: three that left the line, and joined it again at its end,
+        would wake each other for ever, and nobody would ever find it empty. But nobody keeps it while somebody looks at
+        receipts: those behind would wait for him.
+        """
         collector = self._collector
-        collector.wait()
-        # Not while somebody looks at receipts: those behind would wait for him.
+        while not (collector.came or self._end.passed):
+            collector.wait()
+            if self._end.passed or (not collector.came and self._queue_some()):
+                break
         self._dispatcher().leave_line(collector)
         if self._end.passed:
             self._refuse_held(_too_late)
