@@ -140,4 +140,4 @@ def test_who_is_woken_keeps_his_place_until_he_has_looked() -> None:
     stream = ReceiptStream([LETTER], collector, NEVER, lambda: dispatcher, refused.append)  # type: ignore[arg-type, return-value]
     stream._feed()
     assert (places, dispatcher.line, refused) == ([1, 1], [], [])
-    assert stream._held == []
+    assert not stream._held
