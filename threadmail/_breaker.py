@@ -147,6 +147,14 @@ class CircuitBreaker:
         longest = min(self._policy.longest, self._policy.base * 2.0 ** min(self.failures - 1, 30))
         self.opens_at = now + longest / 4 + self._rng.uniform(0, longest * 3 / 4)
 
+    def is_final(self) -> bool:
+        """Whether the last dial met what will not change. A callable may have another password, and is asked again."""
+        error = self.error
+        if error is None or error.transient:
+            return False
+        another_pair = isinstance(error, LoginRefused) and not error.pair_is_fixed and self.failures == 1
+        return not another_pair
+
     def given_up(self, *, alive: bool) -> bool:
         """Whether the policy has no patience left for another dial.
 

@@ -23,7 +23,7 @@ from ._cli_output import Output
 from ._cli_server import server_of
 from ._cli_signals import Interruptible, Signals
 from ._cli_sources import STDIN, Item
-from ._deadline import Deadline, now
+from ._deadline import Deadline, now, out_of_time
 from ._job import SendFuture
 from .envelope import Envelope
 from .errors import CONNECTING, InvalidAddress, MailError, Outcome
@@ -187,7 +187,11 @@ class Mailing:
 
     def _drop(self, futures: list[SendFuture]) -> None:
         for future in futures:
-            self._sender.abort(future)
+            late = self._end.passed and future.take_back(
+                out_of_time("the deadline passed before the message was on the wire")
+            )
+            if not late:
+                self._sender.abort(future)
 
     def _take_news(self) -> None:
         """Wait for a message to be settled, or a signal, or the deadline; not for long."""

@@ -17,7 +17,7 @@ from collections import deque
 from math import inf
 from typing import Any, TypeAlias
 
-from ._deadline import Deadline, now
+from ._deadline import Deadline, now, out_of_time
 from ._job import Job, Keeper
 from .envelope import Envelope
 from .errors import TimedOut
@@ -197,6 +197,4 @@ class Collector:
 
 
 def _taken_back() -> TimedOut:
-    error = TimedOut("the message was taken back before it was on the wire")
-    error.deadline_passed = True
-    return error
+    return out_of_time("the message was taken back before it was on the wire")

@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any
 
 from ._breaker import CircuitBreaker, Dial
-from ._deadline import Deadline, now
+from ._deadline import Deadline, now, out_of_time
 from ._job import Job
 from ._life import Life
 from ._limits import has_enough
@@ -34,7 +34,7 @@ from ._verdict import Verdict, judge
 from ._worker import BeforeFinal, Worker, as_it_stands, lost_prefetched, note, too_late
 from .client import Client, ClientStats
 from .config import ServerConfig
-from .errors import Aborted, Closed, MailError, Outcome, Phase, QueueFull, TimedOut
+from .errors import Aborted, Closed, MailError, Outcome, Phase, QueueFull
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .throttle import Throttle
@@ -169,9 +169,7 @@ class Dispatcher:
                 if self.in_callback:
                     raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
                 if job.end.passed:
-                    error = TimedOut("the deadline passed while waiting for a place in the queue")
-                    error.deadline_passed = True
-                    raise error
+                    raise out_of_time("the deadline passed while waiting for a place in the queue")
                 if waiter is None:
                     waiter = _Waiter(self._lock)
                     schedule.line[waiter] = None
@@ -678,11 +676,8 @@ class Dispatcher:
                 schedule.limit.fewer(len(schedule.workers))
             else:
                 news = breaker.error is None
-                time = now()
-                breaker.failed(error, time)
-                # A callable may have another password, and is asked again at once.
-                final = not error.transient and breaker.opens_at > time
-                give_up = final or breaker.given_up(alive=has_enough(error))
+                breaker.failed(error, now())
+                give_up = breaker.is_final() or breaker.given_up(alive=has_enough(error))
         if error is not None:
             # What the messages meet, their receipts tell; of the server, once that it does not let us in any more.
             note(logging.WARNING if news else logging.INFO, "no connection: %s", error)

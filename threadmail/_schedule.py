@@ -333,7 +333,7 @@ class Schedule(Generic[_W]):
             worker.dialling = True
             return _DIAL
         pause = breaker.pause(now)
-        if pause is not None and breaker.error is not None and not breaker.error.transient:
+        if pause is not None and breaker.is_final():
             return _FAIL
         return self._wait(inf if pause is None else pause, now)
 

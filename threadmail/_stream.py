@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from ._collector import Collector
-from ._deadline import Deadline
+from ._deadline import Deadline, out_of_time
 from ._dispatcher import Dispatcher
 from ._job import Job, JobState
 from .client import Message
@@ -206,9 +206,7 @@ class ReceiptStream(Iterator[Receipt]):
 
 
 def _too_late() -> TimedOut:
-    error = TimedOut("the deadline passed while waiting for a place in the queue")
-    error.deadline_passed = True
-    return error
+    return out_of_time("the deadline passed while waiting for a place in the queue")
 
 
 def _stopped() -> Aborted:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Protocol, TypeAlias
 
-from ._deadline import Deadline, now
+from ._deadline import Deadline, now, out_of_time
 from ._delivery import Follower
 from ._job import Job, JobState
 from ._schedule import Do
@@ -326,9 +326,7 @@ class Worker:
 
 def too_late() -> TimedOut:
     """The error of a message that nobody took up in time."""
-    error = TimedOut("the deadline passed before the message was on the wire")
-    error.deadline_passed = True
-    return error
+    return out_of_time("the deadline passed before the message was on the wire")
 
 
 def as_it_stands(job: Job) -> Receipt:

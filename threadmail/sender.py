@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from . import _exit
 from ._collector import LAST_WORD, Collector
-from ._deadline import NEVER, Deadline
+from ._deadline import NEVER, Deadline, out_of_time
 from ._dispatcher import Dispatcher
 from ._dispatcher import SenderStats as SenderStats
 from ._guard import BornAnew
@@ -331,9 +331,7 @@ class ThreadedSender(BornAnew):
 
 
 def _taken_back() -> TimedOut:
-    error = TimedOut("the message was taken back before it was on the wire")
-    error.deadline_passed = True
-    return error
+    return out_of_time("the message was taken back before it was on the wire")
 
 
 def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:
