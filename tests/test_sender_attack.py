@@ -6,6 +6,7 @@ import gc
 import math
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import wait
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from tests.support.mail import envelope
 from threadmail import (
+    Closed,
+    Envelope,
     InvalidEnvelope,
     Outcome,
     Receipt,
@@ -122,6 +125,47 @@ def test_none_among_the_messages_is_refused_as_whatever_else_is_no_message() -> 
         report = sender.send_all([envelope("one"), None, envelope("three")])  # type: ignore[list-item]
         assert [receipt.outcome for receipt in report] == [Outcome.SENT, Outcome.NOT_SENT, Outcome.SENT]
         assert isinstance(report[1].error, InvalidEnvelope)
+
+
+def test_all_that_a_stream_has_pulled_have_receipts_when_the_sender_is_closed_under_it() -> None:
+    """Those waiting for a place as well, and whoever watches is told of each of them once."""
+    watched: list[Receipt] = []
+    with CaptureServer() as server:
+        sender = ThreadedSender(server.url, throttle=Throttle(HOURLY), workers=1, on_receipt=watched.append)
+        sender.send(envelope("first"))
+        pulled: list[int] = []
+
+        def messages() -> Iterator[Envelope]:
+            for n in range(2):
+                if n == 1:
+                    sender.close(drain=False)
+                pulled.append(n)
+                yield envelope(f"m{n}")
+
+        receipts: list[Receipt] = []
+        with pytest.raises(Closed):
+            receipts.extend(sender.send_each(messages()))  # keeps what came before
+        assert len(pulled) == 2
+        assert [receipt.outcome for receipt in receipts] == [Outcome.NOT_SENT] * 2
+        assert sorted(each.sender for each in watched[1:]) == sorted(each.sender for each in receipts)
+
+
+def test_a_callback_does_not_wait_for_a_stream() -> None:
+    """Its worker may be the one that is to bring the receipt."""
+    met: list[BaseException] = []
+
+    def watch(receipt: Receipt) -> None:
+        if receipt.tag == "first":
+            try:
+                next(stream)
+            except Reentered as error:
+                met.append(error)
+
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1, on_receipt=watch) as sender:
+        stream = sender.send_each([envelope("second")], deadline=PATIENCE)
+        sender.submit(envelope("first"), tag="first").result(PATIENCE)
+        assert [receipt.outcome for receipt in stream] == [Outcome.SENT]
+        assert len(met) == 1
 
 
 # ---------------------------------------------------------------- callbacks handed over

@@ -11,6 +11,8 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from functools import partial
 from itertools import islice
 
 from ._collector import Collector
@@ -19,7 +21,7 @@ from ._dispatcher import Dispatcher
 from ._job import Job, JobState
 from .client import Message
 from .envelope import Envelope
-from .errors import Aborted, Closed, MailError, TimedOut, detach
+from .errors import Aborted, Closed, MailError, Reentered, TimedOut, detach
 from .receipt import Receipt
 
 #: Messages of a list that are queued in one step. More would keep the workers waiting for the first of them.
@@ -74,13 +76,16 @@ class ReceiptStream(Iterator[Receipt]):
 
         Raises:
             StopIteration: there are no more.
-            Exception: what the iterable raised, or Closed, when those that were queued are settled.
+            Reentered: called by a callback of the sender, and there is none yet.
+            Exception: what the iterable raised, or Closed, when those that were pulled are settled.
         """
         collector = self._collector
         came = collector.came
         while not came:
             if collector.look() and came:
                 break
+            if self._dispatcher().in_callback:
+                raise Reentered("a callback of the sender must not wait for the receipts of a stream")
             if self._held or self._source is not None or self._pulled is not _Nothing.PULLED:
                 self._feed()
             elif len(collector):
@@ -163,12 +168,10 @@ class ReceiptStream(Iterator[Receipt]):
         try:
             self._dispatcher().put_some(held, self._collector)
         except Closed as closed:
-            # Those are told by the exception, which is raised when the others are settled.
+            # Those have their receipts, as all that were pulled; the exception tells of those that were not.
             self._source = None
             self._failure = self._failure or closed
-            while held:
-                self._collector.forget(held[-1][0])
-                del held[-1]
+            self._refuse_held(partial(copy, closed))
             return True
         while held and held[0][1].state is not JobState.NEW:
             del held[0]
