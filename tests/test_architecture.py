@@ -20,7 +20,8 @@ ORDER = [
     *("retry", "throttle", "_breaker"),
     *("_opening", "_idle", "_kept", "_turn", "client"),
     *("_steps", "_room", "_keys", "_leases", "pool"),
-    *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker", "_dispatcher"),
+    *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker"),
+    *("_sender_stats", "_leavings", "_teller", "_starter", "_closing", "_dispatcher"),
     *("_collector", "_stream", "sender"),
 ]
 

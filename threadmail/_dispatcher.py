@@ -17,61 +17,31 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from ._breaker import CircuitBreaker, Dial
+from ._closing import LONGEST_WAIT, Closing
 from ._deadline import Deadline, now, out_of_time
 from ._job import Job
+from ._leavings import left_by, lost_behind
 from ._life import Life
 from ._limits import has_enough
-from ._schedule import DONE, LATER, NEW, ON_WIRE, READY, TAKEN, Do, Schedule, Waiter
+from ._schedule import DONE, NEW, ON_WIRE, TAKEN, Do, Schedule, Waiter
+from ._sender_stats import SenderStats, seen, with_connections
+from ._starter import Starter
+from ._teller import Teller
 from ._verdict import Verdict, judge
-from ._worker import BeforeFinal, Worker, as_it_stands, lost_prefetched, note, too_late
+from ._worker import BeforeFinal, Worker, note, too_late
 from .client import Client, ClientStats
 from .config import ServerConfig
-from .errors import Aborted, Closed, MailError, Outcome, Phase, QueueFull
+from .errors import Aborted, Closed, MailError, Outcome, QueueFull
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .throttle import Throttle
 from .transaction import Transaction
-
-#: Seconds for all workers together to end, once their connections were dropped. A dial cannot be ended before its own
-#: time is over.
-FAREWELL = 10.0
-
-#: Nobody sleeps longer than this without a look around, in seconds.
-LONGEST_WAIT = 60.0
-
-
-@dataclass(frozen=True)
-class SenderStats:
-    """What a sender is doing, and has done.
-
-    Attributes:
-        queued: messages waiting for a worker.
-        retrying: messages waiting for their next attempt.
-        in_flight: messages that a worker has, begun or about to be.
-        lanes: workers running; connected: those with a connection.
-        outcomes: settled messages by outcome.
-        retries: attempts after the first.
-        opened: connections made.
-        closed: connections ended, by reason (see `ClientStats`).
-    """
-
-    queued: int = 0
-    retrying: int = 0
-    in_flight: int = 0
-    lanes: int = 0
-    connected: int = 0
-    outcomes: Mapping[Outcome, int] = field(default_factory=dict)
-    retries: int = 0
-    opened: int = 0
-    closed: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Waiter:
@@ -106,17 +76,12 @@ class Dispatcher:
         before_final: BeforeFinal | None = None,
     ) -> None:
         self.config = config
-        self._workers = workers
         self._policy = policy
         self._throttle = throttle
         self._rng = rng
-        self._before_final = before_final
-        self._settle_completion = settle
-        self._announce_job = announce
-        self._local = threading.local()  # each worker's thread keeps its worker, and so its client, here
+        self._teller = Teller(settle, announce)
         self._lock = threading.RLock()  # guards everything below, and the schedule
         self._not_empty = threading.Condition(self._lock)  # workers wait for something to do
-        self._settled = threading.Condition(self._lock)  # who closes waits for jobs to be told, then for workers to end
         self._schedule: Schedule[Worker] = Schedule(
             workers=workers,
             queue_size=queue_size,
@@ -126,22 +91,22 @@ class Dispatcher:
             return_token=self._return_token,
             is_limited=lambda: throttle.is_limited,
         )
-        self._life = Life.OPEN
-        self._drain = True  # what is queued is worked off before the end; once False it stays so
-        self._close_by = Deadline()  # only ever becomes earlier
-        self._cut_short: dict[Job, None] = {}  # by closing
-        self._executor: ThreadPoolExecutor | None = None
+        self._closing = Closing(self._lock, self._schedule)
+        self._settled = self._closing.settled
+        self._starter = Starter(
+            self._lock,
+            self._schedule,
+            workers,
+            make=lambda: Worker(self, config, rng, before_final),
+            ended=self.ended,
+            nobody=self._no_threads,
+            not_begun=self._wake_closers,
+        )
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
         self.others_idle = False  # read without the lock, as a hint: one that is stale costs a message its ride, or one
 
     # ------------------------------------------------------------ callers: in
-
-    @property
-    def in_callback(self) -> bool:
-        """Whether the calling thread is a worker, or is telling of a message: it must not wait for another one."""
-        local = self._local
-        return getattr(local, "worker", None) is not None or getattr(local, "telling", 0) > 0
 
     def put(self, job: Job) -> None:
         """Queue a job; waits for a place, in the order of asking.
@@ -154,9 +119,9 @@ class Dispatcher:
         try:
             with self._lock:
                 start = self._put_in_turn(job)
-            self._start(start)
+            self._starter.start(start)
         except BaseException:
-            self._abandon_start()
+            self._starter.abandon()
             with self._lock:
                 self._schedule.wake_first()  # who left the line may have been interrupted before he passed it on
             raise
@@ -206,9 +171,9 @@ class Dispatcher:
                     schedule.wake_first()
             for start in starts:
                 if start is not None:
-                    self._start(start)
+                    self._starter.start(start)
         except BaseException:
-            self._abandon_start()
+            self._starter.abandon()
             raise
 
     def leave_line(self, waiter: Waiter) -> None:
@@ -218,7 +183,7 @@ class Dispatcher:
             self._schedule.wake_first()
 
     def _require_open(self) -> None:
-        if self._life is not Life.OPEN:
+        if self._closing.life is not Life.OPEN:
             raise Closed("this sender is closed")
 
     def _submit(self, job: Job) -> Worker | None:
@@ -232,7 +197,7 @@ class Dispatcher:
             else:
                 self._not_empty.notify_all()
         schedule.submit(job)
-        return self._wanted()
+        return self._starter.wanted()
 
     # ------------------------------------------------------------ callers: out
 
@@ -332,12 +297,29 @@ class Dispatcher:
 
     # ------------------------------------------------------------ telling
 
+    @property
+    def in_callback(self) -> bool:
+        """Whether the calling thread is a worker, or is telling of a message: it must not wait for another one."""
+        return self._starter.in_worker or self._teller.is_telling
+
     def tell(self, job: Job) -> None:
         """Tell of a job: first who waits for it, then who watches."""
-        try:
-            self._settle_completion(job)
-        finally:
-            self._announce_job(job)
+        self._teller.tell(job)
+
+    def announce_some(self) -> bool:
+        """Call back for messages that callers have settled. Returns whether there were any."""
+        with self._lock:
+            jobs = self._schedule.some_unannounced()
+        self._announce(jobs)
+        return bool(jobs)
+
+    def _announce(self, jobs: list[Job]) -> None:
+        """Tell of jobs, perhaps again."""
+        self._teller.tell_all(jobs)
+        with self._lock:
+            self._schedule.told(jobs)
+            self._wake_closers()
+            self._schedule.wake_first()
 
     def _end(self, jobs: list[Job], receipt: Callable[[Job], Receipt]) -> None:
         """Tell of jobs that were taken out: their receipts are made here, without the lock."""
@@ -349,48 +331,20 @@ class Dispatcher:
             raise
 
     def _end_each(self, jobs: list[Job], receipt: Callable[[Job], Receipt], ended: set[Job]) -> None:
-        local = self._local
-        depth = getattr(local, "telling", 0)
         for job in jobs:
             if job not in ended:
                 job.receipt = receipt(job)
                 ended.add(job)
-            try:
-                local.telling = depth + 1  # who has the future may be called back here
-                self._settle_completion(job)
-            finally:
-                local.telling = depth
+        self._teller.settle_all(jobs)
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
         if not self.in_callback:
             with self._lock:
-                if self._life is Life.OPEN:
+                if self._closing.life is Life.OPEN:
                     self._not_empty.notify()
                     if self._schedule.hand_over(jobs):
                         self._schedule.wake_first()
                         return
         self._announce(jobs)
-
-    def announce_some(self) -> bool:
-        """Call back for messages that callers have settled. Returns whether there were any."""
-        with self._lock:
-            jobs = self._schedule.some_unannounced()
-        self._announce(jobs)
-        return bool(jobs)
-
-    def _announce(self, jobs: Iterable[Job]) -> None:
-        """Tell of jobs, perhaps again."""
-        local = self._local
-        depth = getattr(local, "telling", 0)
-        try:
-            local.telling = depth + 1
-            for job in jobs:
-                self.tell(job)
-        finally:
-            local.telling = depth
-        with self._lock:
-            self._schedule.told(jobs)
-            self._wake_closers()
-            self._schedule.wake_first()
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""
@@ -401,66 +355,8 @@ class Dispatcher:
         if self._throttle.is_limited:
             self._throttle.give_back()
 
-    # ------------------------------------------------------------ workers: beginning
-
-    def _wanted(self) -> Worker | None:
-        """A worker that is to be started, if there is more to do than those there are can do. Under the lock."""
-        schedule = self._schedule
-        if (
-            not schedule.working
-            or len(schedule.workers) >= schedule.limit.workers
-            or schedule.idle >= len(schedule.ready) + len(schedule.later)
-        ):
-            return None
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane")
-        worker = Worker(self, self.config, self._rng, self._before_final)
-        self._local.starting = worker
-        schedule.workers[worker] = None
-        return worker
-
-    def _start(self, worker: Worker | None) -> None:
-        if worker is None:
-            return
-        executor = self._executor
-        try:
-            if executor is None:
-                raise RuntimeError("the sender was closed meanwhile")
-            # The callback is for a worker that was interrupted where it cannot help itself: before its first line.
-            executor.submit(self._work, worker).add_done_callback(lambda _: self.ended(worker))
-        except RuntimeError as exc:  # the system gives no thread, or the interpreter is going and starts none any more
-            note(logging.WARNING, "no worker could be started: %s", exc)
-            self._local.starting = None
-            if self._not_begun(worker):
-                self.fail_queue(MailError(f"no thread could be started to send it: {exc}", transient=True))
-        self._local.starting = None
-
-    def _not_begun(self, worker: Worker) -> bool:
-        """A worker could not be started. Returns whether there is nobody left to come to the queue."""
-        with self._lock:
-            if not worker.begun:
-                worker.over = True  # should it begin after all, it ends at once
-                self._schedule.workers.pop(worker, None)
-            self._wake_closers()
-            return not self._schedule.workers
-
-    def _abandon_start(self) -> None:
-        """This thread was to start a worker, and perhaps was interrupted before it had."""
-        worker: Worker | None = getattr(self._local, "starting", None)
-        if worker is None:
-            return
-        self._local.starting = None
-        if self._not_begun(worker):
-            with self._lock:
-                another = self._wanted() if len(self._schedule) else None
-            self._start(another)
-
-    def _work(self, worker: Worker) -> None:
-        self._local.worker = worker
-        try:
-            worker.work()
-        finally:
-            self._local.worker = None
+    def _no_threads(self, reason: RuntimeError) -> None:
+        self.fail_queue(MailError(f"no thread could be started to send it: {reason}", transient=True))
 
     # ------------------------------------------------------------ workers: what to do
 
@@ -478,10 +374,10 @@ class Dispatcher:
                 do = self._next(worker)
                 # Callbacks may take their time, and what is queued does not wait for them.
                 is_busy = do is Do.SEND or do is Do.ANNOUNCE or do is Do.EXPIRE
-                another = self._wanted() if is_busy and self._schedule.ready else None
-            self._start(another)
+                another = self._starter.wanted() if is_busy and self._schedule.ready else None
+            self._starter.start(another)
         except BaseException:
-            self._abandon_start()
+            self._starter.abandon()
             raise
         return do
 
@@ -551,30 +447,9 @@ class Dispatcher:
             return taken
 
     def resumed(self, worker: Worker, resumable: Transaction | None) -> Job | None:
-        """Of the jobs that were begun behind the last one: the first that must be told how it stands."""
-        found: Job | None = None
+        """Of the jobs that were begun behind the last one: the first that goes on, or must be told how it stands."""
         with self._lock, worker.lock:
-            lost: list[Job] = []
-            while worker.prefetched and found is None:
-                job = worker.prefetched[0]
-                begun = job.transaction
-                if job.called_off:
-                    worker.client.abort()
-                    found = job
-                elif begun is not None and (begun is resumable or begun.phase is Phase.FINAL):
-                    found = job
-                else:
-                    # The connection was lost under the one ahead: nothing of this was sent, and it was no attempt.
-                    lost += (job,)
-                worker.current = found
-                del worker.prefetched[0]
-            if found is not None and (found.transaction is None or found.transaction is not resumable):
-                lost_prefetched(found)
-            if lost:
-                self._schedule.give_back_run(worker)  # else it would stand ahead of those who came before
-            for job in reversed(lost):
-                job.alone = True
-                self._schedule.give_back(job)
+            found = lost_behind(self._schedule, worker, resumable)
             self._wake_closers()
         return found
 
@@ -698,46 +573,28 @@ class Dispatcher:
             with self._lock:
                 told = self._left_by(worker, stats)
                 nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
-                another = self._wanted() if len(self._schedule) else None
+                another = self._starter.wanted() if len(self._schedule) else None
                 self._not_empty.notify_all()
                 self._wake_closers()
             if told:
                 self._announce(told)
             while nobody_else:
                 nobody_else = self.announce_some()
-            self._start(another)
+            self._starter.start(another)
         except BaseException:
-            self._abandon_start()
+            self._starter.abandon()
             raise
         worker.buried = True
 
     def _left_by(self, worker: Worker, stats: ClientStats) -> list[Job]:
-        """Forget a worker, and put back or finish what it has left lying. Returns what is to be told, perhaps again.
-
-        Under the lock.
-        """
+        """Forget a worker. Returns what is to be told of what it has left lying, perhaps again. Under the lock."""
         schedule = self._schedule
         worker.over = True
         with worker.lock:
             told = list(worker.finished)
             schedule.give_back_run(worker)
         self._account(worker, False)
-        left = [job for job, owner in schedule.in_flight.items() if owner is worker]
-        with worker.lock:
-            for job in left:
-                if self._is_left(worker, job):
-                    job.receipt = as_it_stands(job)
-                    schedule.finish(job)
-                if job.state is DONE:
-                    told.append(job)
-            worker.current = None
-            worker.prefetched.clear()
-        for job in left:
-            if schedule.in_flight.get(job) is worker:
-                del schedule.in_flight[job]
-        worker.dialling = False
-        if schedule.breaker.probing and not any(each.dialling for each in schedule.workers):
-            schedule.breaker.gave_up()  # it was interrupted before it could say so
+        told += left_by(schedule, worker)
         if worker in schedule.workers:
             del schedule.workers[worker]
             self._opened += stats.opened
@@ -745,86 +602,25 @@ class Dispatcher:
         schedule.leaving.pop(worker, None)
         return told
 
-    def _is_left(self, worker: Worker, job: Job) -> bool:
-        """Whether a job of a worker that was interrupted is to end as it stands; it is put back if nothing was sent."""
-        schedule = self._schedule
-        if job.state in (READY, LATER, DONE):
-            if job.state is READY:
-                schedule.ready.setdefault(job, None)
-            return False
-        begun = job.transaction
-        if not job.called_off and (
-            begun is None or (job in worker.prefetched and begun.phase not in (Phase.FINAL, Phase.DONE))
-        ):
-            job.alone = begun is not None
-            schedule.give_back(job)
-            return False
-        return True
-
     # ------------------------------------------------------------ the end
 
     def close(self, *, drain: bool, end: Deadline) -> list[Job]:
-        """Take no more jobs, work the queue off or not, and end all workers.
-
-        May be called by several threads at once, and by a signal handler inside itself: each of them sees the end
-        through, by the earliest deadline that any of them gave, and gets the whole list.
+        """Take no more jobs, work the queue off or not, and end all workers; see `Closing`.
 
         Returns:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
         """
-        schedule = self._schedule
-        with self._lock:
-            is_over = self._life is Life.CLOSED
-            if not is_over:
-                self._life = Life.CLOSING
-                self._drain = self._drain and drain
-                self._close_by = self._close_by.within(end)
-                for waiter in list(schedule.line):
-                    waiter.wake()
-                self._settled.notify_all()
-                self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
-        if is_over:
-            self._join()
-            return []
-        closed = Closed("the sender was closed before it was sent")
-        self._cut(closed)
-        with self._lock:
-            self._wait(lambda: not (schedule.in_flight or schedule.untold))
-            self._drop_connections()
-            schedule.working = False
-            self._not_empty.notify_all()
-            farewell = Deadline.after(FAREWELL)
-            while schedule.workers and not farewell.passed:
-                self._settled.wait(farewell.remaining())
-            # One without a receipt is in another thread's hands, or in those of the frame under a signal handler.
-            untold = [job for job in schedule.untold if job.receipt is not None]
-        if untold:
-            self._announce(untold)  # what somebody was interrupted about
-        self._cut(closed)  # what was put back for another attempt meanwhile
-        with self._lock:
-            self._life = Life.CLOSED
-            self._settled.notify_all()
-            cut_short = list(self._cut_short)
-        self._join()
+        cut_short: list[Job] = []
+        if self._closing.begin(drain=drain, end=end):
+            closed = Closed("the sender was closed before it was sent")
+            self._cut(closed)
+            untold = self._closing.see_off(self._drop_connections)
+            if untold:
+                self._announce(untold)  # what somebody was interrupted about
+            self._cut(closed)  # what was put back for another attempt meanwhile
+            cut_short = self._closing.finish()
+        self._starter.join()
         return cut_short
-
-    def _join(self) -> None:
-        """See the threads off; each of those who close does, so that for all of them it is over."""
-        with self._lock:
-            executor, ended = self._executor, not self._schedule.workers
-        if executor is None or getattr(self._local, "joining", False):
-            return  # a signal handler, in the middle of this: the executor's locks are not for one thread twice
-        try:
-            self._local.joining = True
-            executor.shutdown(wait=ended)
-        finally:
-            self._local.joining = False
-
-    def _wait(self, done: Callable[[], object]) -> None:
-        """Wait for it, or until the time for closing is over; somebody may shorten that meanwhile."""
-        while not done() and not self._close_by.passed:
-            left = self._close_by.remaining()
-            self._settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
 
     def _cut(self, closed: Closed) -> None:
         """Take back what nobody will send: the queue, and those begun behind others, of whose content nothing left."""
@@ -839,7 +635,7 @@ class Dispatcher:
                             while self.config.window == 1 and worker.prefetched:
                                 self._out_of_prefetched(worker, worker.prefetched[-1], out)
                     self._schedule.drained(out)
-                    self._cut_short.update(dict.fromkeys(out))
+                    self._closing.cut_short.update(dict.fromkeys(out))
                     self._schedule.wake_first()
             finally:
                 if out:
@@ -856,42 +652,20 @@ class Dispatcher:
                 ]
                 for job in hit:
                     job.called_off = True
-                    self._cut_short[job] = None
+                    self._closing.cut_short[job] = None
                 if hit or worker.dialling:
                     worker.client.abort()
+        self._schedule.working = False
+        self._not_empty.notify_all()
 
     # ------------------------------------------------------------ looking at it
 
     def stats(self) -> SenderStats:
-        """As of one moment; but the connections of running workers are counted after it."""
+        """What the sender is doing now, and has done so far."""
         with self._lock:
-            schedule = self._schedule
-            workers = list(schedule.workers)
-            outcomes = Counter(schedule.outcomes)
-            under_way = len(schedule.in_flight)
-            for worker in workers:
-                with worker.lock:
-                    told = [job for job in worker.finished if job.completion.done()]
-                outcomes[Outcome.SENT] += len(told)
-                under_way -= len(told)
-            outcomes.update(
-                [job.receipt.outcome for job in list(schedule.untold) if job.receipt and job.completion.done()]
-            )
-            seen = SenderStats(
-                queued=len(schedule.ready),
-                retrying=len(schedule.later),
-                in_flight=under_way,
-                lanes=len(workers),
-                connected=sum(worker.connected for worker in workers),
-                outcomes={outcome: number for outcome, number in outcomes.items() if number},
-                retries=schedule.retries,
-            )
-            opened, closed = self._opened, Counter(self._closed)
-        for worker in workers:  # outside the lock: a client's numbers are behind its own
-            stats = worker.client.stats()
-            opened += stats.opened
-            closed.update(stats.closed)
-        return SenderStats(**{**seen.__dict__, "opened": opened, "closed": dict(closed)})
+            stats = seen(self._schedule)
+            workers, opened, closed = list(self._schedule.workers), self._opened, Counter(self._closed)
+        return with_connections(stats, opened, closed, workers)
 
     def clients(self) -> list[Client]:
         """The clients of all workers. Without the lock: for a forked child, where a dead thread may hold it."""

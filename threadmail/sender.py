@@ -19,10 +19,10 @@ from . import _exit
 from ._collector import LAST_WORD, Collector
 from ._deadline import NEVER, Deadline, out_of_time
 from ._dispatcher import Dispatcher
-from ._dispatcher import SenderStats as SenderStats
 from ._guard import BornAnew
 from ._job import Job, SendFuture
 from ._life import Life
+from ._sender_stats import SenderStats as SenderStats
 from ._stream import ReceiptStream
 from ._worker import BeforeFinal, note
 from .client import Client, Message

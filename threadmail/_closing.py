@@ -1,0 +1,88 @@
+"""The end of a sender.
+
+Owns its life cycle (OPEN, CLOSING, CLOSED), the time that closing may take, and who waits for it. Guarantees: several
+threads may close at once, and a signal handler inside one of them: each sees the end through, by the earliest deadline
+that any of them gave; another call may shorten and never lengthens; each gets the whole list of what was cut short.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ._deadline import Deadline
+from ._job import Job
+from ._life import Life
+from ._schedule import Schedule
+from ._worker import Worker
+
+#: Seconds for all workers together to end, once their connections were dropped. A dial cannot be ended before its own
+#: time is over.
+FAREWELL = 10.0
+
+#: Nobody sleeps longer than this without a look around, in seconds.
+LONGEST_WAIT = 60.0
+
+
+class Closing:
+    """The life of one sender in one process.
+
+    Attributes:
+        life: changed under the lock only, and only forwards.
+        settled: who closes waits here for jobs to be told, then for workers to end.
+        cut_short: jobs that closing has taken out of the queue, or dropped on the wire.
+    """
+
+    def __init__(self, lock: Any, schedule: Schedule[Worker]) -> None:
+        self._lock = lock
+        self._schedule = schedule
+        self.life = Life.OPEN
+        self.settled = threading.Condition(lock)
+        self.cut_short: dict[Job, None] = {}
+        self._drain = True  # what is queued is worked off before the end; once False it stays so
+        self._close_by = Deadline()  # only ever becomes earlier
+
+    def begin(self, *, drain: bool, end: Deadline) -> bool:
+        """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over."""
+        schedule = self._schedule
+        with self._lock:
+            if self.life is Life.CLOSED:
+                return False
+            self.life = Life.CLOSING
+            self._drain = self._drain and drain
+            self._close_by = self._close_by.within(end)
+            for waiter in list(schedule.line):
+                waiter.wake()
+            self.settled.notify_all()
+            self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
+        return True
+
+    def see_off(self, drop_connections: Callable[[], None]) -> list[Job]:
+        """Wait for what is on the wire, then for the workers to end. Returns jobs that somebody has yet to tell of.
+
+        Args:
+            drop_connections: called under the lock when the time is over or nothing is on the wire.
+        """
+        schedule = self._schedule
+        with self._lock:
+            self._wait(lambda: not (schedule.in_flight or schedule.untold))
+            drop_connections()
+            schedule.working = False
+            farewell = Deadline.after(FAREWELL)
+            while schedule.workers and not farewell.passed:
+                self.settled.wait(farewell.remaining())
+            # One without a receipt is in another thread's hands, or in those of the frame under a signal handler.
+            return [job for job in schedule.untold if job.receipt is not None]
+
+    def finish(self) -> list[Job]:
+        """It is over. Returns what was cut short."""
+        with self._lock:
+            self.life = Life.CLOSED
+            self.settled.notify_all()
+            return list(self.cut_short)
+
+    def _wait(self, done: Callable[[], object]) -> None:
+        while not done() and not self._close_by.passed:
+            left = self._close_by.remaining()
+            self.settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
