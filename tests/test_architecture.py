@@ -21,7 +21,7 @@ ORDER = [
     *("_opening", "_idle", "_kept", "_turn", "client"),
     *("_steps", "_room", "_keys", "_leases", "pool"),
     *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker"),
-    *("_sender_stats", "_leavings", "_teller", "_starter", "_closing", "_dispatcher"),
+    *("_sender_stats", "_leavings", "_conclusions", "_teller", "_starter", "_closing", "_door", "_dispatcher"),
     *("_collector", "_stream", "sender"),
 ]
 

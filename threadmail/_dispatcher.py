@@ -17,40 +17,30 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
-from typing import Any
 
 from ._breaker import CircuitBreaker, Dial
 from ._closing import LONGEST_WAIT, Closing
-from ._deadline import Deadline, now, out_of_time
+from ._conclusions import learn, put_where_it_belongs, told_of_dial
+from ._deadline import Deadline, now
+from ._door import Door
 from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
-from ._limits import has_enough
-from ._schedule import DONE, NEW, ON_WIRE, TAKEN, Do, Schedule, Waiter
+from ._schedule import DONE, ON_WIRE, Do, Schedule
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
 from ._teller import Teller
-from ._verdict import Verdict, judge
+from ._verdict import judge
 from ._worker import BeforeFinal, Worker, note, too_late
 from .client import Client, ClientStats
 from .config import ServerConfig
-from .errors import Aborted, Closed, MailError, Outcome, QueueFull
+from .errors import Aborted, Closed, MailError, Outcome
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .throttle import Throttle
 from .transaction import Transaction
-
-
-class _Waiter:
-    """A caller that waits for a place in the queue."""
-
-    def __init__(self, lock: Any) -> None:
-        self._woken = threading.Condition(lock)
-        self.wake = self._woken.notify
-        self.wait = self._woken.wait
 
 
 class Dispatcher:
@@ -79,7 +69,6 @@ class Dispatcher:
         self._policy = policy
         self._throttle = throttle
         self._rng = rng
-        self._teller = Teller(settle, announce)
         self._lock = threading.RLock()  # guards everything below, and the schedule
         self._not_empty = threading.Condition(self._lock)  # workers wait for something to do
         self._schedule: Schedule[Worker] = Schedule(
@@ -93,6 +82,15 @@ class Dispatcher:
         )
         self._closing = Closing(self._lock, self._schedule)
         self._settled = self._closing.settled
+        self._teller = Teller(
+            self._lock,
+            self._schedule,
+            settle,
+            announce,
+            wake_worker=self._not_empty.notify,
+            wake_closers=self._wake_closers,
+            may_hand_over=lambda: self._closing.life is Life.OPEN and not self._starter.in_worker,
+        )
         self._starter = Starter(
             self._lock,
             self._schedule,
@@ -102,102 +100,20 @@ class Dispatcher:
             nobody=self._no_threads,
             not_begun=self._wake_closers,
         )
+        self._door = Door(
+            self._lock,
+            self._schedule,
+            self._not_empty,
+            self._starter,
+            is_open=lambda: self._closing.life is Life.OPEN,
+            in_callback=lambda: self.in_callback,
+        )
+        # What the parts do is asked of the whole: callers and workers know no others.
+        self.put, self.put_some, self.leave_line = self._door.put, self._door.put_some, self._door.leave_line
+        self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
         self.others_idle = False  # read without the lock, as a hint: one that is stale costs a message its ride, or one
-
-    # ------------------------------------------------------------ callers: in
-
-    def put(self, job: Job) -> None:
-        """Queue a job; waits for a place, in the order of asking.
-
-        Raises:
-            TimedOut: there was none before the job's deadline.
-            QueueFull: there is none, and the caller is a callback, which would wait for itself.
-            Closed: no more jobs are taken.
-        """
-        try:
-            with self._lock:
-                start = self._put_in_turn(job)
-            self._starter.start(start)
-        except BaseException:
-            self._starter.abandon()
-            with self._lock:
-                self._schedule.wake_first()  # who left the line may have been interrupted before he passed it on
-            raise
-
-    def _put_in_turn(self, job: Job) -> Worker | None:
-        schedule, waiter = self._schedule, None
-        try:
-            while not schedule.admits(waiter):
-                self._require_open()
-                if self.in_callback:
-                    raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
-                if job.end.passed:
-                    raise out_of_time("the deadline passed while waiting for a place in the queue")
-                if waiter is None:
-                    waiter = _Waiter(self._lock)
-                    schedule.line[waiter] = None
-                left = job.end.remaining()
-                waiter.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
-            self._require_open()
-            return self._submit(job)
-        finally:
-            if waiter is not None:
-                schedule.line.pop(waiter, None)
-                schedule.wake_first()  # there may be a place for the next one too
-
-    def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
-        """Queue the first of `jobs`, as many as there are places for, in one step. Waits for nothing.
-
-        May be called again with the same jobs: those that are queued are passed over.
-
-        Args:
-            jobs: each with its caller's number.
-            waiter: stands in the line of those who wait for a place until its turn comes, or until `leave_line`.
-        Raises:
-            Closed: no more jobs are taken.
-        """
-        try:
-            with self._lock:
-                self._require_open()
-                schedule = self._schedule
-                if not schedule.admits(waiter):
-                    schedule.line[waiter] = None
-                    return
-                starts = [self._submit(job) for _, job in islice(jobs, schedule.places()) if job.state is NEW]
-                if schedule.line:
-                    schedule.line.pop(waiter, None)
-                    schedule.wake_first()
-            for start in starts:
-                if start is not None:
-                    self._starter.start(start)
-        except BaseException:
-            self._starter.abandon()
-            raise
-
-    def leave_line(self, waiter: Waiter) -> None:
-        """This waiter does not wait any more."""
-        with self._lock:
-            self._schedule.line.pop(waiter, None)
-            self._schedule.wake_first()
-
-    def _require_open(self) -> None:
-        if self._closing.life is not Life.OPEN:
-            raise Closed("this sender is closed")
-
-    def _submit(self, job: Job) -> Worker | None:
-        """Queue a job. Returns a worker that is to be started for it. Under the lock."""
-        schedule = self._schedule
-        if schedule.idle:
-            # First: one that wakes too early looks for himself, one that is not woken sleeps on. While the server is
-            # not to be dialled, only some workers can work, and one of the others might be woken.
-            if schedule.breaker.is_closed:
-                self._not_empty.notify()
-            else:
-                self._not_empty.notify_all()
-        schedule.submit(job)
-        return self._starter.wanted()
 
     # ------------------------------------------------------------ callers: out
 
@@ -211,7 +127,7 @@ class Dispatcher:
                 self._schedule.wake_first()
         finally:
             if out:
-                self._end(out, lambda job: job.ended_by(error))
+                self._teller.end(out, lambda job: job.ended_by(error))
         return bool(out)
 
     def abort(self, job: Job) -> bool:
@@ -229,7 +145,7 @@ class Dispatcher:
                 self._schedule.wake_first()
         finally:
             if out:
-                self._end(out, lambda job: job.receipt or Receipt.not_sent(job.envelope, _called_off()))
+                self._teller.end(out, lambda job: job.receipt or Receipt.not_sent(job.envelope, _called_off()))
         return bool(out)
 
     def _abort_on_wire(self, job: Job, out: list[Job]) -> bool:
@@ -269,7 +185,7 @@ class Dispatcher:
                     self._schedule.wake_first()
             finally:
                 if over:
-                    self._end(over, self._overdue)
+                    self._teller.end(over, self._overdue)
             more = bool(over)
 
     def _overdue(self, job: Job) -> Receipt:
@@ -292,7 +208,7 @@ class Dispatcher:
                         self._schedule.wake_first()
             finally:
                 if out and error is not None:
-                    self._end(out, lambda job, error=error: job.ended_by(copy.copy(error)))  # type: ignore[misc]
+                    self._teller.end(out, lambda job, error=error: job.ended_by(copy.copy(error)))  # type: ignore[misc]
             more = bool(out)
 
     # ------------------------------------------------------------ telling
@@ -301,50 +217,6 @@ class Dispatcher:
     def in_callback(self) -> bool:
         """Whether the calling thread is a worker, or is telling of a message: it must not wait for another one."""
         return self._starter.in_worker or self._teller.is_telling
-
-    def tell(self, job: Job) -> None:
-        """Tell of a job: first who waits for it, then who watches."""
-        self._teller.tell(job)
-
-    def announce_some(self) -> bool:
-        """Call back for messages that callers have settled. Returns whether there were any."""
-        with self._lock:
-            jobs = self._schedule.some_unannounced()
-        self._announce(jobs)
-        return bool(jobs)
-
-    def _announce(self, jobs: list[Job]) -> None:
-        """Tell of jobs, perhaps again."""
-        self._teller.tell_all(jobs)
-        with self._lock:
-            self._schedule.told(jobs)
-            self._wake_closers()
-            self._schedule.wake_first()
-
-    def _end(self, jobs: list[Job], receipt: Callable[[Job], Receipt]) -> None:
-        """Tell of jobs that were taken out: their receipts are made here, without the lock."""
-        ended: set[Job] = set()
-        try:
-            self._end_each(jobs, receipt, ended)
-        except BaseException:  # from outside: what is left undone is done now, for nobody else would come by
-            self._end_each(jobs, receipt, ended)
-            raise
-
-    def _end_each(self, jobs: list[Job], receipt: Callable[[Job], Receipt], ended: set[Job]) -> None:
-        for job in jobs:
-            if job not in ended:
-                job.receipt = receipt(job)
-                ended.add(job)
-        self._teller.settle_all(jobs)
-        # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
-        if not self.in_callback:
-            with self._lock:
-                if self._closing.life is Life.OPEN:
-                    self._not_empty.notify()
-                    if self._schedule.hand_over(jobs):
-                        self._schedule.wake_first()
-                        return
-        self._announce(jobs)
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""
@@ -467,13 +339,15 @@ class Dispatcher:
         verdict = judge(job, receipt, self._policy, self._rng, now())
         with self._lock:
             with worker.lock:
-                final = self._settle(worker, job, verdict)
+                self._not_empty.notify()  # of a retry, somebody who sleeps for longer has to know
+                final = put_where_it_belongs(self._schedule, worker, job, verdict, self._policy)
                 worker.current = None
-            self._learn(worker, verdict, job.pauses_seen)
+            if pause := learn(self._schedule, worker, verdict, job.pauses_seen, now()):
+                self._throttle.pause(pause)
             self._wake_closers()
             self._schedule.wake_first()
         if final:
-            self._announce([job])
+            self._teller.announce([job])
         elif verdict.again is not None:
             job.completion.put_off()
         return not verdict.no_session
@@ -486,45 +360,6 @@ class Dispatcher:
                 worker.current = None
             self._wake_closers()
 
-    def _settle(self, worker: Worker, job: Job, verdict: Verdict) -> bool:
-        """Have a job where it belongs after an attempt. Returns whether it is to be told. Under both locks."""
-        schedule = self._schedule
-        begun = worker.current is job
-        if not begun and not (worker.run and worker.run[0] is job and job.state is TAKEN):
-            return False  # it was taken from us before its MAIL: what was found out is about the server only
-        until = job.taken_first + self._policy.total
-        if verdict.no_session and not job.called_off:
-            schedule.give_back(job)
-            if begun:
-                worker.current = None
-            if self._policy.attempts > 1:
-                schedule.expires(job, until)  # `total` runs from the first time it was taken, whatever came of that
-            return False
-        if not verdict.made:
-            self._return_token()
-        job.receipt = verdict.receipt
-        if verdict.again is None or job.called_off:
-            schedule.finish(job)
-            return True
-        job.spared += verdict.signs.spares
-        job.envelope = verdict.again
-        self._not_empty.notify()
-        schedule.again(job, verdict.at, min(job.end.at, until))
-        return False
-
-    def _learn(self, worker: Worker, verdict: Verdict, pauses_seen: int) -> None:
-        schedule = self._schedule
-        if verdict.no_session:
-            return  # the dial has told
-        if verdict.sent:
-            schedule.limit.count_good(1)
-        elif pause := schedule.limit.learn(verdict.signs, len(schedule.workers), pauses_seen):
-            self._throttle.pause(pause)
-        if verdict.answered:
-            schedule.breaker.answered()
-        elif verdict.lost is not None and not self._others_connected(worker):
-            schedule.breaker.lost(verdict.lost, now())
-
     # ------------------------------------------------------------ workers: connecting
 
     def may_dial(self, worker: Worker) -> bool:
@@ -536,31 +371,14 @@ class Dispatcher:
 
     def dialled(self, worker: Worker, error: MailError | None) -> None:
         """A worker has connected, or not."""
-        give_up = news = False
         with self._lock:
-            schedule, breaker = self._schedule, self._schedule.breaker
             self._not_empty.notify_all()
-            worker.dialling = False
-            if error is None:
-                worker.connected = True  # not at its next step: whoever's dial fails meanwhile must know of it
-                breaker.connected()
-            elif error.deadline_passed or isinstance(error, Aborted):
-                breaker.gave_up()
-            elif error.transient and self._others_connected(worker):
-                breaker.gave_up()  # a server that has enough connections is not dead
-                schedule.limit.fewer(len(schedule.workers))
-            else:
-                news = breaker.error is None
-                breaker.failed(error, now())
-                give_up = breaker.is_final() or breaker.given_up(alive=has_enough(error))
+            news, give_up = told_of_dial(self._schedule, worker, error, now())
         if error is not None:
             # What the messages meet, their receipts tell; of the server, once that it does not let us in any more.
             note(logging.WARNING if news else logging.INFO, "no connection: %s", error)
         if give_up:
             self.fail_queue(error)
-
-    def _others_connected(self, worker: Worker) -> bool:
-        return any(each.connected for each in self._schedule.workers if each is not worker)
 
     # ------------------------------------------------------------ workers: ending
 
@@ -577,7 +395,7 @@ class Dispatcher:
                 self._not_empty.notify_all()
                 self._wake_closers()
             if told:
-                self._announce(told)
+                self._teller.announce(told)
             while nobody_else:
                 nobody_else = self.announce_some()
             self._starter.start(another)
@@ -616,7 +434,7 @@ class Dispatcher:
             self._cut(closed)
             untold = self._closing.see_off(self._drop_connections)
             if untold:
-                self._announce(untold)  # what somebody was interrupted about
+                self._teller.announce(untold)  # what somebody was interrupted about
             self._cut(closed)  # what was put back for another attempt meanwhile
             cut_short = self._closing.finish()
         self._starter.join()
@@ -639,7 +457,7 @@ class Dispatcher:
                     self._schedule.wake_first()
             finally:
                 if out:
-                    self._end(out, lambda job: job.ended_by(copy.copy(closed)))
+                    self._teller.end(out, lambda job: job.ended_by(copy.copy(closed)))
             more = bool(out)
 
     def _drop_connections(self) -> None:

@@ -1,29 +1,52 @@
 """Who is told what became of a message.
 
-Owns the order in which a message is told, and the mark on a thread that is telling. Guarantees: who waits for a message
-is told before whoever watches; what a caller's own code does in a callback can be told from the outside (`is_telling`),
-so that it is not made to wait for itself. Has no lock, and nothing of it is called under one.
+Owns the one path by which every message is told: who waits for it, then whoever watches; and the mark on a thread that
+is telling. Guarantees: a message that was taken out is told of, whatever comes up meanwhile, and counted once; what a
+caller's own code does in a callback can be told from outside (`is_telling`), so that it is not made to wait for itself;
+a caller, who has a deadline, is not held up by callbacks where a worker can run them. Nobody is told under the lock.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ._job import Job
+from ._schedule import Schedule
+from ._worker import Worker
+from .receipt import Receipt
 
 
 class Teller:
-    """Tells of jobs that have their final receipts.
+    """Tells of the jobs of one sender that have their final receipts.
 
     Args:
+        lock: guards the schedule.
         settle: settles the completion of a job, which takes no time but for callbacks of futures.
         announce: calls back whoever watches, which may take its time. Both may be called twice with one job.
+        wake_worker, wake_closers: called under the lock when there is something to be announced, and when it has been.
+        may_hand_over: whether a worker may run the callbacks; asked under the lock.
     """
 
-    def __init__(self, settle: Callable[[Job], None], announce: Callable[[Job], None]) -> None:
+    def __init__(
+        self,
+        lock: Any,
+        schedule: Schedule[Worker],
+        settle: Callable[[Job], None],
+        announce: Callable[[Job], None],
+        *,
+        wake_worker: Callable[[], None],
+        wake_closers: Callable[[], None],
+        may_hand_over: Callable[[], bool],
+    ) -> None:
+        self._lock = lock
+        self._schedule = schedule
         self._settle = settle
-        self._announce = announce
+        self._call_back = announce
+        self._wake_worker = wake_worker
+        self._wake_closers = wake_closers
+        self._may_hand_over = may_hand_over
         self._local = threading.local()
 
     @property
@@ -32,19 +55,54 @@ class Teller:
         return getattr(self._local, "depth", 0) > 0
 
     def tell(self, job: Job) -> None:
-        """Tell of a job, on a worker's thread."""
+        """Tell of a job that its worker has sent, on that worker's thread."""
         try:
             self._settle(job)
         finally:
-            self._announce(job)
+            self._call_back(job)
 
-    def tell_all(self, jobs: Iterable[Job]) -> None:
-        """Tell of jobs, on any thread."""
+    def end(self, jobs: list[Job], receipt: Callable[[Job], Receipt]) -> None:
+        """Tell of jobs that were taken out: their receipts are made here, for that grows with their recipients."""
+        ended: set[Job] = set()
+        try:
+            self._end_each(jobs, receipt, ended)
+        except BaseException:  # from outside: what is left undone is done now, for nobody else would come by
+            self._end_each(jobs, receipt, ended)
+            raise
+
+    def _end_each(self, jobs: list[Job], receipt: Callable[[Job], Receipt], ended: set[Job]) -> None:
+        for job in jobs:
+            if job not in ended:
+                job.receipt = receipt(job)
+                ended.add(job)
+            self._marked(self._settle, (job,))
+        # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
+        if self.is_telling or not self._handed_over(jobs):
+            self.announce(jobs)
+
+    def _handed_over(self, jobs: list[Job]) -> bool:
+        with self._lock:
+            if not self._may_hand_over():
+                return False
+            self._wake_worker()
+            handed_over = self._schedule.hand_over(jobs)
+            self._schedule.wake_first()
+        return handed_over
+
+    def announce_some(self) -> bool:
+        """Call back for jobs that were handed over. Returns whether there were any."""
+        with self._lock:
+            jobs = self._schedule.some_unannounced()
+        self.announce(jobs)
+        return bool(jobs)
+
+    def announce(self, jobs: list[Job]) -> None:
+        """Tell of jobs, perhaps again, and count them."""
         self._marked(self.tell, jobs)
-
-    def settle_all(self, jobs: Iterable[Job]) -> None:
-        """Tell only those who wait for them; somebody else will do the rest."""
-        self._marked(self._settle, jobs)
+        with self._lock:
+            self._schedule.told(jobs)
+            self._wake_closers()
+            self._schedule.wake_first()
 
     def _marked(self, act: Callable[[Job], None], jobs: Iterable[Job]) -> None:
         local = self._local

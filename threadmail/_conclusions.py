@@ -1,0 +1,84 @@
+"""What follows from an attempt or a dial, for the schedule.
+
+Owns how a verdict changes the state of a job, the concurrency limit and the circuit breaker. Decides by what it is
+given, takes no lock and tells nobody: the dispatcher calls it under its lock, and under the worker's where a job moves.
+"""
+
+from __future__ import annotations
+
+from ._job import Job
+from ._limits import has_enough
+from ._schedule import TAKEN, Schedule
+from ._verdict import Verdict
+from ._worker import Worker
+from .errors import Aborted, MailError
+from .retry import RetryPolicy
+
+
+def put_where_it_belongs(
+    schedule: Schedule[Worker], worker: Worker, job: Job, verdict: Verdict, policy: RetryPolicy
+) -> bool:
+    """Have a job where it belongs after an attempt. Returns whether it is to be told."""
+    begun = worker.current is job
+    if not begun and not (worker.run and worker.run[0] is job and job.state is TAKEN):
+        return False  # it was taken from us before its MAIL: what was found out is about the server only
+    until = job.taken_first + policy.total
+    if verdict.no_session and not job.called_off:
+        schedule.give_back(job)
+        if begun:
+            worker.current = None
+        if policy.attempts > 1:
+            schedule.expires(job, until)  # `total` runs from the first time it was taken, whatever came of that
+        return False
+    if not verdict.made:
+        schedule.return_token()
+    job.receipt = verdict.receipt
+    if verdict.again is None or job.called_off:
+        schedule.finish(job)
+        return True
+    job.spared += verdict.signs.spares
+    job.envelope = verdict.again
+    schedule.again(job, verdict.at, min(job.end.at, until))
+    return False
+
+
+def learn(schedule: Schedule[Worker], worker: Worker, verdict: Verdict, pauses_seen: int, now: float) -> float:
+    """Let limit and breaker know. Returns seconds for which all are to pause; 0.0: there is no reason to."""
+    if verdict.no_session:
+        return 0.0  # the dial has told
+    pause = 0.0
+    if verdict.sent:
+        schedule.limit.count_good(1)
+    else:
+        pause = schedule.limit.learn(verdict.signs, len(schedule.workers), pauses_seen)
+    if verdict.answered:
+        schedule.breaker.answered()
+    elif verdict.lost is not None and not _others_connected(schedule, worker):
+        schedule.breaker.lost(verdict.lost, now)
+    return pause
+
+
+def told_of_dial(schedule: Schedule[Worker], worker: Worker, error: MailError | None, now: float) -> tuple[bool, bool]:
+    """A worker has connected, or not. Returns whether that is news of the server, and whether what waits is given up.
+
+    The next to dial finds the breaker as it has to be, and whoever waits for that is to be woken.
+    """
+    breaker = schedule.breaker
+    worker.dialling = False
+    if error is None:
+        worker.connected = True  # not at its next step: whoever's dial fails meanwhile must know of it
+        breaker.connected()
+    elif error.deadline_passed or isinstance(error, Aborted):
+        breaker.gave_up()
+    elif error.transient and _others_connected(schedule, worker):
+        breaker.gave_up()  # a server that has enough connections is not dead
+        schedule.limit.fewer(len(schedule.workers))
+    else:
+        news = breaker.error is None
+        breaker.failed(error, now)
+        return news, breaker.is_final() or breaker.given_up(alive=has_enough(error))
+    return False, False
+
+
+def _others_connected(schedule: Schedule[Worker], worker: Worker) -> bool:
+    return any(each.connected for each in schedule.workers if each is not worker)

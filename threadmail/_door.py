@@ -1,0 +1,149 @@
+"""How messages come in.
+
+Owns the line of callers that wait for a place in a sender's queue. Guarantees: places are given in the order of asking,
+and nobody overtakes who waits; who gives up, or is interrupted, passes his turn on; whoever waits here waits no longer
+than his message's deadline, or until the sender is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from ._closing import LONGEST_WAIT
+from ._deadline import out_of_time
+from ._job import Job
+from ._schedule import NEW, Schedule, Waiter
+from ._starter import Starter
+from ._worker import Worker
+from .errors import Closed, QueueFull
+
+
+class _Waiter:
+    """A caller that waits for a place in the queue."""
+
+    def __init__(self, lock: Any) -> None:
+        self._woken = threading.Condition(lock)
+        self.wake = self._woken.notify
+        self.wait = self._woken.wait
+
+
+class Door:
+    """Lets jobs into the queue of one sender.
+
+    Args:
+        lock: guards the schedule.
+        not_empty: where workers wait for something to do.
+        is_open: whether jobs are taken; asked under the lock.
+        in_callback: whether the calling thread must not be made to wait.
+    """
+
+    def __init__(
+        self,
+        lock: Any,
+        schedule: Schedule[Worker],
+        not_empty: threading.Condition,
+        starter: Starter,
+        *,
+        is_open: Callable[[], bool],
+        in_callback: Callable[[], bool],
+    ) -> None:
+        self._lock = lock
+        self._schedule = schedule
+        self._not_empty = not_empty
+        self._starter = starter
+        self._is_open = is_open
+        self._in_callback = in_callback
+
+    def put(self, job: Job) -> None:
+        """Queue a job; waits for a place, in the order of asking.
+
+        Raises:
+            TimedOut: there was none before the job's deadline.
+            QueueFull: there is none, and the caller is a callback, which would wait for itself.
+            Closed: no more jobs are taken.
+        """
+        try:
+            with self._lock:
+                start = self._put_in_turn(job)
+            self._starter.start(start)
+        except BaseException:
+            self._starter.abandon()
+            with self._lock:
+                self._schedule.wake_first()  # who left the line may have been interrupted before he passed it on
+            raise
+
+    def _put_in_turn(self, job: Job) -> Worker | None:
+        schedule, waiter = self._schedule, None
+        try:
+            while not schedule.admits(waiter):
+                self._require_open()
+                if self._in_callback():
+                    raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
+                if job.end.passed:
+                    raise out_of_time("the deadline passed while waiting for a place in the queue")
+                if waiter is None:
+                    waiter = _Waiter(self._lock)
+                    schedule.line[waiter] = None
+                left = job.end.remaining()
+                waiter.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
+            self._require_open()
+            return self._submit(job)
+        finally:
+            if waiter is not None:
+                schedule.line.pop(waiter, None)
+                schedule.wake_first()  # there may be a place for the next one too
+
+    def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
+        """Queue the first of `jobs`, as many as there are places for, in one step. Waits for nothing.
+
+        May be called again with the same jobs: those that are queued are passed over.
+
+        Args:
+            jobs: each with its caller's number.
+            waiter: stands in the line of those who wait for a place until its turn comes, or until `leave_line`.
+        Raises:
+            Closed: no more jobs are taken.
+        """
+        try:
+            with self._lock:
+                self._require_open()
+                schedule = self._schedule
+                if not schedule.admits(waiter):
+                    schedule.line[waiter] = None
+                    return
+                starts = [self._submit(job) for _, job in islice(jobs, schedule.places()) if job.state is NEW]
+                if schedule.line:
+                    schedule.line.pop(waiter, None)
+                    schedule.wake_first()
+            for start in starts:
+                if start is not None:
+                    self._starter.start(start)
+        except BaseException:
+            self._starter.abandon()
+            raise
+
+    def leave_line(self, waiter: Waiter) -> None:
+        """This waiter does not wait any more."""
+        with self._lock:
+            self._schedule.line.pop(waiter, None)
+            self._schedule.wake_first()
+
+    def _require_open(self) -> None:
+        if not self._is_open():
+            raise Closed("this sender is closed")
+
+    def _submit(self, job: Job) -> Worker | None:
+        """Queue a job. Returns a worker that is to be started for it. Under the lock."""
+        schedule = self._schedule
+        if schedule.idle:
+            # First: one that wakes too early looks for himself, one that is not woken sleeps on. While the server is
+            # not to be dialled, only some workers can work, and one of the others might be woken.
+            if schedule.breaker.is_closed:
+                self._not_empty.notify()
+            else:
+                self._not_empty.notify_all()
+        schedule.submit(job)
+        return self._starter.wanted()
