@@ -21,12 +21,14 @@ from tests.detsched import DPOR, Result, Strategy, explore, watched
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, ClientPool, Envelope, Receipt, ServerConfig, _exit
 from threadmail._breaker import CircuitBreaker
+from threadmail._closing import Closing
 from threadmail._dispatcher import Dispatcher
 from threadmail._job import Job as SenderJob
 from threadmail._keys import Keys, Lease
 from threadmail._limits import ConcurrencyLimit
 from threadmail._room import Room
 from threadmail._schedule import Schedule
+from threadmail._starter import Starter
 from threadmail._steps import Steps
 from threadmail._timeheap import TimeHeap
 from threadmail._wire import Wire
@@ -98,7 +100,7 @@ def no_exit_hook() -> Iterator[None]:
 
 CLIENT = (SMTP, Client, Wire)
 POOL = (ClientPool, Steps, Keys, Lease, CircuitBreaker, Room)
-SENDER = (Dispatcher, Schedule, TimeHeap, SenderJob, ConcurrencyLimit, CircuitBreaker)
+SENDER = (Dispatcher, Closing, Starter, Schedule, TimeHeap, SenderJob, ConcurrencyLimit, CircuitBreaker)
 #: Read on each use of `sync_root` without it: written before the threads start, and in a forked child.
 OWNER = ("_locks", "_pid")
 QUIET = {"timeouts": 0}  # a timed wait ends by being woken only

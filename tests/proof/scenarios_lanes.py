@@ -149,7 +149,7 @@ def lanes_alone(
     connected: bool = False,
     late: int = 0,
     window: int = 1,
-    body: Callable[[Dispatcher, Worker], object] = Dispatcher._work,
+    body: Callable[[Dispatcher, Worker], object] = lambda dispatcher, worker: dispatcher._starter.work(worker),
 ) -> Program:
     """Each lane dials, sends, finds nothing more and ends.
 

@@ -75,7 +75,7 @@ class _Bare(Dispatcher):
         self.add(1)
 
     def all_told(self) -> bool:
-        waiting = [job for job in self.jobs if job.state is JobState.READY and self._life is Life.OPEN]
+        waiting = [job for job in self.jobs if job.state is JobState.READY and self._closing.life is Life.OPEN]
         told = [*self.told, *self.refused, *waiting]
         return len(told) == len(self.jobs) == len({id(job) for job in told})
 

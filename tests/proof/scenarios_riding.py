@@ -67,7 +67,7 @@ def _interrupted(dispatcher: Dispatcher, worker: Worker, called: str, by: str) -
 
     sys.setprofile(look)
     try:
-        dispatcher._work(worker)
+        dispatcher._starter.work(worker)
     finally:
         sys.setprofile(None)
 

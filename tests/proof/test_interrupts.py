@@ -78,7 +78,7 @@ class Interrupter:
 
         sys.setprofile(look)
         try:
-            dispatcher._work(worker)
+            dispatcher._starter.work(worker)
         except Interrupt:
             pass  # where the worker cannot help itself the executor's future says so
         finally:
