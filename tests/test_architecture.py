@@ -97,3 +97,32 @@ def test_the_core_needs_the_standard_library_only() -> None:
                 continue
             for name in names:
                 assert name.partition(".")[0] in {*sys.stdlib_module_names, "_typeshed"}, f"{path.name}: {name}"
+
+
+#: What several threads share under a re-entrant lock.
+SHARED = {
+    "workers",
+    "leaving",
+    "in_flight",
+    "untold",
+    "line",
+    "leased",
+    "dialling",
+    "idle",
+    "ending",
+    "closers",
+    "waiters",
+}
+
+
+@pytest.mark.parametrize("name", ["_schedule", "_dispatcher", "_leavings", "_conclusions", "_closing", "_keys", "pool"])
+def test_a_loop_over_what_is_shared_goes_over_a_copy(name: str) -> None:
+    """A finaliser or a signal handler of the same thread gets in where a loop turns, and may change what is there."""
+    loops = [
+        node.iter.func.value
+        if isinstance(node.iter, ast.Call) and isinstance(node.iter.func, ast.Attribute)
+        else node.iter
+        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
+        if isinstance(node, (ast.For, ast.comprehension))
+    ]
+    assert [ast.unparse(loop) for loop in loops if isinstance(loop, ast.Attribute) and loop.attr in SHARED] == []

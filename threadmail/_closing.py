@@ -73,7 +73,7 @@ class Closing:
             while schedule.workers and not farewell.passed:
                 self.settled.wait(farewell.remaining())
             # One without a receipt is in another thread's hands, or in those of the frame under a signal handler.
-            return [job for job in schedule.untold if job.receipt is not None]
+            return [job for job in list(schedule.untold) if job.receipt is not None]
 
     def finish(self) -> list[Job]:
         """It is over. Returns what was cut short."""

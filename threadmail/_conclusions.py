@@ -81,4 +81,4 @@ def told_of_dial(schedule: Schedule[Worker], worker: Worker, error: MailError | 
 
 
 def _others_connected(schedule: Schedule[Worker], worker: Worker) -> bool:
-    return any(each.connected for each in schedule.workers if each is not worker)
+    return any(each.connected for each in list(schedule.workers) if each is not worker)

@@ -462,11 +462,13 @@ class Dispatcher:
 
     def _drop_connections(self) -> None:
         """Under what is still on the wire, and under who is dialling. Under the lock."""
-        for worker in self._schedule.workers:
+        for worker in list(self._schedule.workers):
             with worker.lock:
                 self._schedule.give_back_run(worker)
                 hit = [
-                    job for job, owner in self._schedule.in_flight.items() if owner is worker and job.state is ON_WIRE
+                    job
+                    for job, owner in list(self._schedule.in_flight.items())
+                    if owner is worker and job.state is ON_WIRE
                 ]
                 for job in hit:
                     job.called_off = True

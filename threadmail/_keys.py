@@ -172,8 +172,9 @@ class Keys(Generic[C]):
 
     def clients(self) -> list[C]:
         """All there are."""
-        leased = [lease.client for lease in self.leased if lease.client is not None]
-        return [*leased, *(client for client, _ in self.idle), *self.ending]
+        # Over copies: a finaliser that ends a lease comes up where a loop turns.
+        leased = [lease.client for lease in list(self.leased) if lease.client is not None]
+        return [*leased, *(client for client, _ in list(self.idle)), *list(self.ending)]
 
     # ------------------------------------------------------------ asking
 
@@ -238,7 +239,9 @@ class Keys(Generic[C]):
 
     def serves(self, but: C, now: float) -> bool:
         """Whether any client but one is connected."""
-        return bool(self.idle) or any(lease.client is not but and lease not in self.dialling for lease in self.leased)
+        return bool(self.idle) or any(
+            lease.client is not but and lease not in self.dialling for lease in list(self.leased)
+        )
 
     @property
     def has_to_end(self) -> bool:
@@ -388,7 +391,7 @@ class Keys(Generic[C]):
             if not self._taken():
                 self.life = Life.CLOSED
         self.serve(now)
-        for closer in self.closers:
+        for closer in list(self.closers):
             closer.woken.set()
 
     # ------------------------------------------------------------ ending clients
@@ -400,7 +403,7 @@ class Keys(Generic[C]):
         """
         if farewell.over:
             return
-        for client, claimed in self.ending.items():
+        for client, claimed in list(self.ending.items()):
             if claimed is None:
                 self.ending[client] = farewell
                 farewell.client = client
@@ -451,8 +454,8 @@ class Keys(Generic[C]):
     def to_drop(self, closer: Closer[C], now: float) -> list[C]:
         """Whom this thread has waited for long enough."""
         held_up = self._held_up(self.closers)
-        leased = [lease.client for lease in self.leased if lease not in held_up and lease.client is not None]
-        return [*leased, *(client for client, farewell in self.ending.items() if farewell not in held_up)]
+        leased = [lease.client for lease in list(self.leased) if lease not in held_up and lease.client is not None]
+        return [*leased, *(client for client, farewell in list(self.ending.items()) if farewell not in held_up)]
 
     def leave(self, closer: Closer[C], now: float) -> None:
         """It waits no longer."""

@@ -47,7 +47,7 @@ def lost_behind(schedule: Schedule[Worker], worker: Worker, resumable: Transacti
 def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
     """Put back or finish what a worker that has ended has left lying. Returns what is to be told, perhaps again."""
     told: list[Job] = []
-    left = [job for job, owner in schedule.in_flight.items() if owner is worker]
+    left = [job for job, owner in list(schedule.in_flight.items()) if owner is worker]
     with worker.lock:
         for job in left:
             if _ends_as_it_stands(schedule, worker, job):
@@ -61,7 +61,7 @@ def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
         if schedule.in_flight.get(job) is worker:
             del schedule.in_flight[job]
     worker.dialling = False
-    if schedule.breaker.probing and not any(each.dialling for each in schedule.workers):
+    if schedule.breaker.probing and not any(each.dialling for each in list(schedule.workers)):
         schedule.breaker.gave_up()  # it was interrupted before it could say so
     return told
 

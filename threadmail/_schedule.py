@@ -20,7 +20,8 @@ time; what has left holds no memory.
 finaliser come up when something is called and where a loop turns, not between two plain statements. So each move first
 calls what it needs, then checks again and is made in plain statements alone (subscripts, `del`, `+=`), new place first:
 who is interrupted has moved a job or has not, and a call of the same thread in between, which the re-entrant lock lets
-pass, finds everything in order.
+pass, finds everything in order. A loop goes over a copy (`list`, which is one step) for the same reason: from 3.12 on
+the collector, and with it a finaliser, comes up where a loop turns.
 """
 
 from __future__ import annotations
@@ -376,7 +377,7 @@ class Schedule(Generic[_W]):
 
     def _steal(self, worker: _W) -> bool:
         """Take over half of what the busiest other worker has not begun: it may have met a slow message."""
-        victim = max((each for each in self.workers if each is not worker), key=_to_spare, default=None)
+        victim = max((each for each in list(self.workers) if each is not worker), key=_to_spare, default=None)
         if victim is None or not (spare := _to_spare(victim)):
             return False
         with victim.lock, worker.lock:
