@@ -22,7 +22,6 @@ certain, to fail again. `--seed S --only X --how Y --round N` runs one round aga
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import ctypes
 import faulthandler
 import logging
@@ -72,7 +71,7 @@ PATIENCE = 40.0  # seconds until what has not ended is taken for hanging
 PAUSE = 0.0002, 0.02  # seconds between two strikes
 FLOOR = 0.2  # of the messages whose fate is known must be sent
 OURS, NOT_OURS = "threadmail-", ("threadmail-capture", "threadmail-proxy")
-BEGUN = str(ROOT / "threadmail"), concurrent.futures.__path__[0]  # where a thread of ours is, once it has begun
+BEGUN = str(ROOT / "threadmail")  # where a thread of ours is, once it has begun
 HOWS = ("async", "signal", "error", "memory")
 SWITCH = 1e-5
 STDERR = 2
@@ -479,7 +478,11 @@ class Round:
 
 
 def _has_begun(thread: threading.Thread) -> bool:
-    """Whether it has left the interpreter's part of its beginning, in which nothing of ours could help it."""
+    """Whether it is in code of ours.
+
+    Before and behind it is the interpreter's: one that dies in its bootstrap is waited for by `Thread.start()` without
+    end, and an executor's thread that dies with the word to end in its hand tells nobody else of it.
+    """
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename.startswith(BEGUN):

@@ -197,7 +197,16 @@ class SendFuture(Future[Receipt]):
 
     def settle(self, job: Job, receipt: Receipt) -> None:
         """Set the result, or the error of a message that surely or possibly nobody has. May be called twice."""
+        try:
+            self._set(job, receipt)
+        except BaseException:
+            # From outside, or there is no memory: between the result being there and those who wait being told of it.
+            self._set(job, receipt)
+            raise
+
+    def _set(self, job: Job, receipt: Receipt) -> None:
         if self.done():
+            self._tell_again()
             return
         self._receipt = receipt
         self._job = None
@@ -212,3 +221,11 @@ class SendFuture(Future[Receipt]):
             self.set_exception(error)
         else:
             self.set_result(receipt)
+
+    def _tell_again(self) -> None:
+        """Tell those who wait and were not told: an exception in the midst of `set_result` lets them wait for ever."""
+        with self._condition:
+            for waiter in self._waiters:
+                if self not in waiter.finished_futures:
+                    waiter.add_result(self)
+            self._condition.notify_all()

@@ -1,0 +1,92 @@
+"""What a job's future decides: who is told, once, though an exception from outside comes in the midst of it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import wait
+from typing import Any
+
+import pytest
+
+from threadmail import Envelope, Outcome, Phase, Receipt
+from threadmail._deadline import NEVER
+from threadmail._job import Job
+from threadmail.errors import TimedOut
+from threadmail.receipt import Reply
+
+LETTER = Envelope("s@example.org", ["r@example.org"], b"Subject: x\r\n\r\nx\r\n")
+SENT = Receipt(
+    Outcome.SENT, Phase.DONE, LETTER.sender, LETTER.recipients, None, LETTER.recipients, {}, Reply(250, b"ok")
+)
+
+
+class Keeper:
+    in_callback = False
+
+    def withdraw(self, job: Job, error: Any, *, cancelled: bool = False) -> bool:
+        return False
+
+    def abort(self, job: Job) -> bool:
+        return False
+
+    def settle_overdue(self) -> None: ...
+
+
+class Struck:
+    """Who waits first; whoever tells him is struck, once."""
+
+    def __init__(self, strike: type[BaseException]) -> None:
+        self.finished_futures: list[Any] = []
+        self._strike: type[BaseException] | None = strike
+
+    def add_result(self, future: Any) -> None:
+        strike, self._strike = self._strike, None
+        if strike is not None:
+            raise strike
+        self.finished_futures.append(future)
+
+    add_exception = add_cancelled = add_result
+
+
+def failed() -> Receipt:
+    return Receipt.not_sent(LETTER, TimedOut("late"))
+
+
+@pytest.mark.parametrize("strike", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("receipt", [SENT, failed()], ids=["sent", "not sent"])
+def test_who_waits_is_told_though_whoever_tells_him_is_struck(strike: type[BaseException], receipt: Receipt) -> None:
+    """In `set_result` the future was done, the others who waited for it were not told, and waited for ever."""
+    job = Job(LETTER, NEVER, Keeper())
+    future, ended = job.future, list[Any]()
+    first: Any = Struck(strike)
+    future._waiters.append(first)
+    others = [threading.Thread(target=lambda: ended.append(wait([future]).done)) for _ in range(2)]
+    others.append(threading.Thread(target=lambda: ended.append(future.exception())))
+    for thread in others:
+        thread.start()
+    while len(future._waiters) < 3:
+        pass
+    try:
+        with pytest.raises(strike):
+            job.completion.settle(job, receipt)
+        for thread in others:
+            thread.join(10)
+        assert len(ended) == 3
+        assert first.finished_futures == [future]
+    finally:
+        future._waiters[:] = [waiter for waiter in future._waiters if waiter is not first]
+        for waiter in future._waiters:
+            waiter.add_result(future)
+        with future._condition:
+            future._condition.notify_all()
+        for thread in others:
+            thread.join(10)
+
+
+def test_a_future_that_is_settled_twice_keeps_the_first_receipt_and_tells_once() -> None:
+    job = Job(LETTER, NEVER, Keeper())
+    called: list[Any] = []
+    job.future.add_done_callback(called.append)
+    for receipt in (SENT, failed()):
+        job.completion.settle(job, receipt)
+    assert (job.future.result(), called) == (SENT, [job.future])
