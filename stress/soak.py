@@ -52,6 +52,7 @@ CONTROL_THREADS = 2
 ROUND = 5.0  # seconds of sending
 STORM_ROUND = 20.0  # time for some restarts
 GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+FAREWELLS = 5.0  # seconds for idle connections that are being closed: they count as leased until they are
 WARM = 3  # rounds after which memory is taken for what it needs
 GROWTH = 24.0  # MiB that it may be more in the end; the messages of one round are several times as much
 OBJECTS = 1000  # that there may be more in the end; a round makes millions
@@ -103,9 +104,8 @@ class Round:
         for when, act in (("when its callers are gone", None), ("when it is closed", subject.close)):
             if act is not None:
                 act()
-            for what, number in subject.left().items():
-                if number:
-                    self.ledger.violated(f"{subject.name}: {number} {what} left {when}")
+            for what, number in _left_by(subject).items():
+                self.ledger.violated(f"{subject.name}: {number} {what} left {when}")
 
     def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
         try:
@@ -140,6 +140,16 @@ class Round:
             else:
                 rudeness = rng.choice(self._subjects).disturb(rng)
                 self.ledger.count(rudeness or "nothing to disturb")
+
+
+def _left_by(subject: Subject) -> dict[str, int]:
+    """What is left of a subject's use when the farewells that are under way have had their time: two seconds each."""
+    end = time.monotonic() + FAREWELLS
+    while True:
+        left = {what: number for what, number in subject.left().items() if number}
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.01)
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:
