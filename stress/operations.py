@@ -42,7 +42,7 @@ class Hand:
 class Nobody:
     """Who has the jobs and whom they are told: nobody looks."""
 
-    in_callback = False
+    must_not_wait = False
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
         return False

@@ -20,7 +20,7 @@ SENT = Receipt(Outcome.SENT, None, LETTER.sender, LETTER.recipients)
 class Keeper:
     """Takes back what is queued, and settles what it is to drop."""
 
-    in_callback = False
+    must_not_wait = False
 
     def __init__(self) -> None:
         self.aborted: list[Job] = []

@@ -21,7 +21,7 @@ LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
 class Dispatcher:
     """Has no place for anybody, so that each stands in its line; strikes where it is told to."""
 
-    in_callback = False
+    must_not_wait = False
 
     def __init__(self, strike: str) -> None:
         self.strike = strike

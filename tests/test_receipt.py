@@ -172,6 +172,15 @@ def test_a_retry_of_the_deferred_completes_a_message() -> None:
     assert both.refused == {}
 
 
+def test_who_was_refused_stays_so_until_an_attempt_came_to_something() -> None:
+    first = receipt(Outcome.PARTIAL, (A, B), accepted=(A,), replies={A: OK, B: LATER})
+    lost = receipt(Outcome.NOT_SENT, (B,), replies={B: OK})  # between the 250 to his RCPT and the content
+    both = first.followed_by(lost)
+    assert (both.outcome, both.accepted, both.refused, both.deferred) == (Outcome.PARTIAL, (A,), {B: LATER}, (B,))
+    assert both.followed_by(receipt(Outcome.SENT, (B,), replies={B: OK})).refused == {}
+    assert first.followed_by(receipt(Outcome.IN_DOUBT, (B,), replies={B: OK})).refused == {}
+
+
 def test_doubt_about_one_recipient_is_doubt_about_the_message() -> None:
     """A later attempt in doubt outweighs what was accepted before, and nobody is tried again."""
     first = receipt(Outcome.PARTIAL, (A, B), accepted=(A,), replies={B: LATER})

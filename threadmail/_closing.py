@@ -16,6 +16,7 @@ from ._job import Job
 from ._life import Life
 from ._schedule import Schedule
 from ._worker import Worker
+from .errors import Reentered
 
 #: Seconds for all workers together to end, once their connections were dropped. A dial cannot be ended before its own
 #: time is over.
@@ -44,7 +45,11 @@ class Closing:
         self._close_by = Deadline()  # only ever becomes earlier
 
     def begin(self, *, drain: bool, end: Deadline) -> bool:
-        """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over."""
+        """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over.
+
+        Raises:
+            Reentered: the calling thread has a worker's lock, which that worker needs to end.
+        """
         schedule = self._schedule
         with self._lock:
             if self.life is Life.CLOSED:
@@ -55,6 +60,8 @@ class Closing:
             for waiter in list(schedule.line):
                 waiter.wake()
             self.settled.notify_all()
+            if any(worker.lock._is_owned() for worker in list(schedule.workers)):  # type: ignore[attr-defined]
+                raise Reentered("a signal handler closes in the middle of a step: the closing has begun")
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True
 

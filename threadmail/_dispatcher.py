@@ -19,6 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from ._breaker import CircuitBreaker, Dial
 from ._closing import LONGEST_WAIT, Closing
@@ -99,6 +100,7 @@ class Dispatcher:
             ended=self.ended,
             nobody=self._no_threads,
             not_begun=self._wake_closers,
+            is_over=self._is_over,
         )
         self._door = Door(
             self._lock,
@@ -122,12 +124,18 @@ class Dispatcher:
         out: list[Job] = []
         try:
             with self._lock, self._hands_of(job):
-                if job.receipt is None or job.receipt.outcome is Outcome.NOT_SENT:
-                    job.cancelled = self._schedule.take_out(job, out) and cancelled
+                # Only of one that is taken out here: who took it out before has said whether it was cancelled.
+                is_whole = job.receipt is None or job.receipt.outcome is Outcome.NOT_SENT
+                if is_whole and self._schedule.take_out(job, out):
+                    job.cancelled = cancelled
                 self._schedule.wake_first()
         finally:
             if out:
-                self._teller.end(out, lambda job: job.ended_by(error))
+                try:
+                    self._teller.end(out, partial(_ended_by, error))
+                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                    self._teller.end(out, partial(_ended_by, error))
+                    raise
         return bool(out)
 
     def abort(self, job: Job) -> bool:
@@ -145,7 +153,11 @@ class Dispatcher:
                 self._schedule.wake_first()
         finally:
             if out:
-                self._teller.end(out, lambda job: job.receipt or Receipt.not_sent(job.envelope, _called_off()))
+                try:
+                    self._teller.end(out, _ended_as_called_off)
+                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                    self._teller.end(out, _ended_as_called_off)
+                    raise
         return bool(out)
 
     def _abort_on_wire(self, job: Job, out: list[Job]) -> bool:
@@ -185,7 +197,11 @@ class Dispatcher:
                     self._schedule.wake_first()
             finally:
                 if over:
-                    self._teller.end(over, self._overdue)
+                    try:
+                        self._teller.end(over, self._overdue)
+                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                        self._teller.end(over, self._overdue)
+                        raise
             more = bool(over)
 
     def _overdue(self, job: Job) -> Receipt:
@@ -208,7 +224,11 @@ class Dispatcher:
                         self._schedule.wake_first()
             finally:
                 if out and error is not None:
-                    self._teller.end(out, lambda job, error=error: job.ended_by(copy.copy(error)))  # type: ignore[misc]
+                    try:
+                        self._teller.end(out, partial(_ended_by, error))
+                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                        self._teller.end(out, partial(_ended_by, error))
+                        raise
             more = bool(out)
 
     # ------------------------------------------------------------ telling
@@ -217,6 +237,19 @@ class Dispatcher:
     def in_callback(self) -> bool:
         """Whether the calling thread is a worker, or is telling of a message: it must not wait for another one."""
         return self._starter.in_worker or self._teller.is_telling
+
+    @property
+    def must_not_wait(self) -> bool:
+        """Whether who waits here for a message would wait for himself.
+
+        In a callback; and in a signal handler, or a finaliser, that came up while its thread had the lock, or was just
+        starting a worker.
+        """
+        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()  # type: ignore[attr-defined]
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            return self._closing.life is Life.CLOSED
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""
@@ -227,7 +260,7 @@ class Dispatcher:
         if self._throttle.is_limited:
             self._throttle.give_back()
 
-    def _no_threads(self, reason: RuntimeError) -> None:
+    def _no_threads(self, reason: Exception) -> None:
         self.fail_queue(MailError(f"no thread could be started to send it: {reason}", transient=True))
 
     # ------------------------------------------------------------ workers: what to do
@@ -246,8 +279,9 @@ class Dispatcher:
                 do = self._next(worker)
                 # Callbacks may take their time, and what is queued does not wait for them.
                 is_busy = do is Do.SEND or do is Do.ANNOUNCE or do is Do.EXPIRE
-                another = self._starter.wanted() if is_busy and self._schedule.ready else None
-            self._starter.start(another)
+                another = is_busy and self._schedule.ready and self._starter.wanted()
+            if another:
+                self._starter.start()
         except BaseException:
             self._starter.abandon()
             raise
@@ -391,14 +425,15 @@ class Dispatcher:
             with self._lock:
                 told = self._left_by(worker, stats)
                 nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
-                another = self._starter.wanted() if len(self._schedule) else None
+                another = len(self._schedule) and self._starter.wanted()
                 self._not_empty.notify_all()
                 self._wake_closers()
             if told:
                 self._teller.announce(told)
             while nobody_else:
                 nobody_else = self.announce_some()
-            self._starter.start(another)
+            if another:
+                self._starter.start()
         except BaseException:
             self._starter.abandon()
             raise
@@ -429,6 +464,7 @@ class Dispatcher:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
         """
         cut_short: list[Job] = []
+        self._starter.before_closing()
         if self._closing.begin(drain=drain, end=end):
             closed = Closed("the sender was closed before it was sent")
             self._cut(closed)
@@ -457,7 +493,11 @@ class Dispatcher:
                     self._schedule.wake_first()
             finally:
                 if out:
-                    self._teller.end(out, lambda job: job.ended_by(copy.copy(closed)))
+                    try:
+                        self._teller.end(out, partial(_ended_by, closed))
+                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                        self._teller.end(out, partial(_ended_by, closed))
+                        raise
             more = bool(out)
 
     def _drop_connections(self) -> None:
@@ -490,6 +530,14 @@ class Dispatcher:
     def clients(self) -> list[Client]:
         """The clients of all workers. Without the lock: for a forked child, where a dead thread may hold it."""
         return [worker.client for worker in list(self._schedule.workers)]
+
+
+def _ended_by(error: MailError, job: Job) -> Receipt:
+    return job.ended_by(copy.copy(error))
+
+
+def _ended_as_called_off(job: Job) -> Receipt:
+    return job.receipt or Receipt.not_sent(job.envelope, _called_off())
 
 
 def _called_off() -> Aborted:

@@ -68,19 +68,20 @@ class Door:
         try:
             with self._lock:
                 start = self._put_in_turn(job)
-            self._starter.start(start)
+            if start:
+                self._starter.start()
         except BaseException:
             self._starter.abandon()
             with self._lock:
                 self._schedule.wake_first()  # who left the line may have been interrupted before he passed it on
             raise
 
-    def _put_in_turn(self, job: Job) -> Worker | None:
+    def _put_in_turn(self, job: Job) -> bool:
         schedule, waiter = self._schedule, None
         try:
             while not schedule.admits(waiter):
                 self._require_open()
-                if self._in_callback():
+                if self._in_callback() or self._starter.in_the_middle:
                     raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
                 if job.end.passed:
                     raise out_of_time("the deadline passed while waiting for a place in the queue")
@@ -118,9 +119,8 @@ class Door:
                 if schedule.line:
                     schedule.line.pop(waiter, None)
                     schedule.wake_first()
-            for start in starts:
-                if start is not None:
-                    self._starter.start(start)
+            if any(starts):
+                self._starter.start()
         except BaseException:
             self._starter.abandon()
             raise
@@ -135,8 +135,8 @@ class Door:
         if not self._is_open():
             raise Closed("this sender is closed")
 
-    def _submit(self, job: Job) -> Worker | None:
-        """Queue a job. Returns a worker that is to be started for it. Under the lock."""
+    def _submit(self, job: Job) -> bool:
+        """Queue a job. Returns whether a worker is to be started for it. Under the lock."""
         schedule = self._schedule
         if schedule.idle:
             # First: one that wakes too early looks for himself, one that is not woken sleeps on. While the server is
@@ -146,4 +146,7 @@ class Door:
             else:
                 self._not_empty.notify_all()
         schedule.submit(job)
+        if not self._is_open():
+            schedule.take_back(job)  # a signal handler has closed in the middle of this, and nobody would come by
+            raise Closed("this sender is closed")
         return self._starter.wanted()

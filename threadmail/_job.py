@@ -36,7 +36,7 @@ class Keeper(Protocol):
     def abort(self, job: Job) -> bool: ...
     def settle_overdue(self) -> None: ...
     @property
-    def in_callback(self) -> bool: ...
+    def must_not_wait(self) -> bool: ...
 
 
 class Completion(Protocol):
@@ -176,7 +176,7 @@ class SendFuture(Future[Receipt]):
             Seconds that are left of `timeout`.
         """
         job = self._job
-        if job is not None and self._keeper.in_callback:
+        if job is not None and self._keeper.must_not_wait:
             raise Reentered("a callback of the sender must not wait for another message of the sender")
         left = None if job is None else job.end.remaining()
         if left is None or (timeout is not None and timeout < left):

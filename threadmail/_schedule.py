@@ -190,6 +190,12 @@ class Schedule(Generic[_W]):
         job.state = READY
         self.ready[job] = None
 
+    def take_back(self, job: Job) -> None:
+        """Undo `submit`, in the same step."""
+        job.state = NEW
+        self.ready.pop(job, None)
+        self.ends.discard(job)
+
     def take_out(self, job: Job, out: list[Job]) -> bool:
         """Take a job out that no worker has begun: it is DONE, and whoever took it out has to end and tell it.
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ._schedule import Schedule
@@ -27,6 +29,7 @@ class Starter:
         ended: called when a worker's thread is over, whatever it met; perhaps again.
         nobody: called with the reason where no thread could be had and no worker is left.
         not_begun: called under the lock when a worker is forgotten before it began.
+        is_over: whether the sender is closed.
     """
 
     def __init__(
@@ -37,8 +40,9 @@ class Starter:
         *,
         make: Callable[[], Worker],
         ended: Callable[[Worker], None],
-        nobody: Callable[[RuntimeError], None],
+        nobody: Callable[[Exception], None],
         not_begun: Callable[[], None],
+        is_over: Callable[[], bool],
     ) -> None:
         self._lock = lock
         self._schedule = schedule
@@ -47,46 +51,79 @@ class Starter:
         self._ended = ended
         self._nobody = nobody
         self._forgotten = not_begun
+        self._is_over = is_over
         self._local = threading.local()  # each worker's thread keeps its worker, and so its client, here
         self._executor: ThreadPoolExecutor | None = None
+        self._to_start: deque[Worker] = deque()  # wanted, and not with the executor yet; whoever comes by starts them
 
     @property
     def in_worker(self) -> bool:
         """Whether the calling thread is a worker's."""
         return getattr(self._local, "worker", None) is not None
 
-    def wanted(self) -> Worker | None:
-        """A worker that is to be started, if there is more to do than those there are can do. Under the lock."""
+    @property
+    def in_the_middle(self) -> bool:
+        """Whether the calling thread is about the executor already, whose locks are not for one thread twice.
+
+        Then this is a signal handler, or a finaliser: who waits here would wait for the frame under it.
+        """
+        local = self._local
+        return getattr(local, "starting", None) is not None or getattr(local, "joining", False)
+
+    def wanted(self) -> bool:
+        """Have one more worker, if there is more to do than those there are can do. Under the lock.
+
+        Returns:
+            Whether there is somebody to start, by `start`, whoever wanted him: that may be the frame under a signal
+            handler.
+        """
         schedule = self._schedule
         if (
             not schedule.working
             or len(schedule.workers) >= schedule.limit.workers
             or schedule.idle >= len(schedule.ready) + len(schedule.later)
         ):
-            return None
+            return bool(self._to_start)
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane")
         worker = self._make()
-        self._local.starting = worker
+        self._to_start += (worker,)
         schedule.workers[worker] = None
+        return True
+
+    def start(self) -> None:
+        """Start those that are wanted, without the lock. A signal handler leaves it to whom it interrupted in this."""
+        local = self._local
+        if self.in_the_middle:
+            local.again = True
+            return
+        local.again = True
+        while local.again and (worker := self._next_to_start()) is not None:
+            try:
+                assert self._executor is not None
+                # The callback is for a worker that was interrupted where it cannot help itself: before its first line.
+                self._executor.submit(self.work, worker).add_done_callback(partial(self._over, worker))
+            except (RuntimeError, MemoryError) as exc:  # the system gives no thread, or the interpreter is going
+                note(logging.WARNING, "no worker could be started: %s", exc)
+                local.starting = None
+                if self._forget(worker):
+                    self._nobody(exc)
+            local.starting = None
+
+    def _next_to_start(self) -> Worker | None:
+        local = self._local
+        with self._lock:
+            local.again = len(self._to_start) > 1  # a signal handler that comes by will say so as well
+            worker = self._to_start[0] if self._to_start else None
+            if worker is not None:
+                local.starting = worker
+                del self._to_start[0]
+        if worker is None and self._is_over():
+            self.join()  # by a signal handler, in the middle of the start before
         return worker
 
-    def start(self, worker: Worker | None) -> None:
-        """Start what `wanted` gave, without the lock."""
-        if worker is None:
-            return
-        executor = self._executor
-        try:
-            if executor is None:
-                raise RuntimeError("the sender was closed meanwhile")
-            # The callback is for a worker that was interrupted where it cannot help itself: before its first line.
-            executor.submit(self.work, worker).add_done_callback(lambda _: self._ended(worker))
-        except RuntimeError as exc:  # the system gives no thread, or the interpreter is going and starts none any more
-            note(logging.WARNING, "no worker could be started: %s", exc)
-            self._local.starting = None
-            if self._forget(worker):
-                self._nobody(exc)
-        self._local.starting = None
+    def _over(self, worker: Worker, _: object) -> None:
+        self._ended(worker)
 
     def work(self, worker: Worker) -> None:
         """Be a worker's thread."""
@@ -97,15 +134,25 @@ class Starter:
             self._local.worker = None
 
     def abandon(self) -> None:
-        """This thread was to start a worker, and perhaps was interrupted before it had."""
+        """This thread was to start workers, and perhaps was interrupted before it had."""
         worker: Worker | None = getattr(self._local, "starting", None)
-        if worker is None:
-            return
         self._local.starting = None
-        if self._forget(worker):
+        if worker is not None and self._forget(worker):
             with self._lock:
-                another = self.wanted() if len(self._schedule) else None
-            self.start(another)
+                if len(self._schedule):
+                    self.wanted()
+        self.start()
+
+    def before_closing(self) -> None:
+        """Start who is to be started; or forget them, where a signal handler closes in the middle of a start."""
+        if not self.in_the_middle:
+            self.start()
+            return
+        starting: Worker | None = getattr(self._local, "starting", None)
+        with self._lock:
+            for worker in [*self._to_start, *([] if starting is None else [starting])]:
+                self._forget(worker)
+            self._to_start.clear()
 
     def _forget(self, worker: Worker) -> bool:
         """A worker could not be started. Returns whether there is nobody left to come to the queue."""
@@ -120,8 +167,11 @@ class Starter:
         """See the threads off; each of those who close does, so that for all of them it is over."""
         with self._lock:
             executor, ended = self._executor, not self._schedule.workers
-        if executor is None or getattr(self._local, "joining", False):
-            return  # a signal handler, in the middle of this: the executor's locks are not for one thread twice
+        if self.in_the_middle:
+            self._local.again = True
+            return
+        if executor is None:
+            return
         try:
             self._local.joining = True
             executor.shutdown(wait=ended)

@@ -84,7 +84,7 @@ class ReceiptStream(Iterator[Receipt]):
         while not came:
             if collector.look() and came:
                 break
-            if self._dispatcher().in_callback:
+            if self._dispatcher().must_not_wait:
                 raise Reentered("a callback of the sender must not wait for the receipts of a stream")
             if self._held or self._source is not None or self._pulled is not _Nothing.PULLED:
                 self._feed()

@@ -62,19 +62,14 @@ class Teller:
             self._call_back(job)
 
     def end(self, jobs: list[Job], receipt: Callable[[Job], Receipt]) -> None:
-        """Tell of jobs that were taken out: their receipts are made here, for that grows with their recipients."""
-        ended: set[Job] = set()
-        try:
-            self._end_each(jobs, receipt, ended)
-        except BaseException:  # from outside: what is left undone is done now, for nobody else would come by
-            self._end_each(jobs, receipt, ended)
-            raise
+        """Tell of jobs that were taken out: their receipts are made here, for that grows with their recipients.
 
-    def _end_each(self, jobs: list[Job], receipt: Callable[[Job], Receipt], ended: set[Job]) -> None:
+        Where an exception from outside comes up in this, or as it is called, it is to be called again: nobody else
+        would come by.
+        """
         for job in jobs:
-            if job not in ended:
+            if not job.completion.done():
                 job.receipt = receipt(job)
-                ended.add(job)
             self._marked(self._settle, (job,))
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
         if self.is_telling or not self._handed_over(jobs):

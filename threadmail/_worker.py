@@ -26,7 +26,7 @@ from ._job import Job, JobState
 from ._schedule import Do
 from .client import Client
 from .config import ServerConfig
-from .errors import Aborted, ConnectionLost, MailError, Outcome, TimedOut, detach, printable
+from .errors import Aborted, ConnectFailed, ConnectionLost, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Terms, Transaction
 
@@ -287,8 +287,11 @@ class Worker:
 
     def _ask_before_final(self, transaction: Transaction) -> None:
         assert self._hook is not None
-        # Of those in a window nobody takes one away, and the current one is this thread's: no lock comes between.
-        job = next((each for each in self.prefetched if each.transaction is transaction), self.current)
+        # No lock comes between. The current job is this thread's, and in a window nobody takes one away from behind it;
+        # without one somebody may, but then it is the current one that is asked for.
+        job = self.current
+        if job is None or job.transaction is not transaction:
+            job = next((each for each in self.prefetched if each.transaction is transaction), job)
         assert job is not None
         try:
             self._hook(transaction, job.tag)
@@ -306,8 +309,9 @@ class Worker:
         except MailError as error:
             self._boss.dialled(self, detach(error))
         except BaseException as exc:
-            interrupted = Aborted(f"interrupted by {type(exc).__name__}")
-            self._boss.dialled(self, interrupted)
+            # From outside, or out of a callable that gives credentials. It counts as a failed dial: one that is raised
+            # at each dial would else be asked for again by the next worker, hundreds of times a second.
+            self._boss.dialled(self, ConnectFailed(f"interrupted by {type(exc).__name__}"))
             raise
         else:
             self._boss.dialled(self, None)

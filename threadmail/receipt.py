@@ -190,7 +190,7 @@ class Receipt:
             phase=decisive.phase,
             recipients=self.recipients,
             accepted=accepted,
-            replies={**self.replies, **later.replies},
+            replies=self._replies_with(later),
             # What quotes the queue id is the acceptance; a later refusal of the rest does not take it away.
             reply=self.reply if self.accepted and not later.accepted else later.reply or self.reply,
             error=decisive.error if outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) else None,
@@ -198,6 +198,17 @@ class Receipt:
             tag=self.tag if later.tag is None else later.tag,
         )
         return _told_by(merged)
+
+    def _replies_with(self, later: Receipt) -> dict[str, Reply]:
+        """The last reply to each recipient; but who was refused stays so until an attempt came to something.
+
+        A later 250 to RCPT, of an attempt that was lost before its content, would leave him neither accepted nor
+        refused: nobody would be told of him, and nobody would try again.
+        """
+        replies = {**self.replies, **later.replies}
+        if later.outcome is Outcome.NOT_SENT:
+            replies.update({r: reply for r, reply in self.refused.items() if replies[r].positive})
+        return replies
 
     def _leaves_doubt(self, later: Receipt, accepted: set[str]) -> bool:
         """Whether somebody was in doubt, and was not accepted since: a refusal takes back nothing."""

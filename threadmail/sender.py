@@ -228,7 +228,7 @@ class ThreadedSender(BornAnew):
         return ReceiptStream(messages, Collector(self.queue_size, self.workers, end), end, self._here, self._announce)
 
     def _require_no_callback(self) -> None:
-        if self._dispatcher.in_callback:
+        if self._dispatcher.must_not_wait:
             raise Reentered("a callback of the sender must not wait for the sender: use submit()")
 
     # ------------------------------------------------------------ receipts
@@ -280,7 +280,9 @@ class ThreadedSender(BornAnew):
         Returns:
             What was cut short, each with the receipt that its future got as well. Empty when all went well.
         Raises:
-            Reentered: called by a callback, which would wait for itself.
+            Reentered: called by a callback, which would wait for itself; or by a signal handler that came up where its
+                own thread was in the middle of a step. Then the closing has begun, nothing more is taken, and another
+                call sees it through.
             KeyboardInterrupt: and whatever else ends the waiting from outside; the sender is closed then, as if
                 `timeout` had passed, and the log says what was cut short.
         """
@@ -290,6 +292,8 @@ class ThreadedSender(BornAnew):
         end = Deadline.after(timeout)
         try:
             cut = dispatcher.close(drain=drain, end=end)
+        except Reentered:
+            raise
         except BaseException:  # Ctrl-C while it waits: now
             unsent = _unsent(dispatcher.close(drain=False, end=Deadline.after(0)))
             self._life = Life.CLOSED

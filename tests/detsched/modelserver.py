@@ -23,7 +23,7 @@ class ModelServer(Shared):
     """
 
     __slots__ = ("_real", "answered", "bound", "connections", "delivered", "extensions", "faults", "lockset",
-                 "most_open", "ordered", "read_timeouts", "refused")  # fmt: skip
+                 "most_open", "ordered", "read_timeouts", "refused", "said")  # fmt: skip
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class ModelServer(Shared):
         self.connections: list[Connection] = []
         self.delivered: list[Envelope] = []
         self.answered: dict[str, str] = {}  # what was said last to RCPT of each recipient
+        self.said: dict[str, list[str]] = {}  # and all that was
         self.refused: list[str] = []  # senders of a content that was refused
         self.most_open = 0
 

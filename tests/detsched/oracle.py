@@ -203,10 +203,10 @@ def _judge_report(server: ModelServer, job: Job, report: Report, allowed: tuple[
         else:
             yield "reported refused, but delivered" if name in report.refused else _MISCOUNTED[kind]
     for name in sorted(report.refused):
-        answer = _last_answer(server, name)
-        if name not in job.recipients or (not copies[name] and answer[:1] not in ("4", "5")):
+        refusals = [answer for answer in _answers(server, name) if answer[:1] in ("4", "5")]
+        if name not in job.recipients or not (copies[name] or refusals):
             yield "refused recipients reported wrongly"
-        elif name in report.refusals and report.refusals[name] not in answer:
+        elif name in report.refusals and not any(report.refusals[name] in answer for answer in refusals):
             yield FOREIGN_REFUSAL
     yield from judgement.misquotes(report.outcome, report.reply, [envelope.reply for envelope in intact] or ["\0"])
     if report.outcome == IN_DOUBT and not copies and not _was_written(server, job):
@@ -219,6 +219,11 @@ def _judge_report(server: ModelServer, job: Job, report: Report, allowed: tuple[
 def _last_answer(server: ModelServer, name: str) -> str:
     """What the server said last to RCPT of this recipient; "" if it was never asked."""
     return server.answered.get(name, "")
+
+
+def _answers(server: ModelServer, name: str) -> list[str]:
+    """All that the server said to RCPT of this recipient: refused once, he stays so until an attempt has taken him."""
+    return server.said.get(name) or [_last_answer(server, name)]
 
 
 def _was_written(server: ModelServer, job: Job) -> bool:

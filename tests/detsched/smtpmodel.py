@@ -164,7 +164,9 @@ class Connection(Shared):
         handler = _COMMANDS.get(verb.upper())
         answer = handler(self, argument, who) if handler is not None else "500 5.5.2 unknown command"
         if verb.upper() == "RCPT":
-            self.server.answered[argument[3:].strip("<> ")] = answer
+            recipient = argument[3:].strip("<> ")
+            self.server.answered[recipient] = answer
+            self.server.said.setdefault(recipient, []).append(answer)
         for reply in answer.split("\n") if answer else ():
             self.reply(reply, who, cause)
         if answer.startswith("50"):

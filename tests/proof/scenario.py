@@ -104,8 +104,10 @@ SENDER = (Dispatcher, Closing, Starter, Schedule, TimeHeap, SenderJob, Concurren
 #: Read on each use of `sync_root` without it: written before the threads start, and in a forked child.
 OWNER = ("_locks", "_pid")
 QUIET = {"timeouts": 0}  # a timed wait ends by being woken only
-#: Fields that `abort()` uses without the lock, because a call that it ends has the lock.
-BY_DESIGN = frozenset({"Client._aborted", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"})
+#: Fields that `abort()` uses without the lock, because a call that it ends has the lock; and a hint.
+BY_DESIGN = frozenset(
+    {"Dispatcher.others_idle", "Client._aborted", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"}
+)
 LOST = ("ConnectionLost",)
 NOBODY_HOME = ("ConnectionRefused", "ConnectFailed")
 

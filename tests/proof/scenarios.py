@@ -9,12 +9,14 @@ asks which of its mutants they notice.
 from __future__ import annotations
 
 from . import (
+    scenarios_attempts,
     scenarios_client,
     scenarios_closing,
     scenarios_dialogue,
     scenarios_fork,
     scenarios_idle,
     scenarios_lease,
+    scenarios_moments,
     scenarios_order,
     scenarios_pool,
     scenarios_queue,
@@ -31,8 +33,9 @@ SUITE = [
     *scenarios_sender.SCENARIOS,
     *scenarios_riding.SCENARIOS,
     *scenarios_window.SCENARIOS,
+    *scenarios_attempts.SCENARIOS,
 ]
-LONG = [*scenarios_pool.LONG, *scenarios_sender.LONG, *scenarios_riding.LONG]
+LONG = [*scenarios_pool.LONG, *scenarios_sender.LONG, *scenarios_riding.LONG, *scenarios_window.LONG]
 SCENARIOS = SUITE + LONG
 SMALL = [
     *scenarios_dialogue.SMALL,
@@ -45,4 +48,5 @@ SMALL = [
     *scenarios_queue.SMALL,
     *scenarios_throttle.SMALL,
     *scenarios_wake.SMALL,
+    *scenarios_moments.SMALL,
 ]

@@ -8,8 +8,9 @@ messages in doubt than connections were lost (a window of them for each where th
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,11 +25,13 @@ from threadmail import Envelope, Outcome, Receipt, RetryPolicy, ThreadedSender, 
 from threadmail._deadline import Deadline
 from threadmail._dispatcher import Dispatcher
 from threadmail._job import Job, JobState
-from threadmail._worker import Worker
+from threadmail._worker import BeforeFinal, Worker
 
 from .scenario import CONFIG, OWNER, QUIET, SENDER, Scenario
+from .stage import Answering
 
 TOKENS = 20
+AT_ONCE = RetryPolicy(base=0.0)
 
 #: What another thread does beside the lanes.
 Other = Callable[[Dispatcher, list[Job]], object]
@@ -52,9 +55,13 @@ class Lanes:
         late: int,
         window: int,
         body: Callable[[Dispatcher, Worker], object],
+        retry: RetryPolicy,
+        limits: Mapping[str, Any],
+        before_final: BeforeFinal | None,
+        ahead: int,
     ) -> None:
         self.run = run
-        config = replace(CONFIG, window=window)
+        config = replace(CONFIG, window=window, **limits)
         self.office = PostOffice(run, server, failures=failures)
         self.throttle = throttle
         self.heard: list[Receipt] = []
@@ -62,7 +69,7 @@ class Lanes:
             config,
             workers=lanes,
             queue_size=10,
-            retry=RetryPolicy(base=0.0),
+            retry=retry,
             throttle=throttle,
             rng=random.Random(1),
             on_receipt=self.heard.append,
@@ -79,8 +86,13 @@ class Lanes:
                 self.dispatcher.put(self.jobs[-1])
         schedule.working = True
         for number in range(lanes):
-            worker = Worker(self.dispatcher, config, random.Random(1))
+            worker = Worker(self.dispatcher, config, random.Random(1), before_final)
             schedule.workers[worker] = None
+            while ahead:
+                first = next(iter(schedule.ready))
+                schedule._take(first, worker)
+                del schedule.ready[first]
+                ahead -= 1
             if connected:
                 worker.connected = worker.begun = True
                 worker.client.connect()
@@ -150,6 +162,11 @@ def lanes_alone(
     late: int = 0,
     window: int = 1,
     body: Callable[[Dispatcher, Worker], object] = lambda dispatcher, worker: dispatcher._starter.work(worker),
+    retry: RetryPolicy = AT_ONCE,
+    limits: Mapping[str, Any] | None = None,
+    before_final: BeforeFinal | None = None,
+    ahead: int = 0,
+    answers: Mapping[str, Sequence[str]] | None = None,
 ) -> Program:
     """Each lane dials, sends, finds nothing more and ends.
 
@@ -160,13 +177,17 @@ def lanes_alone(
         body: what each lane's thread runs.
         others: threads beside them.
         ends: deadlines of messages, in seconds.
+        limits: of the config.
+        ahead: so many are in the run of the first worker when it begins.
+        answers: to MAIL of a sender or RCPT of a recipient, one after the other, in the place of the usual ones.
     """
 
     def program(run: Run) -> None:
-        server = ModelServer(*extensions, bound=lanes, faults=faults)
+        server = Answering(answers or {}, *extensions, bound=lanes, faults=faults)
         stage = Lanes(
             run, lanes, messages, server, failures=failures, throttle=throttle(), ends=ends or {},
-            recipients=recipients, connected=connected, late=late, window=window, body=body,
+            recipients=recipients, connected=connected, late=late, window=window, body=body, retry=retry,
+            limits=limits or {}, before_final=before_final, ahead=ahead,
         )  # fmt: skip
         for other in others:
             run.thread(partial(other, stage.dispatcher, stage.jobs), other.__name__)
@@ -195,7 +216,9 @@ def cancel(number: int) -> Other:
     """Take that message back."""
 
     def canceller(_: Dispatcher, jobs: list[Job]) -> None:
-        jobs[number].future.cancel()
+        future = jobs[number].future
+        if future.cancel():
+            assert future.cancelled(), "a message that was cancelled is told otherwise"
 
     return canceller
 
@@ -207,6 +230,16 @@ def abort(number: int) -> Other:
         dispatcher.abort(jobs[number])
 
     return caller_off
+
+
+def expire(seconds: float) -> Other:
+    """Look for what is overdue, after a while."""
+
+    def looker(dispatcher: Dispatcher, _: list[Job]) -> None:
+        time.sleep(seconds)
+        dispatcher.settle_overdue()
+
+    return looker
 
 
 def close(*, drain: bool = False, timeout: float | None = None) -> Other:

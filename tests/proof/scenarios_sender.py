@@ -17,7 +17,7 @@ from tests.detsched.smtpmodel import Faults
 from threadmail import Envelope, MailError, RetryPolicy, ThreadedSender
 
 from .scenario import CONFIG, OWNER, QUIET, SENDER, Scenario, no_exit_hook
-from .scenarios_lanes import cancel, close, lanes_alone
+from .scenarios_lanes import abort, cancel, close, lanes_alone
 
 
 def dispatched(
@@ -115,20 +115,30 @@ SCENARIOS = [
     # The executor differs between versions of Python, and the numbers with it.
     _sender("sender, 1 lane, 1 message", dispatched(1, 1)),
     _sender("sender, 1 lane, 2 messages", dispatched(1, 2)),
-    _sender("sender, 2 lanes, 2 messages", lanes_alone(2, 2), 2288),
-    _sender("sender, cancel while a connection is replaced in vain", replaced_in_vain, 17, timeouts=1),
-    _sender("sender, closed while a message is put back", put_back_late, 958, timeouts=1),
-    _sender("sender, lane ends idle while work arrives", dispatched(1, 1), timeouts=2),
-    _sender("sender, retry after a refused session", dispatched(1, 1, faults=_BUSY_AT_FIRST), timeouts=3),
-    _sender("sender, cancel beside it", dispatched(1, 1, beside=cancel_all, failures=("cancelled",))),
-    _sender("sender, abort beside it", dispatched(1, 1, beside=abort_all, failures=("cancelled", "Aborted"))),
     _sender(
-        "sender, closed while work arrives",
-        dispatched(1, 1, beside=close_it, wait_for_submit=False, failures=("Closed",)),
+        "sender, 1 lane, 1 message, cancelled", lanes_alone(1, 1, others=[cancel(0)], failures=["cancelled"]), None
     ),
+    _sender("sender, 1 lane, 1 message, called off", lanes_alone(1, 1, others=[abort(0)], failures=["Aborted"]), None),
+    _sender("sender, 1 lane, 1 message, closed", lanes_alone(1, 1, others=[close()], failures=["Closed"]), None),
+    _sender("sender, 2 lanes, 2 messages", lanes_alone(2, 2, connected=True), None),
+    _sender("sender, cancel while a connection is replaced in vain", replaced_in_vain, None, timeouts=1),
+    _sender("sender, a lane ends idle while work arrives", lanes_alone(1, 1, late=1), None, timeouts=2),
+    _sender("sender, retry after a refused session", lanes_alone(1, 1, faults=_BUSY_AT_FIRST), None, timeouts=3),
 ]
 
 LONG = [
-    _sender("sender, full queue, 2 callers", dispatched(1, 1, callers=2, queue_size=1), 3395, long=True),
+    _sender("sender, 2 lanes, 2 messages, which dial", lanes_alone(2, 2), long=True),
+    _sender("sender, closed while a message is put back", put_back_late, timeouts=1, long=True),
+    _sender("sender, lane ends idle while work arrives", dispatched(1, 1), timeouts=2, long=True),
+    _sender("sender, cancel beside it", dispatched(1, 1, beside=cancel_all, failures=("cancelled",)), long=True),
+    _sender(
+        "sender, abort beside it", dispatched(1, 1, beside=abort_all, failures=("cancelled", "Aborted")), long=True
+    ),
+    _sender(
+        "sender, closed while work arrives",
+        dispatched(1, 1, beside=close_it, wait_for_submit=False, failures=("Closed",)),
+        long=True,
+    ),
+    _sender("sender, full queue, 2 callers", dispatched(1, 1, callers=2, queue_size=1), long=True),
     _sender("sender, 2 lanes, 2 messages, with caller and executor", dispatched(2, 2), long=True),
 ]

@@ -158,7 +158,7 @@ def interrupted_before(run: Run) -> None:
     """A worker is interrupted with a message that it has not begun: another one, which sleeps, has it at once."""
     threads = Threads(run, ModelServer())
     dispatcher, (first, second) = _staged(True, True)
-    run.context.enter_context(mock.patch.object(dispatcher, "_wanted", return_value=None))
+    run.context.enter_context(mock.patch.object(dispatcher._starter, "wanted", return_value=False))
     job = _put(dispatcher)
     assert dispatcher.next(first) is Do.SEND
 

@@ -30,7 +30,7 @@ from .scenarios_riding import (
 
 
 def windowed(
-    name: str, schedules: int, lanes: int, messages: int, *others: Other, window: int = 2, **settings: Any
+    name: str, schedules: int | None, lanes: int, messages: int, *others: Other, window: int = 2, **settings: Any
 ) -> Scenario:
     """Lanes alone, on a server with CHUNKING."""
     return of_lanes(
@@ -49,6 +49,7 @@ _HANGS_UP = Faults(drop={0: _SECOND})
 _CLOSING = Faults(closing={0: _SECOND})
 _NO = "DataRefused 554"
 _DOUBT = (*LOST, "Aborted")
+_LATE = (*ENDED, *LOST)
 
 SCENARIOS = [
     windowed("1 lane, 3 messages", 1, 1, 3),
@@ -58,10 +59,9 @@ SCENARIOS = [
     windowed("the one behind cancelled", 14, 1, 3, cancel(1), failures=["cancelled"]),
     windowed("the one behind called off", 55, 1, 3, abort(1), failures=_DOUBT),
     windowed("the one ahead called off", 45, 1, 3, abort(0), failures=_DOUBT),
-    windowed("both called off", 728, 1, 2, abort(0), abort(1), failures=_DOUBT),
     windowed("closed, and the queue worked off", 11, 1, 2, close(drain=True)),
-    windowed("closed", 108, 1, 3, close(), failures=["Closed"]),
-    windowed("closed in a hurry", 1013, 1, 2, close(timeout=1.0), failures=(*ENDED, *LOST), timeouts=1),
+    windowed("closed", None, 1, 2, close(), failures=["Closed"]),
+    windowed("closed in a hurry", None, 1, 1, close(timeout=1.0), failures=(*ENDED, *LOST), timeouts=1),
     windowed("dropped at the final reply", 1, 1, 3, faults=DROPPED, failures=LOST),
     windowed(
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST
@@ -69,7 +69,6 @@ SCENARIOS = [
     windowed(
         "dropped at the final reply, the one behind called off", 44, 1, 2, abort(1), faults=DROPPED, failures=_DOUBT
     ),
-    windowed("dropped at the final reply, and closed", 114, 1, 2, close(), faults=DROPPED, failures=(*LOST, "Closed")),
     windowed("hung up on after the final reply", 1, 1, 3, faults=BETWEEN, failures=LOST),
     windowed("hung up on in the middle of the replies to the one behind", 1, 1, 3, faults=_HANGS_UP, failures=LOST),
     windowed("421 to the one behind", 1, 1, 3, faults=_CLOSING),
@@ -131,5 +130,21 @@ SCENARIOS = [
         "batches in a window, 1x2 beside abort()",
         batches(1, 2, window=2, other=Client.abort, failures=(*ENDED, *LOST)),
         101,
+    ),
+]
+
+LONG = [
+    windowed("both called off", None, 1, 2, abort(0), abort(1), failures=_DOUBT, long=True),
+    windowed("3 messages, closed", None, 1, 3, close(), failures=["Closed"], long=True),
+    windowed("2 messages, closed in a hurry", None, 1, 2, close(timeout=1.0), failures=_LATE, timeouts=1, long=True),
+    windowed(
+        "dropped at the final reply, and closed",
+        None,
+        1,
+        2,
+        close(),
+        faults=DROPPED,
+        failures=(*LOST, "Closed"),
+        long=True,
     ),
 ]

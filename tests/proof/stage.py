@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -41,6 +42,30 @@ class Context:
 
     def wrap_socket(self, sock: ModelSocket, **_: object) -> _WrappedSocket:
         return _WrappedSocket(sock.connection, sock.gettimeout())
+
+
+class Answering(ModelServer):
+    """Answers MAIL of some senders and RCPT of some recipients as it is told, one answer after the other."""
+
+    def __init__(self, answers: Mapping[str, Sequence[str]], *extensions: str, **settings: Any) -> None:
+        super().__init__(*extensions, **settings)
+        self._answers = {address: list(each) for address, each in answers.items()}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Answering:
+        for verb in ("MAIL", "RCPT") if self._answers else ():
+            self._stack.enter_context(mock.patch.dict(_COMMANDS, {verb: partial(self._answer, _COMMANDS[verb])}))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self._stack.close()
+
+    def _answer(self, usual: Any, connection: Connection, argument: str, who: Any) -> str:
+        address = argument.partition(":")[2].partition(" ")[0].strip("<>")
+        left = self._answers.get(address)
+        return left.pop(0) if left else str(usual(connection, argument, who))
 
 
 class Server(ModelServer):
