@@ -662,3 +662,32 @@ def test_intact_and_once_while_workers_steal_and_callers_cancel() -> None:
             futures = [sender.submit(envelope(f"r{i}")) for i in range(300)]
             taken_back = {i for i in rng.sample(range(300), 100) if futures[i].cancel()}
     assert intact(server.messages) == {f"r{i}": 1 for i in range(300) if i not in taken_back}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_leaves_its_parents_futures_alone() -> None:
+    """The lock of the parent's sender may be held by a thread that does not exist here: nobody waits for it."""
+    throttle = Throttle()
+    throttle.pause(3600.0)
+    with ScriptedServer() as server:
+        sender = ThreadedSender(server.url, workers=1, throttle=throttle)
+        future = sender.submit(one("a"))
+        with sender._dispatcher._lock:
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(10)
+                threading.Thread(target=lambda: os._exit(_as_a_child(future))).start()  # as the lock is this thread's
+                time.sleep(20.0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert future.cancel()
+        sender.close(drain=False, timeout=0.0)
+
+
+def _as_a_child(future: Any) -> int:
+    if future.cancel() or future.abort() or future.done():
+        return 1
+    try:
+        future.result(0.1)
+    except MailError as error:
+        return 0 if "submitted" in str(error) else 2
+    return 3

@@ -8,6 +8,7 @@ move it, `Schedule` and the workers know.
 from __future__ import annotations
 
 import enum
+import os
 from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
@@ -137,11 +138,17 @@ class SendFuture(Future[Receipt]):
         # all, until the garbage collector comes by.
         self._job: Job | None = job
         self._receipt: Receipt | None = None
+        self._pid = os.getpid()
+
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether this is a forked child: the message is its parent's, whose locks are not to be touched here."""
+        return self._pid != os.getpid()
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""
         job = self._job
-        if job is None:
+        if job is None or self._is_inherited:
             return self.cancelled()
         taken_back = Aborted("the message was taken back before it was on the wire")
         return self._keeper.withdraw(job, taken_back, cancelled=True) or self.cancelled()
@@ -149,12 +156,12 @@ class SendFuture(Future[Receipt]):
     def take_back(self, error: MailError) -> bool:
         """As `cancel`, but the future is not cancelled: it has `error`, where the message had no other outcome yet."""
         job = self._job
-        return job is not None and self._keeper.withdraw(job, error)
+        return job is not None and not self._is_inherited and self._keeper.withdraw(job, error)
 
     def abort(self) -> bool:
         """End the message now: out of the queue, or with the connection it is on. Returns False if it was settled."""
         job = self._job
-        return job is not None and self._keeper.abort(job)
+        return job is not None and not self._is_inherited and self._keeper.abort(job)
 
     def running(self) -> bool:
         """Whether the message is on the wire."""
@@ -176,6 +183,8 @@ class SendFuture(Future[Receipt]):
             Seconds that are left of `timeout`.
         """
         job = self._job
+        if job is not None and self._is_inherited:
+            raise MailError("this message is sent by the process that submitted it, and its future is told there")
         if job is not None and self._keeper.must_not_wait:
             raise Reentered("a callback of the sender must not wait for another message of the sender")
         left = None if job is None else job.end.remaining()

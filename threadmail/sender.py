@@ -53,8 +53,9 @@ class ThreadedSender(BornAnew):
         retry: when to try again what was surely not sent.
         throttle: how many messages a second; may be shared with other senders.
         on_receipt: called with each receipt as it is there, once for each message whatever becomes of it (taken back,
-            too late, called off, refused at the door), on the thread that has it and after the future is settled; what
-            it raises is logged. The place to record what is to survive a Ctrl-C.
+            too late, called off; of a batch also what is refused at the door; not what `submit` itself raises), on the
+            thread that has it and after the future is settled; what it raises is logged. The place to record what is to
+            survive a Ctrl-C.
         before_final: called with the transaction and the tag of a message as the very last thing before the write that
             holds its end of data, on a worker's thread: from there on it may be delivered. If it raises, the message is
             surely not sent. Whoever keeps the transaction can ask it what is known (`receipt()`).
