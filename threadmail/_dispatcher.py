@@ -29,6 +29,7 @@ from ._door import Door
 from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
+from ._locks import new_rlock
 from ._schedule import DONE, ON_WIRE, Do, Schedule
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
@@ -70,6 +71,7 @@ class Dispatcher:
         self._policy = policy
         self._throttle = throttle
         self._rng = rng
+from ._locks import new_rlock
         self._lock = threading.RLock()  # guards everything below, and the schedule
         self._not_empty = threading.Condition(self._lock)  # workers wait for something to do
         self._schedule: Schedule[Worker] = Schedule(

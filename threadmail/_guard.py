@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ._deadline import NEVER, Deadline, out_of_time
+from ._locks import new_rlock
 
 
 class Lock(Protocol):
@@ -76,7 +77,7 @@ class Guarded:
         # One lock for each process this object lives in. A child finds none of its own and makes one: the lock it
         # inherited may be held by a thread that does not exist there. dict.setdefault is atomic, so threads of the
         # child that come first at the same time agree on one.
-        self._locks: dict[int, Any] = {self._pid: threading.RLock() if sync_root is None else sync_root}
+        self._locks: dict[int, Any] = {self._pid: new_rlock() if sync_root is None else sync_root}
         after_fork(self)
 
     @property
@@ -94,11 +95,11 @@ class Guarded:
 
     def stand_alone(self) -> None:
         """Have a lock that nobody else knows, instead of the owner's, who holds that now and lets go of this object."""
-        self._locks[self._pid] = threading.RLock()
+        self._locks[self._pid] = new_rlock()
 
     def enter_child(self, pid: int) -> Any:
         """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
-        new_lock = threading.RLock()
+        new_lock = new_rlock()
         with new_lock:  # held before anybody can find it, so that nobody gets at the parent's connection first
             lock = self._locks.setdefault(pid, new_lock)
             if lock is new_lock:

@@ -10,12 +10,12 @@ owner what the steps are, and that each may be repeated: one that an exception f
 from __future__ import annotations
 
 import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ._deadline import now
+from ._locks import new_rlock
 from .errors import Reentered
 
 _T = TypeVar("_T")
@@ -30,7 +30,7 @@ class Steps:
 
     def __init__(self, left: Callable[[float], object]) -> None:
         # Guards the fields of the owner, and those below. Never held over I/O, a wait, or what calls back.
-        self.lock = threading.RLock()
+        self.lock = new_rlock()
         self._left = left
         self._inside = False  # a step is under way; only its own thread can see it so
         self._todo: deque[tuple[Callable[[Any, float], object], Any]] = deque()  # for the end of that step

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections import deque
 from collections.abc import Callable
 from math import inf
@@ -23,6 +22,7 @@ from typing import Any, Protocol, TypeAlias
 from ._deadline import Deadline, now, out_of_time
 from ._delivery import Follower
 from ._job import Job, JobState
+from ._locks import new_rlock
 from ._schedule import Do
 from .client import Client
 from .config import ServerConfig
@@ -92,7 +92,7 @@ class Worker:
         self.client = Client(
             config, rng=rng, watch_idle=False, before_dial=self._before_dial, after_dial=self._after_dial
         )
-        self.lock = threading.RLock()  # see above; re-entrant as the dispatcher's is, and for the same reason
+        self.lock = new_rlock()  # see above; re-entrant as the dispatcher's is, and for the same reason
         self.run: deque[Job] = deque()
         self.prefetched: deque[Job] = deque()
         self.current: Job | None = None

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from ._deadline import LONGEST, Deadline, now, out_of_time
 from ._guard import after_fork
+from ._locks import new_rlock
 from .errors import InvalidConfig, TimedOut
 
 
@@ -62,7 +63,7 @@ class Throttle:
             # Guards the bucket and the pause; a leaf: nothing is called under it that waits. Reentrant, for a signal
             # handler may ask in the middle of it. So each change is made in one statement that nothing comes between,
             # and what was computed from a bucket that is another one by then is computed again.
-            self._lock = threading.RLock()
+            self._lock = new_rlock()
             # Who waits, in the order of asking. No lock: each operation on it is atomic, and whoever leaves wakes the
             # one who is first then, who may be told so twice and never not at all.
             self._line: deque[_Place] = deque()

@@ -83,11 +83,11 @@ FOUND = [
         "a thread of a forked child spoke on its parent's connection",
         Guarded,
         "enter_child",
-        "    new_lock = threading.RLock()\n"
+        "    new_lock = new_rlock()\n"
         "    with new_lock:  # held before anybody can find it, so that nobody gets at the parent's connection first\n"
         "        lock = self._locks.setdefault(pid, new_lock)\n"
         "        if lock is new_lock:\n",
-        "    lock = self._locks.setdefault(pid, threading.RLock())\n    with lock:\n        if self._pid != pid:\n",
+        "    lock = self._locks.setdefault(pid, new_rlock())\n    with lock:\n        if self._pid != pid:\n",
         "fork, two threads come first to an SMTP",
         "1x16 0x7",
         "a thread of the child spoke on its parent's connection",
