@@ -71,8 +71,7 @@ class Dispatcher:
         self._policy = policy
         self._throttle = throttle
         self._rng = rng
-from ._locks import new_rlock
-        self._lock = threading.RLock()  # guards everything below, and the schedule
+        self._lock = new_rlock()  # guards everything below, and the schedule
         self._not_empty = threading.Condition(self._lock)  # workers wait for something to do
         self._schedule: Schedule[Worker] = Schedule(
             workers=workers,
