@@ -21,7 +21,7 @@ SENT = Receipt(
 
 
 class Keeper:
-    in_callback = False
+    must_not_wait = False
 
     def withdraw(self, job: Job, error: Any, *, cancelled: bool = False) -> bool:
         return False

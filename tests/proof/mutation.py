@@ -37,12 +37,6 @@ SKIPPED = {
 
 #: Mutants that cannot matter, each with the argument. Few: what cannot matter is better left out.
 HARMLESS: dict[str, str] = {
-    "threadmail._batch:Batch.receipts: without `self._rest()` after the wait": (
-        "a caller that does not lie down is woken more often, and told the same"
-    ),
-    "threadmail._batch:Batch.receipts: `if self._begun == inf` never after the wait": (
-        "without a pace the caller does not lie down"
-    ),
     "threadmail._dialogue:Dialogue._greet: without `with self._step()`": (
         "its only caller holds the lock, and each of the commands in it is a step of its own"
     ),

@@ -69,7 +69,7 @@ def taken_back_at_once(run: Run) -> None:
 
 
 SMALL = [
-    of_sender("closed by two threads, something hangs", closed_twice),
-    of_sender("closed by two threads", closed_by_two),
+    of_sender("closed by two threads, something hangs", closed_twice, limit=300),
+    of_sender("closed by two threads", closed_by_two, limit=300),
     of_sender("taken back while a message is under way", taken_back_at_once),
 ]

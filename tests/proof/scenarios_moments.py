@@ -290,14 +290,14 @@ def closed_while_submitted(run: Run) -> None:
 
 
 SMALL = [
-    of_sender("moments, a deadline ends the replacing of a connection", patience_of_another),
-    of_sender("moments, let in, and the next one refused", let_in_and_refused),
-    of_sender("moments, a dial raises a ValueError", dial_that_raises(ValueError("a label too long"))),
-    of_sender("moments, a dial raises what is no Exception", dial_that_raises(KeyboardInterrupt())),
-    of_sender("moments, a full queue of retries", full_of_retries),
-    of_sender("moments, called off while another waits for the place", aborted_for_a_place),
-    of_sender("moments, a callback closes", closing_callback),
-    of_sender("moments, closed again with less time", closed_shorter),
-    of_sender("moments, no thread can be started", no_thread),
-    of_sender("moments, closed beside submit and cancel", closed_while_submitted),
+    of_sender("moments, a deadline ends the replacing of a connection", patience_of_another, limit=300),
+    of_sender("moments, let in, and the next one refused", let_in_and_refused, limit=300),
+    of_sender("moments, a dial raises a ValueError", dial_that_raises(ValueError("a label too long")), limit=300),
+    of_sender("moments, a dial raises what is no Exception", dial_that_raises(KeyboardInterrupt()), limit=300),
+    of_sender("moments, a full queue of retries", full_of_retries, limit=300),
+    of_sender("moments, called off while another waits for the place", aborted_for_a_place, limit=300),
+    of_sender("moments, a callback closes", closing_callback, limit=300),
+    of_sender("moments, closed again with less time", closed_shorter, limit=300),
+    of_sender("moments, no thread can be started", no_thread, limit=300),
+    of_sender("moments, closed beside submit and cancel", closed_while_submitted, limit=300),
 ]

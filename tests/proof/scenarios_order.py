@@ -28,6 +28,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
+from threadmail._job import SendFuture
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
 from .stage import EXTENSIONS, MORE_COMMANDS, Later, Server, Threads, no_thread_left, on_time
@@ -251,24 +252,99 @@ def refused_for_good(run: Run) -> None:
     threads.add(act)
 
 
+def settled_again(run: Run) -> None:
+    """An exception from outside came in the midst of settling, before those who wait were told: they are at the next.
+
+    Nobody can interrupt a thread here, so what it leaves is made by hand.
+    """
+    threads = Threads(run, ModelServer())
+    future = SendFuture(None, None)  # type: ignore[arg-type]
+    receipt = Receipt.not_sent(LETTER, MailError("no"))
+
+    def settle() -> None:
+        with future._condition:
+            future._result, future._state = receipt, "FINISHED"
+        future.settle(None, receipt)  # type: ignore[arg-type]
+
+    threads.add(settle)
+    threads.add(future.result)
+    threads.add(future.result)
+
+
+def in_batches(callers: int) -> Program:
+    """Callers of `send_all` on a queue with one place: each has all its receipts."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(ordered=True))
+        sender = one_lane(run, queue_size=1)
+        left = [callers]
+
+        def act() -> None:
+            assert [receipt.outcome for receipt in sender.send_all([LETTER, LETTER])] == 2 * [Outcome.SENT]
+            left[0] -= 1
+            if not left[0]:
+                sender.close(timeout=None)
+
+        for _ in range(callers):
+            threads.add(act)
+
+    return program
+
+
+def batch_out_of_time(run: Run) -> None:
+    """The only worker is kept by a callback: who waits for a place, and for receipts, is told by his deadline."""
+    threads = Threads(run, ModelServer(ordered=True))
+    stuck, released = threading.Event(), threading.Event()
+
+    def callback(receipt: Receipt) -> None:
+        if receipt.outcome is Outcome.SENT:
+            stuck.set()
+            released.wait()
+
+    sender = one_lane(run, queue_size=1, on_receipt=callback)
+
+    def act() -> None:
+        sender.submit(LETTER)
+        stuck.wait()
+        begun = time.monotonic()
+        report = sender.send_all([LETTER, LETTER], deadline=1.0)
+        assert [receipt.outcome for receipt in report] == 2 * [Outcome.NOT_SENT]
+        on_time(begun + 1.0, "the batch")
+        released.set()
+        sender.close(timeout=None)
+
+    threads.add(act)
+
+
 SMALL = [
+    of_sender("settled again", settled_again),
+    of_sender("a batch in a small queue", in_batches(1), limit=300),
+    of_sender("two batches in a small queue", in_batches(2), limit=300),
+    of_sender("a batch that runs out of time", batch_out_of_time, limit=300),
     of_sender("send() gives up in the queue", gives_up_in_the_queue),
-    of_sender("send() drops what hangs", drops_what_hangs),
+    of_sender("send() drops what hangs", drops_what_hangs, limit=300),
     of_sender("one message after the other", sent(one_after_the_other)),
     of_sender("two messages, closed at once", sent(partial(closed_at_once, 2))),
     of_sender("three messages, closed at once", sent(partial(closed_at_once, 3)), limit=300),
-    of_sender("a message put off", sent(put_off, server=lambda: Later(ordered=True))),
-    of_sender("a message after a failed dial", sent(after_a_failure, server=_no_first_dial, retry=RetryPolicy(1, 0.0))),
-    of_sender("cancelled while it is closed", sent(submit_and_close, cancel)),
+    of_sender("a message put off", sent(put_off, server=lambda: Later(ordered=True)), limit=300),
     of_sender(
-        "cancelled while it is closed, and the throttle says wait", sent(submit_and_close, cancel, throttle=_paused)
+        "a message after a failed dial",
+        sent(after_a_failure, server=_no_first_dial, retry=RetryPolicy(1, 0.0)),
+        limit=300,
+    ),
+    of_sender("cancelled while it is closed", sent(submit_and_close, cancel), limit=300),
+    of_sender(
+        "cancelled while it is closed, and the throttle says wait",
+        sent(submit_and_close, cancel, throttle=_paused),
+        limit=300,
     ),
     of_sender(
         "put off while it is closed",
         sent(put_off_while_closing, close_without_drain, server=lambda: Later(ordered=True)),
+        limit=300,
     ),
-    of_sender("one message beside stats()", sent(submit_and_close, look)),
+    of_sender("one message beside stats()", sent(submit_and_close, look), limit=300),
     of_sender("settled by its deadline", settled_by_its_deadline),
     of_sender("no lane can be started", no_lane_starts),
-    of_sender("refused for good", refused_for_good),
+    of_sender("refused for good", refused_for_good, limit=300),
 ]

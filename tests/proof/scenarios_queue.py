@@ -265,7 +265,7 @@ _BARE: dict[str, Callable[[_Bare], list[Callable[[], object]]]] = {
 
 
 SMALL = [
-    *(of_sender(f"bare, {name}", bare(act)) for name, act in _BARE.items()),
+    *(of_sender(f"bare, {name}", bare(act), limit=300) for name, act in _BARE.items()),
     of_sender("two lanes side by side", side_by_side(2), limit=300),
     of_sender("three lanes side by side", side_by_side(3), limit=300),
     of_sender("closed while a caller waits for a place", waiting_for_a_place(1), limit=300),

@@ -122,7 +122,6 @@ SCENARIOS = [
     _sender("sender, 1 lane, 1 message, closed", lanes_alone(1, 1, others=[close()], failures=["Closed"]), None),
     _sender("sender, 2 lanes, 2 messages", lanes_alone(2, 2, connected=True), None),
     _sender("sender, cancel while a connection is replaced in vain", replaced_in_vain, None, timeouts=1),
-    _sender("sender, a lane ends idle while work arrives", lanes_alone(1, 1, late=1), None, timeouts=2),
     _sender("sender, retry after a refused session", lanes_alone(1, 1, faults=_BUSY_AT_FIRST), None, timeouts=3),
 ]
 
