@@ -168,3 +168,51 @@ def test_a_server_that_says_it_has_enough_is_alive() -> None:
     assert has_enough(GreetingRefused(454, b"later"))
     assert not has_enough(GreetingRefused(450, b"4.2.0 greylisted"))
     assert not has_enough(ConnectFailed("nobody"))
+
+
+def test_the_first_pause_is_the_shortest_whatever_was_before() -> None:
+    """Nothing was before."""
+    limit = ConcurrencyLimit(4)
+    assert limit._pause == 0.0
+    assert limit.learn(NO_SIGNS, running=4, pauses_seen=0) == 0.0
+    assert limit.learn(TOO_FAST, running=4, pauses_seen=0) == SHORTEST_PAUSE
+
+
+@pytest.mark.parametrize("trouble", ["learn", "fewer"])
+def test_the_count_of_what_went_well_begins_at_nothing(trouble: str) -> None:
+    """Neither one too few nor one too many is needed for the next worker."""
+    limit = ConcurrencyLimit(4)
+    limit.fewer(3)
+    if trouble == "learn":
+        limit.count_good(REGROW_AFTER - 2)
+        limit.learn(NO_SIGNS, running=2, pauses_seen=0)
+    for good, workers in ((REGROW_AFTER - 1, 2), (1, 3), (REGROW_AFTER - 1, 3), (1, 4)):
+        limit.count_good(good)
+        assert limit.workers == workers
+
+
+def test_a_new_limit_needs_as_many_good_ones_as_any_other() -> None:
+    limit = ConcurrencyLimit(4)
+    limit.workers = 3
+    for good, workers in ((REGROW_AFTER - 1, 3), (1, 4)):
+        limit.count_good(good)
+        assert limit.workers == workers
+
+
+def test_the_error_speaks_as_well_as_the_replies_to_recipients() -> None:
+    told = Receipt(
+        Outcome.NOT_SENT,
+        Phase.RCPT,
+        "s@example.org",
+        ("r@example.org",),
+        None,
+        (),
+        {"r@example.org": Reply(450, b"4.2.0 greylisted")},
+        error=SenderRefused(421, b"closing", "s@example.org"),
+    )
+    assert read_signs(told) == Signs(greylisted=True, too_many=True)
+
+
+def test_an_error_without_a_code_is_no_reply() -> None:
+    told = Receipt(Outcome.NOT_SENT, Phase.RCPT, "s@example.org", (), error=ConnectFailed("gr[ae]ylist"))
+    assert read_signs(told) == NO_SIGNS

@@ -737,3 +737,43 @@ def test_it_is_empty_when_nothing_waits_nothing_is_under_way_and_all_was_told() 
     assert not case.schedule.is_empty
     case.schedule.told([told(job)])
     assert case.schedule.is_empty
+
+
+# What an interrupted move may have left -----------------------------------------------------------------------------
+
+
+def test_draining_sweeps_up_what_is_in_two_places_and_comes_to_an_end() -> None:
+    case, out = Case(), list[Job]()
+    stale, job = case.queued(2)
+    stale.state = JobState.TAKEN  # taken, and not yet out of the queue
+    old = case.later(at=5.0)
+    old.state = JobState.DONE
+    case.schedule.drained(out)
+    assert (out, len(case.schedule.ready), len(case.schedule.later)) == ([job], 0, 0)
+
+
+class Held:
+    """A lock that counts how often it was held."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __enter__(self) -> None:
+        self.times += 1
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def test_what_has_expired_in_a_run_is_taken_out_under_the_lock_of_its_worker() -> None:
+    """Else its worker could claim it in the same moment, and send what was told to be too late."""
+    case = Case()
+    case.queued(1, end=10.0)
+    worker = case.worker()
+    case.schedule.take_run(worker, 0.0)
+    lock = worker.lock = Held()  # type: ignore[assignment]
+    case.schedule.expired(10.0, [])
+    assert lock.times == 1
+
+
+def test_only_a_wait_has_a_time() -> None:
+    assert all(Action(do).seconds == 0.0 for do in Do)
