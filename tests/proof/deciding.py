@@ -37,7 +37,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail._closing": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._sender_stats": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._breaker": ("test_breaker*", "test_decisions_breaker*", "test_keys*"),
-    "threadmail.retry": ("test_retry*", "test_decisions_retry*", "test_breaker*"),
+    "threadmail.retry": ("test_retry*", "test_decisions_breaker*", "test_breaker*"),
     "threadmail.throttle": ("test_throttle*", "test_decisions_throttle*"),
     "threadmail.receipt": ("test_receipt*", "test_decisions_receipt*", "test_retry*"),
     "threadmail.transaction": ("test_transaction*", "test_decisions_transaction*", "test_window*", "test_riding*"),
