@@ -119,6 +119,15 @@ def test_of_the_two_heaps_the_earlier_one_is_the_first() -> None:
     assert heap.first_due(0.0) == 8888
 
 
+def test_who_is_added_again_or_forgotten_is_held_once_or_not_at_all() -> None:
+    """A dead entry holds no content."""
+    heap = filled(3)
+    heap.add(0, 9.0)
+    assert sum(entry[2] == 0 for entry in heap._heap) == 1
+    heap.discard(0)
+    assert sum(entry[2] == 0 for entry in heap._heap) == 0
+
+
 def test_memory_is_in_proportion_to_who_is_here() -> None:
     heap = filled(2000)
     for thing in range(2000):

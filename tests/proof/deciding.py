@@ -51,13 +51,39 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail._kept": ("test_kept*", "test_decisions_kept*", "test_client*", "test_last_moment*"),
 }
 
-#: Mutants that nobody can notice, each with the argument, by the beginning of its name.
+#: Mutants that nobody can notice, each with the argument.
 _DEFAULT = "the constructor sets it always; the default in the class is for dataclasses.fields alone"
+_ORDER = "the numbers only tell which of two came first: any beginning and any step do that"
 ARGUED: dict[str, str] = {
     "threadmail.receipt:Receipt: 2 for 1": _DEFAULT,
     "threadmail.receipt:Receipt: 0 for 1": _DEFAULT,
     "threadmail.receipt:_told_by: `if True` for `if error.receipt is not receipt`": (
         "a receipt that was made just now is that of no error yet"
+    ),
+    "threadmail._verdict:_again: `if False` for `if merged.outcome is Outcome.SENT`": (
+        "of what everybody has nobody is left to send to, and so the policy says: the branch spares the question"
+    ),
+    "threadmail._verdict:_session_lost: 1 for 0": "421 is neither",
+    "threadmail._verdict:_session_lost: -1 for 0": "421 is neither",
+    "threadmail._timeheap:TimeHeap.__init__: 1 for 0": _ORDER,
+    "threadmail._timeheap:TimeHeap.__init__: -1 for 0": _ORDER,
+    "threadmail._timeheap:TimeHeap.add: 2 for 1": _ORDER,
+    "threadmail._timeheap:TimeHeap._first: `if True` for `if self._old`": "an empty heap has no first, and says so",
+    "threadmail._timeheap:TimeHeap._first: `<=` for `<` in `other < first`": (
+        "no two entries are equal, but one that is in both heaps, and then either is it"
+    ),
+    "threadmail._schedule:Schedule.drained: `or` for `and` in `not self.take_out(job, out) and job in self.ready`": (
+        "what was taken out is in the queue no more, so the second question says no"
+    ),
+    "threadmail._schedule:Schedule.next_action: -1 for 0": "whatever is not positive means now",
+    "threadmail._schedule:Schedule.take_run: `if True` for `if job in self.ready`": (
+        "only a call of the same thread in between, by a signal handler, can have taken it out"
+    ),
+    "threadmail._schedule:Schedule._steal: `for ... if True` for `if each is not worker`": (
+        "who steals has nothing in his run, so that he is never the busiest of two, and from himself takes nothing"
+    ),
+    "threadmail._schedule:Schedule.expires: `<=` for `<` in `at < self.ends.at(job)`": (
+        "adding it again at the same time changes nothing but the order among equals"
     ),
 }
 
@@ -109,7 +135,7 @@ def write_record(fates: Mapping[str, Fate]) -> None:
 
 def argument(name: str) -> str | None:
     """Why nobody can notice it."""
-    return next((why for beginning, why in ARGUED.items() if name.startswith(beginning)), None)
+    return ARGUED.get(name)
 
 
 def still_open(fates: Mapping[str, Fate]) -> Iterator[str]:
