@@ -13,7 +13,6 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
-from typing import Any
 
 _HAS_THE_GAP = sys.version_info[:2] == (3, 14)
 _BLOCKING = (True,)
@@ -33,7 +32,7 @@ class _Kept(_thread.RLock):  # type: ignore[misc]  # it is not final
             raise
 
 
-def new_rlock() -> Any:
+def new_rlock() -> _thread.RLock:
     """A `threading.RLock`, asked for by that name, so that a scheduler's may stand in its place."""
     made = threading.RLock()
     return _Kept() if _HAS_THE_GAP and type(made) is _thread.RLock else made
