@@ -21,7 +21,17 @@ ORDER = [
     *("_opening", "_idle", "_kept", "_turn", "client"),
     *("_steps", "_room", "_keys", "_leases", "pool"),
     *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker"),
-    *("_sender_stats", "_leavings", "_conclusions", "_teller", "_starter", "_closing", "_door", "_dispatcher"),
+    *(
+        "_sender_stats",
+        "_leavings",
+        "_conclusions",
+        "_teller",
+        "_starter",
+        "_closing",
+        "_door",
+        "_withdrawal",
+        "_dispatcher",
+    ),
     *("_collector", "_stream", "sender"),
 ]
 
@@ -115,7 +125,9 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("name", ["_schedule", "_dispatcher", "_leavings", "_conclusions", "_closing", "_keys", "pool"])
+@pytest.mark.parametrize(
+    "name", ["_schedule", "_dispatcher", "_leavings", "_conclusions", "_closing", "_withdrawal", "_keys", "pool"]
+)
 def test_a_loop_over_what_is_shared_goes_over_a_copy(name: str) -> None:
     """A finaliser or a signal handler of the same thread gets in where a loop turns, and may change what is there."""
     loops = [

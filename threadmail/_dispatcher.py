@@ -12,14 +12,11 @@ It is re-entrant, so that a signal handler or a finaliser which comes up inside 
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 from ._breaker import CircuitBreaker, Dial
 from ._closing import LONGEST_WAIT, Closing
@@ -30,15 +27,16 @@ from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
 from ._locks import new_rlock
-from ._schedule import DONE, ON_WIRE, Do, Schedule
+from ._schedule import ON_WIRE, Do, Schedule
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
 from ._teller import Teller
 from ._verdict import judge
-from ._worker import BeforeFinal, Worker, note, too_late
+from ._withdrawal import Withdrawal
+from ._worker import BeforeFinal, Worker, note
 from .client import Client, ClientStats
 from .config import ServerConfig
-from .errors import Aborted, Closed, MailError, Outcome
+from .errors import Closed, MailError, Outcome
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .throttle import Throttle
@@ -111,126 +109,15 @@ class Dispatcher:
             is_open=lambda: self._closing.life is Life.OPEN,
             in_callback=lambda: self.in_callback,
         )
+        self._withdrawal = Withdrawal(self._lock, self._schedule, self._teller, self._closing, window=config.window)
         # What the parts do is asked of the whole: callers and workers know no others.
+        self.withdraw, self.abort = self._withdrawal.withdraw, self._withdrawal.abort
+        self.settle_overdue, self.fail_queue = self._withdrawal.settle_overdue, self._withdrawal.fail_queue
         self.put, self.put_some, self.leave_line = self._door.put, self._door.put_some, self._door.leave_line
         self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
         self.others_idle = False  # read without the lock, as a hint: one that is stale costs a message its ride, or one
-
-    # ------------------------------------------------------------ callers: out
-
-    def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
-        """Take a job back that is not on the wire, and that nobody has received anything of; it ends with `error`."""
-        out: list[Job] = []
-        try:
-            with self._lock, self._hands_of(job):
-                # Only of one that is taken out here: who took it out before has said whether it was cancelled.
-                is_whole = job.receipt is None or job.receipt.outcome is Outcome.NOT_SENT
-                if is_whole and self._schedule.take_out(job, out):
-                    job.cancelled = cancelled
-                self._schedule.wake_first()
-        finally:
-            if out:
-                try:
-                    self._teller.end(out, partial(_ended_by, error))
-                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                    self._teller.end(out, partial(_ended_by, error))
-                    raise
-        return bool(out)
-
-    def abort(self, job: Job) -> bool:
-        """End a job now: out of the queue or a worker's run, or with the connection it is on.
-
-        Returns:
-            False if it was settled.
-        """
-        out: list[Job] = []
-        try:
-            with self._lock, self._hands_of(job):
-                if job.state is ON_WIRE:
-                    return self._abort_on_wire(job, out)
-                self._schedule.take_out(job, out)
-                self._schedule.wake_first()
-        finally:
-            if out:
-                try:
-                    self._teller.end(out, _ended_as_called_off)
-                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                    self._teller.end(out, _ended_as_called_off)
-                    raise
-        return bool(out)
-
-    def _abort_on_wire(self, job: Job, out: list[Job]) -> bool:
-        worker = self._schedule.in_flight[job]
-        job.called_off = True
-        if job not in worker.prefetched:
-            # Under its worker's lock, so that it cannot have gone on to another message. It blocks nobody: the socket
-            # is shut down, nothing is sent or awaited.
-            worker.client.abort()
-        elif self.config.window == 1:
-            self._out_of_prefetched(worker, job, out)
-        # Else its connection is also that of those ahead, and is dropped when they are settled.
-        return True
-
-    def _out_of_prefetched(self, worker: Worker, job: Job, out: list[Job]) -> None:
-        """Its commands were written, and nothing of its content: what else is behind them is for the worker to find."""
-        out += (job,)
-        self._schedule.untold[job] = None
-        job.state = DONE
-        worker.prefetched.remove(job)
-        self._schedule.finish(job)
-        self._return_token()
-
-    def _hands_of(self, job: Job) -> AbstractContextManager[object]:
-        """The lock of the worker that has a job."""
-        worker = self._schedule.in_flight.get(job)
-        return nullcontext() if worker is None else worker.lock
-
-    def settle_overdue(self) -> None:
-        """Settle those whose time has passed before anybody began with them."""
-        more = True
-        while more:
-            over: list[Job] = []
-            try:
-                with self._lock:
-                    self._schedule.expired(now(), over)
-                    self._schedule.wake_first()
-            finally:
-                if over:
-                    try:
-                        self._teller.end(over, self._overdue)
-                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(over, self._overdue)
-                        raise
-            more = bool(over)
-
-    def _overdue(self, job: Job) -> Receipt:
-        """Its own deadline has passed; or the retry policy's time for all attempts, and then the last one decides."""
-        if job.end.passed:
-            return job.ended_by(too_late())
-        cause = self._schedule.breaker.error
-        return job.receipt or job.ended_by(copy.copy(cause) if cause is not None else too_late())
-
-    def fail_queue(self, cause: MailError | None = None) -> None:
-        """Settle everything that waits, because of `cause`, or because the server does not let us in."""
-        more = True
-        while more:
-            out: list[Job] = []
-            try:
-                with self._lock:
-                    error = cause or self._schedule.breaker.error
-                    if error is not None:
-                        self._schedule.drained(out)
-                        self._schedule.wake_first()
-            finally:
-                if out and error is not None:
-                    try:
-                        self._teller.end(out, partial(_ended_by, error))
-                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(out, partial(_ended_by, error))
-                        raise
-            more = bool(out)
 
     # ------------------------------------------------------------ telling
 
@@ -246,7 +133,7 @@ class Dispatcher:
         In a callback; and in a signal handler, or a finaliser, that came up while its thread had the lock, or was just
         starting a worker.
         """
-        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()  # type: ignore[attr-defined]
+        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()
 
     def _is_over(self) -> bool:
         with self._lock:
@@ -468,38 +355,14 @@ class Dispatcher:
         self._starter.before_closing()
         if self._closing.begin(drain=drain, end=end):
             closed = Closed("the sender was closed before it was sent")
-            self._cut(closed)
+            self._withdrawal.cut(closed)
             untold = self._closing.see_off(self._drop_connections)
             if untold:
                 self._teller.announce(untold)  # what somebody was interrupted about
-            self._cut(closed)  # what was put back for another attempt meanwhile
+            self._withdrawal.cut(closed)  # what was put back for another attempt meanwhile
             cut_short = self._closing.finish()
         self._starter.join()
         return cut_short
-
-    def _cut(self, closed: Closed) -> None:
-        """Take back what nobody will send: the queue, and those begun behind others, of whose content nothing left."""
-        more = True
-        while more:
-            out: list[Job] = []
-            try:
-                with self._lock:
-                    for worker in list(self._schedule.workers):
-                        with worker.lock:
-                            self._schedule.give_back_run(worker)
-                            while self.config.window == 1 and worker.prefetched:
-                                self._out_of_prefetched(worker, worker.prefetched[-1], out)
-                    self._schedule.drained(out)
-                    self._closing.cut_short.update(dict.fromkeys(out))
-                    self._schedule.wake_first()
-            finally:
-                if out:
-                    try:
-                        self._teller.end(out, partial(_ended_by, closed))
-                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(out, partial(_ended_by, closed))
-                        raise
-            more = bool(out)
 
     def _drop_connections(self) -> None:
         """Under what is still on the wire, and under who is dialling. Under the lock."""
@@ -531,15 +394,3 @@ class Dispatcher:
     def clients(self) -> list[Client]:
         """The clients of all workers. Without the lock: for a forked child, where a dead thread may hold it."""
         return [worker.client for worker in list(self._schedule.workers)]
-
-
-def _ended_by(error: MailError, job: Job) -> Receipt:
-    return job.ended_by(copy.copy(error))
-
-
-def _ended_as_called_off(job: Job) -> Receipt:
-    return job.receipt or Receipt.not_sent(job.envelope, _called_off())
-
-
-def _called_off() -> Aborted:
-    return Aborted("the message was called off")

@@ -29,6 +29,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail._stream": ("test_stream*", "test_decisions_stream*", "test_collector*", "test_sender*"),
     "threadmail._worker": ("test_worker*", "test_decisions_worker*", "test_sender*", "reliability/test_overload.py"),
     "threadmail._dispatcher": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._withdrawal": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._conclusions": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._leavings": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._door": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),

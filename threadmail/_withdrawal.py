@@ -1,0 +1,186 @@
+"""How messages go out again before they are sent.
+
+Owns what ends a message that no worker sends to its end: its caller takes it back or calls it off, its time passes, the
+server lets nobody in, the sender is closed. Guarantees: who is taken out is told of, whatever comes up meanwhile; many
+are taken out a slice at a time, and their receipts are made without the lock; who waits for a place has it at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+from ._closing import Closing
+from ._deadline import now
+from ._job import Job
+from ._schedule import DONE, ON_WIRE, Schedule
+from ._teller import Teller
+from ._worker import Worker, too_late
+from .errors import Aborted, Closed, MailError, Outcome
+from .receipt import Receipt
+
+
+class Withdrawal:
+    """Takes jobs out of one sender.
+
+    Args:
+        lock: guards the schedule; a worker's is taken inside it, where that has the job.
+        window: messages that a connection may have under way, content and all.
+    """
+
+    def __init__(self, lock: Any, schedule: Schedule[Worker], teller: Teller, closing: Closing, *, window: int) -> None:
+        self._lock = lock
+        self._schedule = schedule
+        self._teller = teller
+        self._closing = closing
+        self._window = window
+
+    def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
+        """Take a job back that is not on the wire, and that nobody has received anything of; it ends with `error`."""
+        out: list[Job] = []
+        try:
+            with self._lock, self._hands_of(job):
+                # Only of one that is taken out here: who took it out before has said whether it was cancelled.
+                is_whole = job.receipt is None or job.receipt.outcome is Outcome.NOT_SENT
+                if is_whole and self._schedule.take_out(job, out):
+                    job.cancelled = cancelled
+                self._schedule.wake_first()
+        finally:
+            if out:
+                try:
+                    self._teller.end(out, partial(_ended_by, error))
+                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                    self._teller.end(out, partial(_ended_by, error))
+                    raise
+        return bool(out)
+
+    def abort(self, job: Job) -> bool:
+        """End a job now: out of the queue or a worker's run, or with the connection it is on.
+
+        Returns:
+            False if it was settled.
+        """
+        out: list[Job] = []
+        try:
+            with self._lock, self._hands_of(job):
+                if job.state is ON_WIRE:
+                    return self._abort_on_wire(job, out)
+                self._schedule.take_out(job, out)
+                self._schedule.wake_first()
+        finally:
+            if out:
+                try:
+                    self._teller.end(out, _ended_as_called_off)
+                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                    self._teller.end(out, _ended_as_called_off)
+                    raise
+        return bool(out)
+
+    def _abort_on_wire(self, job: Job, out: list[Job]) -> bool:
+        worker = self._schedule.in_flight[job]
+        job.called_off = True
+        if job not in worker.prefetched:
+            # Under its worker's lock, so that it cannot have gone on to another message. It blocks nobody: the socket
+            # is shut down, nothing is sent or awaited.
+            worker.client.abort()
+        elif self._window == 1:
+            self._out_of_prefetched(worker, job, out)
+        # Else its connection is also that of those ahead, and is dropped when they are settled.
+        return True
+
+    def _out_of_prefetched(self, worker: Worker, job: Job, out: list[Job]) -> None:
+        """Its commands were written, and nothing of its content: what else is behind them is for the worker to find."""
+        out += (job,)
+        self._schedule.untold[job] = None
+        job.state = DONE
+        worker.prefetched.remove(job)
+        self._schedule.finish(job)
+        self._schedule.return_token()
+
+    def _hands_of(self, job: Job) -> AbstractContextManager[object]:
+        """The lock of the worker that has a job."""
+        worker = self._schedule.in_flight.get(job)
+        return nullcontext() if worker is None else worker.lock
+
+    def settle_overdue(self) -> None:
+        """Settle those whose time has passed before anybody began with them."""
+        more = True
+        while more:
+            over: list[Job] = []
+            try:
+                with self._lock:
+                    self._schedule.expired(now(), over)
+                    self._schedule.wake_first()
+            finally:
+                if over:
+                    try:
+                        self._teller.end(over, self._overdue)
+                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                        self._teller.end(over, self._overdue)
+                        raise
+            more = bool(over)
+
+    def _overdue(self, job: Job) -> Receipt:
+        """Its own deadline has passed; or the retry policy's time for all attempts, and then the last one decides."""
+        if job.end.passed:
+            return job.ended_by(too_late())
+        cause = self._schedule.breaker.error
+        return job.receipt or job.ended_by(copy.copy(cause) if cause is not None else too_late())
+
+    def fail_queue(self, cause: MailError | None = None) -> None:
+        """Settle everything that waits, because of `cause`, or because the server does not let us in."""
+        more = True
+        while more:
+            out: list[Job] = []
+            try:
+                with self._lock:
+                    error = cause or self._schedule.breaker.error
+                    if error is not None:
+                        self._schedule.drained(out)
+                        self._schedule.wake_first()
+            finally:
+                if out and error is not None:
+                    try:
+                        self._teller.end(out, partial(_ended_by, error))
+                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                        self._teller.end(out, partial(_ended_by, error))
+                        raise
+            more = bool(out)
+
+    def cut(self, closed: Closed) -> None:
+        """Take back what nobody will send: the queue, and those begun behind others, of whose content nothing left."""
+        more = True
+        while more:
+            out: list[Job] = []
+            try:
+                with self._lock:
+                    for worker in list(self._schedule.workers):
+                        with worker.lock:
+                            self._schedule.give_back_run(worker)
+                            while self._window == 1 and worker.prefetched:
+                                self._out_of_prefetched(worker, worker.prefetched[-1], out)
+                    self._schedule.drained(out)
+                    self._closing.cut_short.update(dict.fromkeys(out))
+                    self._schedule.wake_first()
+            finally:
+                if out:
+                    try:
+                        self._teller.end(out, partial(_ended_by, closed))
+                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
+                        self._teller.end(out, partial(_ended_by, closed))
+                        raise
+            more = bool(out)
+
+
+def _ended_by(error: MailError, job: Job) -> Receipt:
+    return job.ended_by(copy.copy(error))
+
+
+def _ended_as_called_off(job: Job) -> Receipt:
+    return job.receipt or Receipt.not_sent(job.envelope, _called_off())
+
+
+def _called_off() -> Aborted:
+    return Aborted("the message was called off")
