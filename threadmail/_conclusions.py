@@ -32,7 +32,8 @@ def put_where_it_belongs(
         return False
     if not verdict.made:
         schedule.return_token()
-    job.receipt = verdict.receipt
+    so_far = job.receipt if verdict.no_session else None
+    job.receipt = verdict.receipt if so_far is None else so_far.followed_by(verdict.receipt)
     if verdict.again is None or job.called_off:
         schedule.finish(job)
         return True

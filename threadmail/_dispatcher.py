@@ -133,7 +133,7 @@ class Dispatcher:
         In a callback; and in a signal handler, or a finaliser, that came up while its thread had the lock, or was just
         starting a worker.
         """
-        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()
+        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()  # type: ignore[attr-defined]
 
     def _is_over(self) -> bool:
         with self._lock:

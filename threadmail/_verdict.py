@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     """What follows from an attempt.
 
     Attributes:
-        receipt: of all attempts so far.
+        receipt: of all attempts so far; where there was no session, of this one alone.
         again: what another attempt is to send, and to whom; None: this was the last one.
         at: when that may begin, on the monotonic clock.
         signs: what the server said of itself.
@@ -61,10 +61,11 @@ def judge(job: Job, receipt: Receipt, policy: RetryPolicy, rng: random.Random, n
         now: when it ended, on the monotonic clock.
     """
     error = receipt.error
+    if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING:
+        # The job is not looked at: it may be somebody else's by now, for it was not begun.
+        return Verdict(receipt, made=False, no_session=True)
     so_far = job.receipt
     merged = receipt if so_far is None else so_far.followed_by(receipt)
-    if receipt.outcome is Outcome.NOT_SENT and receipt.phase in CONNECTING:
-        return Verdict(merged, made=False, no_session=True)
     signs = read_signs(receipt)
     lost = error if _session_lost(receipt, error) else None
     again, pause = _again(job, merged, signs, policy, rng, now)
