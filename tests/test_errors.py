@@ -171,6 +171,8 @@ def test_every_error_comes_back_from_json(cls: type[MailError]) -> None:
     """The same class, code, phase, text and answers; what a receipt keeps of it is not lost in a file."""
     error = example(cls)
     error.outcome, error.deadline_passed, error.transient = Outcome.IN_DOUBT, True, not error.transient
+    if isinstance(error, errors.LoginRefused):
+        error.pair_is_fixed = False
     again = MailError.from_dict(json.loads(json.dumps(error.to_dict())))
     assert type(again) is cls
     assert (str(again), repr(again)) == (str(error), repr(error))

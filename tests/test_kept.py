@@ -18,10 +18,13 @@ from tests.test_opening import Clock, clock
 from threadmail import (
     SMTP,
     Aborted,
+    BadReply,
     Client,
     Closed,
     ConnectFailed,
+    ConnectionLost,
     ConnectionRefused,
+    DataRefused,
     GreetingRefused,
     MailError,
     Outcome,
@@ -456,3 +459,29 @@ def test_a_call_in_a_callback_of_the_message_is_refused() -> None:
         client.transmit(envelope(), before_mail=meddle, before_final=meddle)
         assert [type(error) for error in errors] == [Reentered] * 2 * len(REFUSED)
         assert len(server.messages) == 1
+
+
+# ---------------------------------------------------------------- what a hook says is none of the connection
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("mine"), BadReply("mine"), DataRefused(421, b"mine")], ids=repr)
+@pytest.mark.parametrize("hook", ["before_mail", "before_final"])
+@pytest.mark.parametrize("window", [1, 4])
+def test_what_a_hook_raises_is_not_taken_for_a_stale_connection(error: MailError, hook: str, window: int) -> None:
+    """It is called once, and what it raised is what comes out; whatever that looks like."""
+    with CaptureServer() as server, Client(config_of(server, window=window)) as client:
+        client.send(envelope("a"))
+        called: list[object] = []
+
+        def objects(transaction: object) -> None:
+            called.append(transaction)
+            raise error
+
+        hooks: dict[str, Any] = {hook: objects}
+        with pytest.raises(type(error)) as info:
+            client.transmit(envelope("b"), **hooks)
+        assert info.value is error
+        assert len(called) == 1
+        assert client.stats().closed.get("stale") is None
+        assert len(server.messages) == 1
+        assert client.send(envelope("c")).outcome is Outcome.SENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 from collections.abc import Callable
@@ -15,9 +16,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import threadmail
-from threadmail import Closed, ConnectionRefused, GreetingRefused, MailError, Reentered, RetryPolicy
+from threadmail import (
+    Aborted,
+    Closed,
+    ConnectFailed,
+    ConnectionRefused,
+    GreetingRefused,
+    LoginRefused,
+    MailError,
+    Reentered,
+    RetryPolicy,
+)
 from threadmail._breaker import CircuitBreaker
-from threadmail._keys import RECENTLY, Closer, Farewell, Keys, Lease
+from threadmail._has import Closer, Farewell, Lease
+from threadmail._keys import RECENTLY, Keys
 from threadmail._life import Life
 from threadmail._room import Room
 
@@ -273,6 +285,101 @@ def test_two_that_close_inside_their_leases_do_not_wait_for_each_other() -> None
     assert first.woken.times > 0
 
 
+# ---------------------------------------------------------------- dials inside a lease
+
+
+def client_of(lease: Lease[str]) -> str:
+    assert lease.client is not None
+    return lease.client
+
+
+def redial(keys: Keys[str], lease: Lease[str], now: float = 0.0) -> str:
+    client = client_of(lease)
+    keys.redial(client, 1, now)
+    return client
+
+
+def test_one_of_those_that_lost_their_connections_dials_and_tells_the_others() -> None:
+    keys = keys_of(3)
+    a, b, c = leased(keys), leased(keys), lease_of(keys)
+    for lease in (a, b):
+        redial(keys, lease)
+    for lease in (a, b):
+        keys.redialled(client_of(lease), NOBODY, 0.0)
+    assert keys.answer(c, 0.0).client is None, "who asks for a lease is told by the same breaker"
+    keys.give_back(c, 0.0)
+    for lease in (a, b):
+        with pytest.raises(ConnectionRefused, match=r"next try in \d+\.\d s"):
+            redial(keys, lease, 0.001)
+    redial(keys, a, 100.0)
+    with pytest.raises(ConnectionRefused, match="just now"):
+        redial(keys, b, 100.0)
+    keys.redialled(client_of(a), None, 100.0)
+    redial(keys, b, 100.0)
+    keys.redialled(client_of(b), None, 100.0)
+    assert keys.down == keys.redialling == {}
+
+
+def test_the_probe_of_a_lease_wakes_who_waits_for_its_answer() -> None:
+    keys = keys_of(2)
+    a, b = leased(keys), lease_of(keys)
+    redial(keys, a)
+    keys.redialled(client_of(a), NOBODY, 0.0)
+    redial(keys, a, 100.0)
+    assert keys.answer(b, 100.0).until == inf
+    assert isinstance(b.woken, Rung)
+    keys.redialled(client_of(a), None, 100.0)
+    assert b.woken.times > 0
+    assert keys.answer(b, 100.0).dials
+
+
+def test_a_server_that_serves_others_and_lets_one_in_no_more_is_full() -> None:
+    keys = keys_of(2)
+    a, b = leased(keys), leased(keys)
+    redial(keys, a)
+    keys.redialled(client_of(a), NOT_NOW, 0.0)
+    assert keys.breaker.error is None
+    with pytest.raises(GreetingRefused, match="next try in"):
+        redial(keys, a, 0.1)
+    assert redial(keys, b, 0.1), "to replace its connection is not to ask for one more"
+    keys.redialled(client_of(b), None, 0.1)
+    assert keys.room.refusals == 1
+    redial(keys, a, 10.0)
+    keys.redialled(client_of(a), None, 10.0)
+    assert keys.room.refusals == 0
+
+
+def test_one_that_has_no_connection_serves_nobody() -> None:
+    """Else each of those who lost theirs would take the server for a full one, for the sake of the others."""
+    keys = keys_of(2)
+    a, b = leased(keys), leased(keys)
+    assert keys.serves(client_of(a), 0.0)
+    redial(keys, b)
+    assert not keys.serves(client_of(a), 0.0)
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+def test_a_refused_login_of_a_lease_bars_all(refuse: bool) -> None:
+    keys = keys_of(2)
+    a, b = leased(keys), leased(keys)
+    redial(keys, a)
+    keys.redialled(client_of(a), LoginRefused(535, b"no") if refuse else Aborted("x"), 0.0)
+    if refuse:
+        with pytest.raises(LoginRefused):
+            redial(keys, b, 1.0)
+    else:
+        redial(keys, b, 1.0)
+
+
+def test_who_dials_where_nobody_has_been_let_in_yet_is_told_so() -> None:
+    """As in a forked child, with a client of its parent's."""
+    keys = keys_of(2)
+    assert keys.answer(lease_of(keys), 0.0).dials
+    with pytest.raises(ConnectFailed) as info:
+        keys.redial("another", 0, 0.0)
+    assert info.value.may_resend
+
+
 # ---------------------------------------------------------------- an exception from outside, at every call
 
 
@@ -325,6 +432,21 @@ def dialling(keys: Keys[str]) -> list[Lease[str]]:
     return [a, b, c]
 
 
+def alone(keys: Keys[str]) -> list[Lease[str]]:
+    """One is leased, and whoever dials next is the only one."""
+    keys.breaker.failed(NOBODY, -1000.0)
+    return [leased(keys)]
+
+
+def redialling(keys: Keys[str]) -> list[Lease[str]]:
+    """One is leased and dials again, the second waits."""
+    (a,) = alone(keys)
+    redial(keys, a)
+    b = lease_of(keys)
+    keys.answer(b, 0.0)
+    return [a, b]
+
+
 Act = Callable[[Keys[str], list[Lease[str]]], object]
 STEPS: dict[str, tuple[Callable[[Keys[str]], list[Lease[str]]], Act]] = {
     "ask": (served, lambda keys, has: keys.answer(lease_of(keys), 0.0)),
@@ -335,6 +457,11 @@ STEPS: dict[str, tuple[Callable[[Keys[str]], list[Lease[str]]], Act]] = {
     "connected": (dialling, lambda keys, has: keys.connected(has[1], 0.0)),
     "full": (dialling, lambda keys, has: keys.refused(has[1], NOT_NOW, 50.0)),
     "dead": (dialling, lambda keys, has: keys.refused(has[1], GreetingRefused(554, b"no"), 50.0)),
+    "redial": (alone, lambda keys, has: redial(keys, has[0])),
+    "redialled": (redialling, lambda keys, has: keys.redialled(client_of(has[0]), None, 0.0)),
+    "redial fails": (redialling, lambda keys, has: keys.redialled(client_of(has[0]), NOBODY, 0.0)),
+    "redial is full": (redialling, lambda keys, has: keys.redialled(client_of(has[0]), NOT_NOW, 0.0)),
+    "discard one that dials": (redialling, lambda keys, has: back(keys, has[0], fit=False)),
     "close": (served, lambda keys, has: keys.close(Closer(Rung()), 0.0)),
 }
 
@@ -354,6 +481,7 @@ def test_no_place_is_lost_wherever_a_step_is_interrupted(name: str) -> None:
             keys.give_back(lease, 100.0)
         end_all(keys, 100.0)
         assert (keys.leased, keys.dialling, list(keys.waiting)) == ({}, {}, []), f"at {number}"
+        assert (keys.down, keys.redialling, keys.breaker.probing) == ({}, {}, False), f"at {number}"
         assert len(keys.idle) <= 2
         if keys.life is Life.OPEN:
             for _ in range(2):
@@ -447,6 +575,20 @@ class Model(RuleBasedStateMachine):
             self.keys.give_back(lease, self.now)
         self.served()
 
+    @precondition(lambda self: set(self.having) & self.told - set(self.keys.dialling))
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        able = [lease for lease in self.having if lease in self.told and lease not in self.keys.dialling]
+        with contextlib.suppress(MailError):
+            redial(self.keys, data.draw(st.sampled_from(able)), self.now)
+        self.served()
+
+    @precondition(lambda self: self.keys.redialling)
+    @rule(data=st.data(), error=st.sampled_from([None, NOT_NOW, NOBODY, Aborted("x")]))
+    def redialled(self, data: st.DataObject, error: MailError | None) -> None:
+        self.keys.redialled(data.draw(st.sampled_from(list(self.keys.redialling))), error, self.now)
+        self.served()
+
     @precondition(lambda self: self.having)
     @rule(data=st.data(), fit=st.booleans())
     def give_back(self, data: st.DataObject, fit: bool) -> None:
@@ -511,7 +653,8 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def the_breaker_waits_for_somebody(self) -> None:
-        assert self.keys.dialling or not self.keys.breaker.probing
+        assert self.keys.dialling or self.keys.redialling or not self.keys.breaker.probing
+        assert {*self.keys.down, *self.keys.redialling} <= {lease.client for lease in self.having}
 
     def teardown(self) -> None:
         for lease in [*self.line, *self.having]:

@@ -26,7 +26,7 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._keys import Lease
+from threadmail._has import Lease
 from threadmail._steps import Bell
 from threadmail.pool import LINE_OF_HOLDERS, PoolStats
 from threadmail.testing import (

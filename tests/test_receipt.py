@@ -105,6 +105,22 @@ def test_the_error_decides_for_recipients_without_a_verdict(transient: bool) -> 
     assert r.deferred == ((A, B) if transient else ())
 
 
+def test_who_was_put_off_is_deferred_also_where_the_content_was_refused_for_the_others() -> None:
+    """He was no recipient of that transaction; but the message as it was given is not to be offered again."""
+    transaction = Transaction(Envelope("ann@example.org", (A, B, C), b"Subject: x\r\n\r\nx\r\n"), Terms())
+    answers = {"mail": OK, A: OK, B: LATER, C: NEVER, "data": Reply(354)}
+    for command in transaction.commands():
+        transaction.take(command, answers[command.recipient or command.line[:4]])
+    transaction.take_final("", Reply(554, b"5.7.1 spam"))
+    error = transaction.error
+    assert error is not None
+    r = transaction.blame(error).receipt
+    assert r is not None
+    assert r.outcome is Outcome.NOT_SENT
+    assert not error.may_resend
+    assert r.deferred == (B,)
+
+
 def test_not_sent_makes_a_receipt_that_its_error_carries() -> None:
     """Also for what never became an envelope."""
     error = MailError("x", phase=Phase.CONNECT)

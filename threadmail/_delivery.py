@@ -21,7 +21,7 @@ from ._passage import Passage
 from ._window import Window
 from ._wire import Wire, joined
 from .envelope import Envelope
-from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase, ReplyTimedOut
+from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase, ReplyTimedOut, of_hook
 from .receipt import Receipt, Reply
 from .transaction import Command, Terms, Transaction
 
@@ -100,7 +100,7 @@ class Pipeline:
         else:
             passage = Passage(envelope, terms)
             if passage.refusal is None and before_mail is not None:
-                before_mail(passage.transaction)
+                _tell(before_mail, passage.transaction)
         assert passage.envelope is envelope
         transaction = passage.transaction
         if passage.refusal is not None:
@@ -152,7 +152,7 @@ class Pipeline:
         passage = Passage(follower[0], terms)
         self.aboard.append(passage)
         if follower[1] is not None:
-            follower[1](passage.transaction)
+            _tell(follower[1], passage.transaction)
         return passage
 
     def _take_behind(self, terms: Terms, follow: Follow | None) -> list[str]:
@@ -320,7 +320,7 @@ class Pipeline:
             behind.append("quit")
         data = last + joined(behind) if behind else last
         if before_final is not None:
-            before_final(transaction)
+            _tell(before_final, transaction)
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
         try:
             wire.write_content(data, behind, len(last))
@@ -367,6 +367,15 @@ class Pipeline:
         except BaseException:
             wire.close()
             raise
+
+
+def _tell(hook: Callable[[Transaction], None], transaction: Transaction) -> None:
+    """Call a hook. What it raises is its own, whatever it looks like: a ConnectionLost is none of this connection."""
+    try:
+        hook(transaction)
+    except Exception as exc:
+        of_hook(exc)
+        raise
 
 
 def _write_most(wire: Wire, content: Content) -> bytes:

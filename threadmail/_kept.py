@@ -455,7 +455,7 @@ def _share(end: Deadline) -> Deadline:
 
 def _was_stale(error: MailError) -> bool:
     """Whether this is what a hung-up connection looks like, with nothing of the content handed over."""
-    if isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
+    if error._of_hook or isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
         return False
     if isinstance(error, RecipientsRefused):
         return any(code == 421 for code, _ in error.recipients.values())

@@ -16,130 +16,28 @@ what was left undone.
     leased  -> idle      `give_back`, when it is fit for the next one
     leased  -> ending    `give_back`, `refused`, `stand_aside`; idle -> ending by `close` and `claim_due`
     ending  -> gone      `gone`, once the connection is closed: until then it takes its place
+
+A leased client whose connection was lost makes another one by itself, in the middle of a call. That is a dial like any
+other: it asks here (`redial`) and tells what came of it (`redialled`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass
 from math import inf
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from ._breaker import CircuitBreaker, Dial
+from ._has import Answer, C, Closer, Farewell, Has, Lease
 from ._life import Life
 from ._room import Room
-from .errors import Closed, MailError, Reentered, ReplyError
+from .errors import Aborted, Closed, ConnectFailed, MailError, Reentered, ReplyError
 
 #: Seconds after an answer in which a server that says "not now" is full and not dead: it may still count a connection
 #: that we ended. Those who ask meanwhile wait in line, and are not told of a refusal that a moment undoes.
 RECENTLY = 10.0
-
-C = TypeVar("C")
-
-
-class Wakes(Protocol):
-    """How somebody who waits is woken. Too often does no harm: he looks for himself. Nobody waits here."""
-
-    def set(self) -> None: ...
-    def wait(self, seconds: float | None) -> None: ...
-
-
-class Has(Generic[C]):
-    """What a caller has, and what nobody else can have meanwhile.
-
-    Args:
-        keys: of which pool.
-
-    Attributes:
-        client: which client; None as long as there is none.
-        over: the caller is done with it.
-    """
-
-    __slots__ = ("client", "keys", "over")
-
-    def __init__(self, keys: Keys[C]) -> None:
-        self.keys = keys
-        self.client: C | None = None
-        self.over = False
-
-
-class Lease(Has[C]):
-    """One caller's use of a client, from the asking to the end.
-
-    Its client is written under the lock, by whoever grants it.
-
-    Args:
-        keys: of which pool.
-        woken: how the caller is woken.
-        holds: what the same caller has already: while this one waits, nothing of it comes back.
-
-    Attributes:
-        taken: the caller has been told so.
-        is_new: the client was connected for this lease.
-        sent: messages on the client before.
-        fit: the caller's word, at the end, that the client may be handed on.
-        answered: ... and that the server answered a MAIL on it.
-        failure: ... or took the new session back before it did.
-        met_stale: its last client was none any more, so it rather dials than tries the next one that is kept.
-        until: when the caller wakes without being woken.
-    """
-
-    __slots__ = ("answered", "failure", "fit", "holds", "is_new", "met_stale", "sent", "taken", "until", "woken")
-
-    def __init__(self, keys: Keys[C], woken: Wakes, holds: Sequence[Has[C]] = ()) -> None:
-        super().__init__(keys)
-        self.woken = woken
-        self.holds = holds
-        self.taken = self.fit = self.answered = self.met_stale = self.is_new = False
-        self.sent = 0
-        self.failure: MailError | None = None
-        self.until = inf
-
-
-class Farewell(Has[C]):
-    """One thread's claim on a client that is to be ended.
-
-    Attributes:
-        lingers: somebody else held it, and it is to be closed later.
-    """
-
-    __slots__ = ("lingers",)
-
-    def __init__(self, keys: Keys[C]) -> None:
-        super().__init__(keys)
-        self.lingers = False
-
-
-class Closer(Generic[C]):
-    """A thread that waits until all is closed but what it has itself."""
-
-    __slots__ = ("holds", "woken")
-
-    def __init__(self, woken: Wakes, holds: Sequence[Has[C]] = ()) -> None:
-        self.woken = woken
-        self.holds = holds
-
-
-@dataclass(slots=True)
-class Answer(Generic[C]):
-    """What a caller is told: here is your client, or wait.
-
-    Attributes:
-        client: None: wait, until woken or until `until`.
-        dials: the client is a new one, for the caller to connect, and to report.
-        in_the_way: clients that only say goodbye still, in a place that the caller needs.
-        to_end: there are clients that nobody has begun to end.
-        leased: how many are in use.
-    """
-
-    client: C | None = None
-    dials: bool = False
-    until: float = inf
-    in_the_way: tuple[C, ...] = ()
-    to_end: bool = False
-    leased: int = 0
 
 
 class Keys(Generic[C]):
@@ -168,6 +66,10 @@ class Keys(Generic[C]):
         self.idle: list[tuple[C, float]] = []
         self.ending: dict[C, Farewell[C] | None] = {}  # and who is about it
         self.closers: dict[Closer[C], None] = {}
+        # Of clients that were connected: those that have no connection, and whether they tried for one in vain; and
+        # those that the breaker let dial, and that owe it an answer.
+        self.down: dict[C, bool] = {}
+        self.redialling: dict[C, None] = {}
         self.answered_at = -inf  # when a lease came back on which the server had answered
 
     def clients(self) -> list[C]:
@@ -213,11 +115,8 @@ class Keys(Generic[C]):
         return self.breaker.error is not None and self.breaker.pause(now) is not None and not self._taken()
 
     def _fail_fast(self, now: float) -> None:
-        cause, pause = self.breaker.error, self.breaker.pause(now)
-        if self._is_dead(now) and cause is not None and pause is not None:
-            again = copy(cause)  # of the same class: its `except` clause is the caller's
-            again.message = f"{cause} (tried moments ago; next try in {pause:.1f} s)"
-            raise again from None
+        if self._is_dead(now) and self.breaker.error is not None:
+            raise _tried(self.breaker.error, self.breaker.opens_at - now) from None
 
     def _is_stuck(self, now: float) -> bool:
         """Whether nobody who waits can be served: each client that can be had is with one of them."""
@@ -235,12 +134,15 @@ class Keys(Generic[C]):
 
     def _others(self, lease: Lease[C]) -> bool:
         """Whether there is any other client, connected or to be connected."""
-        return bool(self.idle) or len(self.leased) > (lease in self.leased)
+        if self.idle or not self.down:
+            return bool(self.idle) or len(self.leased) > (lease in self.leased)
+        return any(other is not lease and other.client not in self.down for other in list(self.leased))
 
     def serves(self, but: C, now: float) -> bool:
         """Whether any client but one is connected."""
         return bool(self.idle) or any(
-            lease.client is not but and lease not in self.dialling for lease in list(self.leased)
+            lease.client is not but and lease not in self.dialling and lease.client not in self.down
+            for lease in list(self.leased)
         )
 
     @property
@@ -287,12 +189,17 @@ class Keys(Generic[C]):
             return inf
         if lease in self.dialling:
             return now  # it was allowed before, and interrupted
-        due = now
-        if not self.breaker.is_closed:
-            due = inf if self.breaker.probing else self.breaker.opens_at
-        # A full server is asked again after a pause. When nobody is left, the first caller asks at once; but once.
-        waits = now < self.room.opens_at and (self._others(lease) or self.room.refusals > 1)
-        return max(due, self.room.opens_at) if waits else due
+        return max(self._breaker_opens(now), self._room_opens(self._others(lease), now))
+
+    def _breaker_opens(self, now: float) -> float:
+        if self.breaker.is_closed:
+            return now
+        return inf if self.breaker.probing else self.breaker.opens_at
+
+    def _room_opens(self, others: bool, now: float) -> float:
+        """A full server is asked again after a pause. When nobody is left, the first caller asks at once; but once."""
+        waits = now < self.room.opens_at and (others or self.room.refusals > 1)
+        return self.room.opens_at if waits else now
 
     # ------------------------------------------------------------ what came of it
 
@@ -311,23 +218,28 @@ class Keys(Generic[C]):
         Args:
             error: why; kept, so a copy that nothing hangs on.
         """
-        # A server that serves others, or that took mail a moment ago and says "not now", is not dead but full.
-        spoke = isinstance(error, ReplyError) and now - self.answered_at < RECENTLY
-        others = self._others(lease)
+        spoke, others = self._spoke(error, now), self._others(lease)
         full = error.transient and (others or spoke)
         if lease in self.dialling:
-            if full:
-                self.breaker.gave_up()
-            else:
-                self.breaker.failed(error, now)
+            self._tell(error, full, now)
             del self.dialling[lease]
             if full:
-                self.room.refused(now, alone=not others)
+                self.room.refused(error, now, alone=not others)
         # But who has all the others himself waits for nobody.
         waits = full and self.life is Life.OPEN and (spoke or self._is_worth_waiting(lease))
         self._take_away(lease, waits)
         self._changed(now)
         return waits
+
+    def _spoke(self, error: MailError, now: float) -> bool:
+        """Whether the server took mail a moment ago and says "not now": it is not dead but full."""
+        return isinstance(error, ReplyError) and now - self.answered_at < RECENTLY
+
+    def _tell(self, error: MailError, full: bool, now: float) -> None:
+        if full:
+            self.breaker.gave_up()
+        else:
+            self.breaker.failed(error, now)
 
     def _is_worth_waiting(self, lease: Lease[C]) -> bool:
         return bool(self.idle) or self._can_come_free(self._held_up([*self.waiting, lease]) | {lease})
@@ -358,6 +270,8 @@ class Keys(Generic[C]):
         if lease in self.waiting:
             del self.waiting[lease]
         client = lease.client
+        if client is not None and lease in self.leased:
+            self._owes_nothing(client)
         # Granted to one that gave up before it knew: as good as it was, for the next one.
         keep = lease.fit if lease.taken else True
         if lease in self.dialling:
@@ -380,6 +294,7 @@ class Keys(Generic[C]):
 
     def gone(self, client: C, now: float) -> None:
         """The connection of a client that was to be ended is closed: there is room for another one."""
+        self._owes_nothing(client)
         if client in self.ending:
             del self.ending[client]
         self._changed(now)
@@ -393,6 +308,71 @@ class Keys(Generic[C]):
         self.serve(now)
         for closer in list(self.closers):
             closer.woken.set()
+
+    # ------------------------------------------------------------ dials inside a lease
+
+    def redial(self, client: C, sent: int, now: float) -> None:
+        """A client that was connected has no connection any more: it may dial, and owes an answer, or is told why not.
+
+        Nobody waits here: the caller is in the middle of a call. To replace one connection is not to ask a full server
+        for one more; to try again, after it let none in, is.
+
+        Args:
+            sent: messages on the client so far; what was answered before says nothing of the server any more.
+        Raises:
+            MailError: what the last dial met, as a copy of the same class.
+        """
+        if client in self.redialling:
+            return  # it was allowed before, and interrupted
+        for lease in list(self.leased):
+            if lease.client is client:
+                lease.sent = sent
+                if client not in self.down:
+                    self.down[client] = False
+        due = self._breaker_opens(now)
+        if self.down.get(client):
+            due = max(due, self._room_opens(self.serves(client, now), now))
+        if due <= now:
+            self.redialling[client] = None  # noted first, as in `serve`
+            if self.breaker.ask(now) is Dial.NOW:
+                return
+            del self.redialling[client]
+        raise _tried(self.breaker.error or self.room.error, due - now)
+
+    def redialled(self, client: C, error: MailError | None, now: float) -> None:
+        """What came of a dial that `redial` allowed; nothing, if that has been told.
+
+        Args:
+            error: None: it is connected. An `Aborted`, and one whose deadline has passed, say nothing of the server.
+        """
+        if client not in self.redialling:
+            return
+        if error is None:
+            self.breaker.connected()
+            if self.down.get(client):
+                self.room.found()
+            if client in self.down:
+                del self.down[client]
+            del self.redialling[client]
+        else:
+            others = self.serves(client, now)
+            silent = error.deadline_passed or isinstance(error, Aborted)
+            full = error.transient and (others or self._spoke(error, now))
+            self._tell(error, full or silent, now)
+            if client in self.down:
+                self.down[client] = True
+            del self.redialling[client]
+            if full and not silent:
+                self.room.refused(error, now, alone=not others)
+        self.serve(now)
+
+    def _owes_nothing(self, client: C) -> None:
+        """Nobody uses the client any more. What it was allowed, and was interrupted in, is for others."""
+        if client in self.down:
+            del self.down[client]
+        if client in self.redialling:
+            self.breaker.gave_up()
+            del self.redialling[client]
 
     # ------------------------------------------------------------ ending clients
 
@@ -461,3 +441,17 @@ class Keys(Generic[C]):
         """It waits no longer."""
         if closer in self.closers:
             del self.closers[closer]
+
+
+def _tried(cause: MailError | None, pause: float) -> MailError:
+    """What whoever may not dial now is told. Of the same class as the cause: its `except` clause is the caller's.
+
+    Args:
+        pause: seconds until the next try; infinite: somebody is about it.
+    """
+    if cause is None:
+        return ConnectFailed("another thread is dialling the server, which nobody has reached yet")
+    again = copy(cause)
+    when = "another thread tries again just now" if pause == inf else f"next try in {max(0.0, pause):.1f} s"
+    again.message = f"{cause} (tried moments ago; {when})"
+    return again

@@ -13,7 +13,8 @@ from copy import copy
 
 from ._deadline import Deadline
 from ._guard import holding
-from ._keys import Has, Keys, Lease
+from ._has import Has, Lease
+from ._keys import Keys
 from .client import Client
 from .errors import CONNECTING, Aborted, BadReply, ConnectionLost, MailError, Phase, ReplyError, TimedOut
 

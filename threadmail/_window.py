@@ -15,7 +15,7 @@ from copy import copy
 
 from ._passage import IN_FLIGHT, Passage
 from ._wire import Wire
-from .errors import BadReply, ConnectionLost, MailError, Phase
+from .errors import BadReply, ConnectionLost, MailError, Phase, of_hook
 from .receipt import Reply
 from .transaction import Transaction
 
@@ -76,6 +76,7 @@ class Window:
             try:
                 before_final(transaction)
             except Exception as exc:
+                of_hook(exc)
                 if in_turn:
                     raise
                 passage.refusal = exc

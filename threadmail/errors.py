@@ -73,10 +73,15 @@ class MailError(smtplib.SMTPException):
     outcome: Outcome = Outcome.NOT_SENT
     receipt: Receipt | None = None
     deadline_passed: bool = False
+    _of_hook: bool = False  # a hook of the caller raised it, so it tells nothing about the connection under way
 
     @property
     def may_resend(self) -> bool:
-        """Whether to send the message again is safe (surely nobody has it) and of use (it may succeed)."""
+        """Whether to send the message again is safe (surely nobody has it) and of use (it may succeed).
+
+        The message as it was given. Whose recipients may be tried by themselves, `Receipt.deferred` says: also those
+        whom the server put off where it refused the content for the others.
+        """
         return self.transient and self.outcome is Outcome.NOT_SENT
 
     def __init__(self, message: str, *, phase: Phase | None = None, transient: bool | None = None) -> None:
@@ -113,6 +118,8 @@ class MailError(smtplib.SMTPException):
             ]  # octet by octet
         if isinstance(self, SenderRefused):
             data["sender"] = self.sender
+        if isinstance(self, LoginRefused):
+            data["pair_is_fixed"] = self.pair_is_fixed
         if isinstance(self, RecipientsRefused):
             data["recipients"] = {r: [code, text.decode("latin-1")] for r, (code, text) in self.recipients.items()}
         if isinstance(self, OSError) and self.errno is not None:
@@ -136,6 +143,8 @@ class MailError(smtplib.SMTPException):
         if issubclass(cls, SenderRefused):
             args = (*args, data["sender"])
             state["sender"] = data["sender"]
+        if issubclass(cls, LoginRefused):
+            state["pair_is_fixed"] = bool(data.get("pair_is_fixed", True))  # earlier versions wrote none
         if issubclass(cls, RecipientsRefused):
             refused = {r: (code, text.encode("latin-1")) for r, (code, text) in data["recipients"].items()}
             args, state["recipients"] = (refused,), refused
@@ -164,6 +173,13 @@ def _rebuild(cls: type[MailError], args: tuple[object, ...]) -> MailError:
 def _of_this_module(name: str) -> type[MailError] | None:
     cls = globals().get(name)
     return cls if isinstance(cls, type) and issubclass(cls, MailError) and cls is not DeliveryFailed else None
+
+
+def of_hook(exc: Exception) -> Exception:
+    """Note that a hook raised it. What it says of a connection, it says of none of ours."""
+    if isinstance(exc, MailError):
+        exc._of_hook = True
+    return exc
 
 
 def detach(error: MailError) -> MailError:

@@ -8,7 +8,7 @@ pauses, whatever the number of threads. Leaves the dialogue to `Client`, retries
 
 A signal handler, or the garbage collector that ends a lease left in an abandoned generator, may come in the middle of a
 step of the pool, in the very thread that takes it (`_steps`). There `stats()`, `close()` and the end of a lease work as
-anywhere else, and hang nobody; a new lease is refused (`Reentered`), there and only there.
+anywhere else, and hang nobody; a new lease, or connection, is refused (`Reentered`), there and only there.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from typing import Any, TypeVar
 from ._breaker import CircuitBreaker
 from ._deadline import NEVER, Deadline, now, out_of_time
 from ._guard import BornAnew
+from ._has import Answer, Closer, Farewell, Has, Lease
 from ._idle import IdleWatch
-from ._keys import Answer, Closer, Farewell, Has, Keys, Lease
+from ._keys import Keys
 from ._leases import AT_ONCE, have_here, held, is_good, is_refusal, kept_copy, no_longer_here, note
 from ._life import Life
+from ._redial import Redials
 from ._room import Room
 from ._steps import Bell, Steps
 from ._threads import join_thread, start_thread
@@ -104,7 +106,7 @@ class ClientPool(BornAnew):
         keys = self.__dict__.get("_keys")
         life = Life.OPEN if keys is None or keys.life is Life.OPEN else Life.CLOSED  # closed in a child as well
         breaker, room = CircuitBreaker(RetryPolicy(), self._rng), Room(self._rng)
-        self._keys = Keys(self.max_size, breaker, room, self._new_client, life)
+        self._keys = Keys(self.max_size, breaker, room, lambda: Redials(self, self.config, self._rng).client, life)
         self._steps = Steps(self._keys.wake_first)  # the one lock: guards the keys, and all that is below
         self._opened = 0
         self._closed: Counter[str] = Counter()
@@ -112,9 +114,6 @@ class ClientPool(BornAnew):
         self._goodbyes: list[threading.Thread] = []
         self._watch = IdleWatch(self) if self.config.idle_timeout is not None else None
         self._watching = False  # or about to
-
-    def _new_client(self) -> Client:
-        return Client(self.config, rng=self._rng, watch_idle=False)
 
     # ------------------------------------------------------------ leasing
 
@@ -240,6 +239,7 @@ class ClientPool(BornAnew):
         if lease.keys is not self._keys:  # forked inside the lease: what came of it here is closed
             if client is not None:
                 client._part(end)
+                self._steps.surely(self._keys.gone, client)
             return
         if client is not None:
             lease.fit = client._is_free()

@@ -157,8 +157,11 @@ class Receipt:
     def deferred(self) -> tuple[str, ...]:
         """The recipients for whom a later try may succeed, and cannot send anything twice.
 
-        Those of a message whose error `may_resend`, less whom the server refused for good; and of a PARTIAL one whom it
-        put off.
+        Of a message whose error `may_resend`, all but whom the server refused for good. Of any other that is not in
+        doubt, whom the server put off himself (4yz): also where it refused the content for good (5yz) thereafter. Who
+        was put off at RCPT was no recipient of that transaction (RFC 5321 §4.1.1.3), so the refusal is about the
+        others, and to try the same RCPT again is what a 4yz asks for (§4.2.1). `may_resend` is False then: it is about
+        the message as it was given, which nobody should offer that server again as it is (§4.2.5).
         """
         if self.outcome is Outcome.IN_DOUBT:
             return ()

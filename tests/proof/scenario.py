@@ -23,8 +23,9 @@ from threadmail import SMTP, Client, ClientPool, Envelope, Receipt, ServerConfig
 from threadmail._breaker import CircuitBreaker
 from threadmail._closing import Closing
 from threadmail._dispatcher import Dispatcher
+from threadmail._has import Lease
 from threadmail._job import Job as SenderJob
-from threadmail._keys import Keys, Lease
+from threadmail._keys import Keys
 from threadmail._limits import ConcurrencyLimit
 from threadmail._room import Room
 from threadmail._schedule import Schedule
