@@ -60,7 +60,7 @@ class Closing:
             for waiter in list(schedule.line):
                 waiter.wake()
             self.settled.notify_all()
-            if any(worker.lock._is_owned() for worker in list(schedule.workers)):  # type: ignore[attr-defined]
+            if any(worker.lock._is_owned() for worker in list(schedule.workers)):
                 raise Reentered("a signal handler closes in the middle of a step: the closing has begun")
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True

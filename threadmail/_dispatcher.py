@@ -99,7 +99,7 @@ class Dispatcher:
             ended=self.ended,
             nobody=self._no_threads,
             not_begun=self._wake_closers,
-            is_over=self._is_over,
+            is_over=lambda: self._closing.life is Life.CLOSED,
         )
         self._door = Door(
             self._lock,
@@ -133,11 +133,7 @@ class Dispatcher:
         In a callback; and in a signal handler, or a finaliser, that came up while its thread had the lock, or was just
         starting a worker.
         """
-        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()  # type: ignore[attr-defined]
-
-    def _is_over(self) -> bool:
-        with self._lock:
-            return self._closing.life is Life.CLOSED
+        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""

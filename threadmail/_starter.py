@@ -29,7 +29,7 @@ class Starter:
         ended: called when a worker's thread is over, whatever it met; perhaps again.
         nobody: called with the reason where no thread could be had and no worker is left.
         not_begun: called under the lock when a worker is forgotten before it began.
-        is_over: whether the sender is closed.
+        is_over: whether the sender is closed; asked under the lock.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Starter:
             self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane")
         worker = self._make()
         self._to_start += (worker,)
+        self._local.owes = True
         schedule.workers[worker] = None
         return True
 
@@ -109,6 +110,7 @@ class Starter:
                 if self._forget(worker):
                     self._nobody(exc)
             local.starting = None
+        local.owes = False
 
     def _next_to_start(self) -> Worker | None:
         local = self._local
@@ -118,8 +120,9 @@ class Starter:
             if worker is not None:
                 local.starting = worker
                 del self._to_start[0]
-        if worker is None and self._is_over():
-            self.join()  # by a signal handler, in the middle of the start before
+            over = worker is None and self._is_over()
+        if over:
+            self.join()  # a signal handler has closed, in the middle of the start before
         return worker
 
     def _over(self, worker: Worker, _: object) -> None:
@@ -144,9 +147,10 @@ class Starter:
         self.start()
 
     def before_closing(self) -> None:
-        """Start who is to be started; or forget them, where a signal handler closes in the middle of a start."""
+        """Where a signal handler closes before the frame under it has started whom it wanted: start, or forget them."""
         if not self.in_the_middle:
-            self.start()
+            if getattr(self._local, "owes", False):
+                self.start()
             return
         starting: Worker | None = getattr(self._local, "starting", None)
         with self._lock:

@@ -61,18 +61,21 @@ class Teller:
         finally:
             self._call_back(job)
 
-    def end(self, jobs: list[Job], receipt: Callable[[Job], Receipt]) -> None:
+    def end(self, jobs: list[Job], receipt: Callable[[Job], Receipt], *, here: bool = False) -> None:
         """Tell of jobs that were taken out: their receipts are made here, for that grows with their recipients.
 
         Where an exception from outside comes up in this, or as it is called, it is to be called again: nobody else
         would come by.
+
+        Args:
+            here: the callbacks are run on this thread in any case.
         """
         for job in jobs:
             if not job.completion.done():
                 job.receipt = receipt(job)
             self._marked(self._settle, (job,))
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
-        if self.is_telling or not self._handed_over(jobs):
+        if here or self.is_telling or not self._handed_over(jobs):
             self.announce(jobs)
 
     def _handed_over(self, jobs: list[Job]) -> bool:

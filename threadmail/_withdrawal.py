@@ -167,9 +167,9 @@ class Withdrawal:
             finally:
                 if out:
                     try:
-                        self._teller.end(out, partial(_ended_by, closed))
+                        self._teller.end(out, partial(_ended_by, closed), here=True)
                     except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(out, partial(_ended_by, closed))
+                        self._teller.end(out, partial(_ended_by, closed), here=True)
                         raise
             more = bool(out)
 
