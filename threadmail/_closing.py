@@ -15,7 +15,7 @@ from ._deadline import Deadline
 from ._job import Job
 from ._life import Life
 from ._schedule import Schedule
-from ._worker import Worker
+from ._worker import Worker, is_owned
 from .errors import Reentered
 
 #: Seconds for all workers together to end, once their connections were dropped. A dial cannot be ended before its own
@@ -60,7 +60,7 @@ class Closing:
             for waiter in list(schedule.line):
                 waiter.wake()
             self.settled.notify_all()
-            if any(worker.lock._is_owned() for worker in list(schedule.workers)):
+            if any(is_owned(worker.lock) for worker in list(schedule.workers)):
                 raise Reentered("a signal handler closes in the middle of a step: the closing has begun")
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True

@@ -33,7 +33,7 @@ from ._starter import Starter
 from ._teller import Teller
 from ._verdict import judge
 from ._withdrawal import Withdrawal
-from ._worker import BeforeFinal, Worker, note
+from ._worker import BeforeFinal, Worker, is_owned, note
 from .client import Client, ClientStats
 from .config import ServerConfig
 from .errors import Closed, MailError, Outcome
@@ -133,7 +133,7 @@ class Dispatcher:
         In a callback; and in a signal handler, or a finaliser, that came up while its thread had the lock, or was just
         starting a worker.
         """
-        return self.in_callback or self._starter.in_the_middle or self._lock._is_owned()
+        return self.in_callback or self._starter.in_the_middle or is_owned(self._lock)
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""
