@@ -76,9 +76,8 @@ class Watched:
 
     def tests_for(self, mutant: Mutant) -> list[str]:
         """Those that come by its line, the cheap ones first; all, if it is run as the module is imported."""
-        found = self.lines.get(mutant.line)
-        if not found:
-            found = set().union(*self.lines.values()) if self.lines else set()
+        # A default, say, is read by tests that come by no line of the module.
+        found = self.lines.get(mutant.line) or set(self.seconds)
         known = [test for test in found if test in self.seconds]
         return sorted(known, key=lambda test: (self.seconds[test], test))[:MOST]
 
