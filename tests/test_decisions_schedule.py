@@ -180,6 +180,15 @@ def test_where_there_is_a_place_the_first_in_line_is_woken_and_he_alone() -> Non
 # Out again ----------------------------------------------------------------------------------------------------------
 
 
+def test_what_was_queued_can_be_taken_back_in_the_same_step_as_if_it_had_not_been() -> None:
+    case = Case()
+    job, other = case.queued(2, end=50.0)
+    case.schedule.take_back(job)
+    assert (job.state, list(case.schedule.ready), list(case.schedule.ends)) == (JobState.NEW, [other], [other])
+    case.schedule.take_back(job)
+    assert (list(case.schedule.untold), case.returned) == ([], 0)
+
+
 def test_what_waits_for_a_worker_can_be_taken_out_and_is_gone_at_once() -> None:
     case = Case()
     (job, other), out = case.queued(2, end=50.0), []  # type: ignore[var-annotated]

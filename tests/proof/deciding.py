@@ -55,6 +55,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 #: Mutants that nobody can notice, each with the argument.
 _DEFAULT = "the constructor sets it always; the default in the class is for dataclasses.fields alone"
 _ORDER = "the numbers only tell which of two came first: any beginning and any step do that"
+_IN_VAIN = "to look for a deadline where there is none costs time, and nothing else"
 ARGUED: dict[str, str] = {
     "threadmail.receipt:Receipt: 2 for 1": _DEFAULT,
     "threadmail.receipt:Receipt: 0 for 1": _DEFAULT,
@@ -73,6 +74,12 @@ ARGUED: dict[str, str] = {
     "threadmail._timeheap:TimeHeap._first: `<=` for `<` in `other < first`": (
         "no two entries are equal, but one that is in both heaps, and then either is it"
     ),
+    "threadmail._limits:ConcurrencyLimit.count_good: -1 for 0": "less than nothing is less than the shortest",
+    "threadmail._limits:read_signs: `if False` for `if receipt.error is None`": "None has no code, and so is no reply",
+    "threadmail._limits:_reply_of: `if False` for `if code is None`": "a reply without a code and a text has no sign",
+    "threadmail._schedule:Schedule.sent: `>=` for `>` in `len(ends) > 0`": _IN_VAIN,
+    "threadmail._schedule:Schedule.sent: -1 for 0": _IN_VAIN,
+    "threadmail._schedule:Schedule.sent: `if True` for `if bounded`": _IN_VAIN,
     "threadmail._schedule:Schedule.drained: `or` for `and` in `not self.take_out(job, out) and job in self.ready`": (
         "what was taken out is in the queue no more, so the second question says no"
     ),
