@@ -175,3 +175,12 @@ def test_the_judge_tells_where_error_and_receipt_contradict_each_other() -> None
 def test_a_sweep_that_is_empty_or_all_in_doubt_is_seen(sent: int, doubts: int, exact: bool, wrong: str) -> None:
     found = list(of_sweep(sent + doubts, Counter({Outcome.SENT: sent, Outcome.IN_DOUBT: doubts}), exact=exact))
     assert any(wrong in line for line in found) if wrong else found == []
+
+
+def test_in_a_window_more_places_are_behind_an_end_of_data() -> None:
+    """Content leaves together with its commands; but not everywhere."""
+    outcomes = Counter({Outcome.IN_DOUBT: 700, Outcome.SENT: 300})
+    assert list(of_sweep(1000, outcomes, exact=False)) != []
+    assert list(of_sweep(1000, outcomes, exact=False, window=3)) == []
+    outcomes = Counter({Outcome.IN_DOUBT: 900, Outcome.SENT: 100})
+    assert list(of_sweep(1000, outcomes, exact=False, window=3)) != []

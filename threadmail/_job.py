@@ -115,6 +115,10 @@ class Job:
         """It is about to be written behind another message."""
         self.transaction = transaction
 
+    def let_go(self) -> None:
+        """Its receipt is told, and only callbacks are still to come: they may take their time, and need no content."""
+        self.envelope = _NOTHING
+
     def ended_by(self, error: MailError) -> Receipt:
         """The final receipt if no other attempt is made, because of `error`: what earlier ones have come to counts."""
         so_far = self.receipt
@@ -123,6 +127,9 @@ class Job:
         if so_far.accepted or so_far.error is None or not so_far.error.may_resend:
             return so_far  # some have it, or may have it: that is more than why the others do not
         return so_far.followed_by(Receipt.not_sent(self.envelope, error))
+
+
+_NOTHING = Envelope("", "nobody@invalid", b"")
 
 
 class SendFuture(Future[Receipt]):

@@ -83,6 +83,8 @@ class Teller:
             if not self._may_hand_over():
                 return False
             self._wake_worker()
+            for job in jobs:
+                job.let_go()
             handed_over = self._schedule.hand_over(jobs)
             self._schedule.wake_first()
         return handed_over

@@ -21,6 +21,8 @@ from threadmail.testing import Garble
 GIVEN_UP = (Outcome.NOT_SENT, Outcome.PARTIAL)
 MANY = 20  # trials from which on a share says something
 DOUBTFUL = 0.6  # of them at most may be in doubt where the places are drawn; near the end of data are many of them
+#: In a window content leaves together with its commands, so that most places are behind an end of data.
+DOUBTFUL_IN_A_WINDOW = 0.85
 SLACK = 2.0  # seconds by which a loaded machine may be late
 
 
@@ -105,15 +107,17 @@ def _false(
     yield from judgement.misquotes(outcome, reply, ids)
 
 
-def of_sweep(trials: int, outcomes: Counter[Outcome], *, exact: bool) -> Iterator[str]:
+def of_sweep(trials: int, outcomes: Counter[Outcome], *, exact: bool, window: int = 1) -> Iterator[str]:
     """What no single trial shows: that there were any, and that not everything is in doubt, where no place can say so.
 
     Args:
         exact: what must come out is known for each place, so that no trial is in doubt without need.
+        window: messages that a connection may have under way, content and all.
     """
     yield from judgement.too_few({outcome.value: number for outcome, number in outcomes.items()}, 0.0)
     doubts = outcomes[Outcome.IN_DOUBT]
-    if not exact and trials >= MANY and doubts > DOUBTFUL * trials:
+    most = (DOUBTFUL if window == 1 else DOUBTFUL_IN_A_WINDOW) * trials
+    if not exact and trials >= MANY and doubts > most:
         yield f"{doubts} of {trials} in doubt: the end of data is not in so many places"
 
 
@@ -145,7 +149,12 @@ class Tally:
             self.add(trials, bench)
             self.wrong += [
                 f"{mode.name}, {way.name}, {fault}: {complaint}"
-                for complaint in of_sweep(self.trials - before, self.outcomes - outcomes, exact=mode.exact)
+                for complaint in of_sweep(
+                    self.trials - before,
+                    self.outcomes - outcomes,
+                    exact=mode.exact,
+                    window=mode.settings.get("window", 1),
+                )
             ]
 
     def add(self, trials: Iterable[Trial], bench: Bench) -> None:
