@@ -7,24 +7,32 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import wait
+from concurrent.futures import Future, as_completed, wait
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.support.mail import envelope
+from tests.support.servers import until
 from threadmail import (
+    Aborted,
     Closed,
+    ConnectFailed,
     Envelope,
     InvalidEnvelope,
     Outcome,
     Receipt,
     Reentered,
+    RetryPolicy,
+    ServerConfig,
     ThreadedSender,
     Throttle,
 )
+from threadmail._collector import Collector
 from threadmail._stream import ReceiptStream
 from threadmail._timeheap import TimeHeap
+from threadmail._worker import Worker
 from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve
 
 PATIENCE = 20.0
@@ -235,3 +243,75 @@ def test_what_has_left_the_heap_is_not_held_behind_what_is_due_before() -> None:
 
 class Thing:
     """What can be watched."""
+
+
+# ---------------------------------------------------------------- between the parts
+
+
+def test_as_completed_gives_each_message_once_while_it_is_still_being_announced() -> None:
+    """Whoever waits is told that a future is settled once: `as_completed` does not stand a second time (KeyError)."""
+    telling, go_on, other = threading.Event(), threading.Event(), Future[Any]()
+
+    def dawdle(_: Receipt) -> None:
+        telling.set()
+        go_on.wait(PATIENCE)
+
+    with CaptureServer() as server:
+        sender = ThreadedSender(server.url, throttle=Throttle(HOURLY), workers=1)
+        sender.send(envelope("first"))
+        sender._on_receipt = dawdle
+        futures = [sender.submit(envelope(f"m{n}")) for n in range(3)]
+        closing = threading.Thread(target=sender.close, kwargs={"drain": False})
+        closing.start()
+        try:
+            assert telling.wait(PATIENCE)  # all three are settled, and one is announced
+            completed = as_completed([*futures, other], PATIENCE)
+            came: list[Any] = [next(completed)]
+        finally:
+            go_on.set()
+            closing.join(PATIENCE)
+        other.set_result(None)
+        came += completed
+        assert len(came) == 4
+        assert set(came) == {*futures, other}
+
+
+def test_what_a_stream_was_interrupted_with_is_not_sent_once_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was pulled, and nothing was made of it yet: it has its receipt, and whoever watches is told."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    watched: list[Receipt] = []
+    with CaptureServer() as server, ThreadedSender(server.url, on_receipt=watched.append) as sender:
+        stream = sender.send_each(iter([envelope("one"), envelope("two")]))
+        with monkeypatch.context() as patch:
+            patch.setattr(Collector, "job", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(stream)
+        stream.stop()
+        receipts = list(stream)
+        assert [(receipt.outcome, type(receipt.error)) for receipt in receipts] == [(Outcome.NOT_SENT, Aborted)]
+        assert watched == receipts
+        assert not server.messages
+
+
+def test_a_worker_that_was_interrupted_before_its_dial_owes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next probe is taken for its dial, and nobody may ever dial again."""
+    real = Worker._dial
+
+    def interrupted(_: Worker) -> None:
+        monkeypatch.setattr(Worker, "_dial", real)
+        raise SystemExit
+
+    patient = RetryPolicy(attempts=3, base=0.01)
+    with CaptureServer() as server:
+        config = replace(ServerConfig.of(server.url), idle_timeout=0.01)
+        sender = ThreadedSender(config, workers=1, retry=patient)
+        sender.send(envelope("one"), deadline=PATIENCE)
+        until(lambda: not sender.stats().lanes, PATIENCE, "the end of the idle worker")
+        monkeypatch.setattr(Worker, "_dial", interrupted)
+        assert sender.send(envelope("two"), deadline=PATIENCE).outcome is Outcome.SENT
+        until(lambda: not sender.stats().lanes, PATIENCE, "the end of the idle worker")
+    with sender, pytest.raises(ConnectFailed):
+        sender.submit(envelope("three")).result(PATIENCE)  # the server is gone, and the policy's patience ends

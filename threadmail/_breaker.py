@@ -109,6 +109,10 @@ class CircuitBreaker:
         """The dial ended without an answer about the server, such as a deadline of the caller or an interrupt."""
         self._reported()
 
+    def nobody_dials(self) -> None:
+        """Nobody is dialling now, so nobody owes an answer, whoever was interrupted before he gave it."""
+        self._probing, self._at_once = False, 0
+
     def failed(self, error: MailError, now: float) -> None:
         """The dial did not open a session.
 

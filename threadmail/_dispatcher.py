@@ -197,6 +197,9 @@ class Dispatcher:
         """Note how it stands with a worker, and count what it has sent since it last came by. Under the lock."""
         schedule = self._schedule
         worker.connected = connected
+        if worker.dialling:  # it is not, but was interrupted before it could say so
+            worker.dialling = False
+            schedule.breaker.gave_up()
         if worker.finished:
             with worker.lock:
                 finished = worker.finished

@@ -145,6 +145,7 @@ class SendFuture(Future[Receipt]):
         # all, until the garbage collector comes by.
         self._job: Job | None = job
         self._receipt: Receipt | None = None
+        self._all_told = False  # that it is settled, all who wait know
         self._pid = os.getpid()
 
     @property
@@ -221,9 +222,15 @@ class SendFuture(Future[Receipt]):
             raise
 
     def _set(self, job: Job, receipt: Receipt) -> None:
+        if self._all_told:
+            return  # once more would have `as_completed` come to it twice, which it does not stand
         if self.done():
             self._tell_again()
-            return
+        else:
+            self._set_first(job, receipt)
+        self._all_told = True
+
+    def _set_first(self, job: Job, receipt: Receipt) -> None:
         self._receipt = receipt
         self._job = None
         if job.cancelled:

@@ -60,9 +60,8 @@ def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
     for job in left:
         if schedule.in_flight.get(job) is worker:
             del schedule.in_flight[job]
-    worker.dialling = False
-    if schedule.breaker.probing and not any(each.dialling for each in list(schedule.workers)):
-        schedule.breaker.gave_up()  # it was interrupted before it could say so
+    if not any(each.dialling for each in list(schedule.workers)):
+        schedule.breaker.nobody_dials()  # who did was interrupted before he could say so
     return told
 
 

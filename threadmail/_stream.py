@@ -63,6 +63,7 @@ class ReceiptStream(Iterator[Receipt]):
         self._count = 0  # messages pulled
         self._pulled: Message | _Nothing = _Nothing.PULLED  # the last of them, as long as nothing was made of it
         self._held: deque[tuple[int, Job]] = deque()  # waiting for their places
+        self._stopped = False
         self._failure: BaseException | None = None  # what the iterable raised, or that the sender was closed
 
     def __iter__(self) -> ReceiptStream:
@@ -101,7 +102,7 @@ class ReceiptStream(Iterator[Receipt]):
 
     def stop(self) -> None:
         """Pull no more messages, and take back what no worker has begun. What is still to come tells of all of them."""
-        self._source = None
+        self._stopped, self._source = True, None
         self._refuse_held(_stopped)
         self._collector.take_back(_stopped)
 
@@ -147,6 +148,8 @@ class ReceiptStream(Iterator[Receipt]):
         envelope = None
         try:
             envelope = Envelope.of(message)
+            if self._stopped:
+                raise _stopped()  # it was pulled before, and who pulled it was interrupted
             if self._end.passed:
                 raise _too_late()
             dispatcher = self._dispatcher()
