@@ -189,3 +189,8 @@ def test_a_report_is_equal_to_a_report_and_to_nothing_else() -> None:
     assert Report([partly(TAKEN)]) == Report([partly(TAKEN)])
     assert Report([partly(TAKEN)]) != Report([])
     assert Report([]) != ()
+
+
+def test_the_final_reply_is_there_for_people_too_where_there_was_one() -> None:
+    assert partly(TAKEN).to_dict()["reply"] == "250 2.0.0 queued as 17"
+    assert Receipt.not_sent(None, TimedOut("late")).to_dict()["reply"] is None

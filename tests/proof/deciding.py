@@ -62,6 +62,10 @@ ARGUED: dict[str, str] = {
     "threadmail.receipt:_told_by: `if True` for `if error.receipt is not receipt`": (
         "a receipt that was made just now is that of no error yet"
     ),
+    "threadmail.receipt:Receipt.followed_by: `if True` for `if outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT)`": (
+        "the attempt that decides it was accepted by somebody, and such a one has no error"
+    ),
+    "threadmail._schedule:Schedule._steal: -1 for 0": "nobody has less in his run than he can spare",
     "threadmail._verdict:_again: `if False` for `if merged.outcome is Outcome.SENT`": (
         "of what everybody has nobody is left to send to, and so the policy says: the branch spares the question"
     ),
