@@ -220,6 +220,14 @@ def test_a_server_that_has_enough_to_do_gets_the_total_time_from_its_first_failu
     assert made.given_up(alive=True) is over
 
 
+def test_the_total_time_counts_from_a_login_that_was_refused_as_well() -> None:
+    """It counted from the time before it, or from when the machine was started: patience ended at once."""
+    made = breaker(attempts=2, total=1000.0)
+    made.failed(refused(fixed=True), 5000.0)
+    made.failed(ERROR, 5300.0)
+    assert not made.given_up(alive=True)
+
+
 def test_where_one_attempt_is_all_a_server_that_has_enough_to_do_gets_no_more() -> None:
     made = breaker(attempts=1, total=1e9)
     assert not made.given_up(alive=True)

@@ -130,6 +130,7 @@ class CircuitBreaker:
         self._closed = False
         was_connected, self._connected = self._connected, False
         self.error = error
+        self._failing_since = self._failing_since if self.failures else now
         refused = isinstance(error, LoginRefused) and not error.transient
         if isinstance(error, LoginRefused) and refused and error.pair_is_fixed:
             self.failures += 1
@@ -140,7 +141,6 @@ class CircuitBreaker:
         # sixteen threads would take a server's restart for a minute's absence.
         if told_already and not was_connected:
             return
-        self._failing_since = self._failing_since if self.failures else now
         self.failures += 1
         if refused and self.failures == 1:
             # A callable gave what was refused: it is asked again, and only another pair is offered. Once at once; where

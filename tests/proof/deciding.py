@@ -66,6 +66,14 @@ ARGUED: dict[str, str] = {
         "the attempt that decides it was accepted by somebody, and such a one has no error"
     ),
     "threadmail._schedule:Schedule._steal: -1 for 0": "nobody has less in his run than he can spare",
+    "threadmail._breaker:CircuitBreaker.__init__: True for False #2": (
+        "asked only of a dial that began while it was closed, and so after a session"
+    ),
+    "threadmail._breaker:CircuitBreaker.__init__: 1 for 0 #2": "the first failure sets it",
+    "threadmail._breaker:CircuitBreaker.__init__: -1 for 0 #2": "the first failure sets it",
+    "threadmail._breaker:CircuitBreaker.answered: `if True` for `if self.failures or not self._closed`": (
+        "it sets what is so already"
+    ),
     "threadmail._verdict:_again: `if False` for `if merged.outcome is Outcome.SENT`": (
         "of what everybody has nobody is left to send to, and so the policy says: the branch spares the question"
     ),
