@@ -169,7 +169,7 @@ def test_the_judge_tells_where_error_and_receipt_contradict_each_other() -> None
         (0, 100, True, ""),  # each is judged by its place there
         (0, 0, True, "empty"),
         (0, 0, False, "empty"),
-        (9, 91, False, "in doubt: the end of data is not in so many places"),
+        (10, 90, False, "in doubt: the end of data is not in so many places"),
     ],
 )
 def test_a_sweep_that_is_empty_or_all_in_doubt_is_seen(sent: int, doubts: int, exact: bool, wrong: str) -> None:

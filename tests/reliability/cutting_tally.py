@@ -20,7 +20,7 @@ from threadmail.testing import Garble
 
 GIVEN_UP = (Outcome.NOT_SENT, Outcome.PARTIAL)
 MANY = 20  # trials from which on a share says something
-DOUBTFUL = 0.9  # of them at most may be in doubt: in a window all but the greeting and EHLO is in one write
+DOUBTFUL = 0.6  # of them at most may be in doubt where the places are drawn; near the end of data are many of them
 #: In a window content leaves together with its commands, so that most places are behind an end of data.
 DOUBTFUL_IN_A_WINDOW = 0.85
 SLACK = 2.0  # seconds by which a loaded machine may be late
