@@ -43,8 +43,10 @@ def complaints(
     for mate, copies, ids in trial.others:
         yield from _false(mate.envelope, mate, copies, ids, most)
     yield from fate.wrong
-    if told.count(Outcome.IN_DOUBT) > doubts:
-        yield f"more than {doubts} in doubt"
+    # In silence each connection ends by a short time-out, which may pass on a busy machine where nothing is silent.
+    most_doubts = doubts * trial.connections if trial.place.is_silent else doubts
+    if told.count(Outcome.IN_DOUBT) > most_doubts:
+        yield f"more than {most_doubts} in doubt"
     # Trying again takes longer than a silence may last on a loaded machine; after a cut there is time enough.
     if way.after and not trial.place.is_silent and fate.seconds < trial.deadline:
         yield from (f"{outcome.value}, and not tried again" for outcome in told if outcome in GIVEN_UP)
