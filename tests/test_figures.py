@@ -108,6 +108,21 @@ def test_what_before_had_nothing_of_is_a_dash_and_what_is_not_measured_is_not_me
     assert "| S7 | alive | <= 20.0 ms | - | **short** |" in capsys.readouterr().out
 
 
+def test_code_of_before_gets_no_module_of_ours(tmp_path: Path) -> None:
+    """Not even from an editable installation, which lends its modules to a package that lacks one."""
+    (tmp_path / "threadmail").mkdir()
+    for path in (ROOT / "threadmail").glob("*.py"):
+        if path.name != "_schedule.py":
+            (tmp_path / "threadmail" / path.name).symlink_to(path)
+    (tmp_path / "threadmail" / "__init__.py").unlink()
+    (tmp_path / "threadmail" / "__init__.py").write_text(
+        "from .envelope import Envelope\nfrom .errors import MailError\nfrom .receipt import Receipt\n"
+        "from .retry import RetryPolicy\n"
+    )
+    [measure] = [measure for measure in figures.MEASURES if measure.name == "queue"]
+    assert figures.once(measure, tmp_path, 0.01) == {"server": 0.0}
+
+
 def test_what_is_measured_is_what_was_meant(tmp_path: Path) -> None:
     [measure] = [measure for measure in figures.MEASURES if measure.name == "S7"]
     with pytest.raises(SystemExit, match="not what was to be measured"):
