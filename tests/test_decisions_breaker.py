@@ -111,6 +111,21 @@ def test_who_gave_up_has_reported_too() -> None:
     assert made.failures == 2
 
 
+def test_where_nobody_dials_nobody_owes_an_answer() -> None:
+    """Whoever was interrupted before he gave it: the next one may probe, and what he tells is news."""
+    made = breaker()
+    made.ask(0.0)
+    made.nobody_dials()
+    assert (made.probing, made.ask(0.0)) == (False, Dial.NOW)
+    made = closed()
+    made.ask(0.0)
+    made.nobody_dials()
+    made.lost(ERROR, 0.0)
+    assert made.ask(8.0) is Dial.NOW
+    made.failed(ERROR, 8.0)
+    assert (made.failures, made.probing) == (2, False)
+
+
 def test_of_those_who_dialled_together_one_that_fails_after_another_came_in_tells_news() -> None:
     made = closed()
     for _ in range(3):
