@@ -43,8 +43,7 @@ class Withdrawal:
         try:
             with self._lock, self._hands_of(job):
                 # Only of one that is taken out here: who took it out before has said whether it was cancelled.
-                is_whole = job.receipt is None or job.receipt.outcome is Outcome.NOT_SENT
-                if is_whole and self._schedule.take_out(job, out):
+                if self._is_whole(job) and self._schedule.take_out(job, out):
                     job.cancelled = cancelled
                 self._schedule.wake_first()
         finally:
@@ -55,6 +54,11 @@ class Withdrawal:
                     self._teller.end(out, partial(_ended_by, error))
                     raise
         return bool(out)
+
+    @staticmethod
+    def _is_whole(job: Job) -> bool:
+        """Whether nobody has received anything of it. What was taken out is its taker's, receipt and all."""
+        return job.state is not DONE and (job.receipt is None or job.receipt.outcome is Outcome.NOT_SENT)
 
     def abort(self, job: Job) -> bool:
         """End a job now: out of the queue or a worker's run, or with the connection it is on.

@@ -35,7 +35,13 @@ SUITE = [
     *scenarios_window.SCENARIOS,
     *scenarios_attempts.SCENARIOS,
 ]
-LONG = [*scenarios_pool.LONG, *scenarios_sender.LONG, *scenarios_riding.LONG, *scenarios_window.LONG]
+LONG = [
+    *scenarios_pool.LONG,
+    *scenarios_sender.LONG,
+    *scenarios_riding.LONG,
+    *scenarios_window.LONG,
+    *scenarios_attempts.LONG,
+]
 SCENARIOS = SUITE + LONG
 SMALL = [
     *scenarios_dialogue.SMALL,
@@ -49,4 +55,5 @@ SMALL = [
     *scenarios_throttle.SMALL,
     *scenarios_wake.SMALL,
     *scenarios_moments.SMALL,
+    *scenarios_attempts.SMALL,
 ]

@@ -53,38 +53,48 @@ _TWO = {"messages": 2, "recipients": 1}
 #: EHLO, MAIL, two RCPT and DATA, then MAIL, RCPT and DATA of the second attempt.
 _PARTLY = {"answers": {SECOND: [LATER]}}
 _WAITING = {"answers": {SECOND: [LATER]}, "retry": RetryPolicy(base=8.0)}
+_ALL_WAIT = {"answers": {FIRST: [LATER], SECOND: [LATER]}, "retry": RetryPolicy(base=8.0)}
 _REFUSED = {"answers": {FIRST: [LATER, NO], SECOND: [LATER]}}
 
 SCENARIOS = [
     _attempts("partly put off", 1, **_PARTLY),
-    _attempts("partly put off, cancelled", None, cancel(0), **_PARTLY),
-    _attempts("partly put off, called off", None, abort(0), **_PARTLY),
-    _attempts("partly put off, called off by two", None, abort(0), abort(0), **_WAITING),
-    _attempts("partly put off, called off while it waits", None, abort(0), **_WAITING),
-    _attempts("partly put off, overdue", None, expire(20.0), ends={0: 10.0}, **_WAITING),
-    _attempts("partly put off, closed", None, close(), **_WAITING),
-    _attempts("partly put off, closed and worked off", None, close(drain=True), **_PARTLY),
+    _attempts("partly put off, cancelled", 56, cancel(0), **_PARTLY),
+    _attempts("partly put off, called off", 49, abort(0), **_PARTLY),
+    _attempts("partly put off, called off by two", 326, abort(0), abort(0), **_WAITING),
+    _attempts("partly put off, called off while it waits", 30, abort(0), **_WAITING),
+    _attempts("partly put off, overdue", 78, expire(20.0), ends={0: 10.0}, **_WAITING),
+    _attempts("partly put off, closed", 269, close(), **_WAITING),
+    _attempts("partly put off, closed and worked off", 285, close(drain=True), **_PARTLY),
     _attempts("partly put off, then lost before its content", 1, faults=Faults(drop={0: 8}), **_PARTLY),
     _attempts("put off, then refused in part", 1, **_REFUSED),
-    _attempts("put off, then refused in part, cancelled", None, cancel(0), **_REFUSED),
+    _attempts("put off, then refused in part, cancelled", 68, cancel(0), **_REFUSED),
     _attempts("put off for ever", 1, answers={FIRST: 9 * [LATER]}, recipients=1),
-    _attempts("put off, overdue", None, expire(20.0), ends={0: 10.0}, **_WAITING, recipients=2),
-    _attempts("overdue in the queue", None, expire(2.0), ends={1: 1.0}, **_TWO),
-    _attempts("overdue in the queue, cancelled", None, expire(2.0), cancel(0), **_LATE_ONE),
-    _attempts("cancelled by two", None, cancel(0), cancel(0), **_ONE),
+    _attempts("put off, overdue", 78, expire(20.0), ends={0: 10.0}, **_ALL_WAIT),
+    _attempts("overdue in the queue", 110, expire(2.0), ends={1: 1.0}, **_TWO),
     _attempts("two messages for each connection", 1, messages=3, recipients=1, limits={"max_messages": 2}),
     _attempts(
-        "one for each connection, cancelled", None, cancel(1), messages=2, recipients=1, limits={"max_messages": 1}
+        "one for each connection, cancelled", 92, cancel(1), messages=2, recipients=1, limits={"max_messages": 1}
     ),
     _attempts("connections too old at once", 1, **_TWO, limits={"max_age": 1e-9}),
-    _stolen("two messages", None),
-    _stolen("one is cancelled", None, cancel(1)),
-    _stolen("one is called off", None, abort(1)),
-    _stolen("while the connection is replaced", None, messages=2, faults=STALE),
-    _stolen("closed", None, close()),
+    _stolen("two messages", 1418),
     _held("alone", 1),
     _held("ahead of another", 1, offers=("PIPELINING",)),
-    _held("ahead of another, which is cancelled", None, cancel(1), offers=("PIPELINING",)),
-    _held("ahead of another, which is called off", None, abort(1), offers=("PIPELINING",)),
+    _held("ahead of another, which is cancelled", 152, cancel(1), offers=("PIPELINING",)),
+    _held("ahead of another, which is called off", 66, abort(1), offers=("PIPELINING",)),
     _held("in a window", 1, offers=("PIPELINING", "CHUNKING"), window=2),
+]
+
+#: Each in a bound for the suite and its mutants, and in full in `stress/`.
+_LARGE: list[tuple[str, tuple[Other, ...], dict[str, Any]]] = [
+    ("one is cancelled", (cancel(1),), {}),
+    ("one is called off", (abort(1),), {}),
+    ("while the connection is replaced", (), {"faults": STALE}),
+    ("closed", (close(),), {}),
+    ("three messages", (), {"messages": 3}),
+]
+SMALL = [_stolen(f"{name}, in part", None, *others, limit=300, **more) for name, others, more in _LARGE]
+LONG = [
+    *(_stolen(name, None, *others, long=True, **more) for name, others, more in _LARGE),
+    _attempts("overdue in the queue, cancelled", None, expire(2.0), cancel(0), **_LATE_ONE, long=True),
+    _attempts("cancelled by two", None, cancel(0), cancel(0), **_ONE, long=True),
 ]

@@ -203,13 +203,13 @@ def of_lanes(
     *extensions: str,
     timeouts: int | None = QUIET["timeouts"],
     long: bool = False,
+    limit: int | None = None,
     **settings: Any,
 ) -> Scenario:
-    """Lanes alone as a scenario; `settings` are those of `lanes_alone`."""
+    """Lanes alone as a scenario; `settings` are those of `lanes_alone`. `limit`: runs, where it is not exhausted."""
+    bounds = {"timeouts": timeouts} | ({} if limit is None else {"limit": limit})
     program = lanes_alone(lanes, messages, *extensions, **settings)
-    return Scenario(
-        f"sender, {name}", program, schedules, False, (*SENDER, Worker), OWNER, {"timeouts": timeouts}, long
-    )
+    return Scenario(f"sender, {name}", program, schedules, False, (*SENDER, Worker), OWNER, bounds, long)
 
 
 def cancel(number: int) -> Other:

@@ -16,7 +16,7 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.modelsocket import ModelSocket
 from tests.detsched.smtpmodel import Faults
 from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle
-from threadmail._deadline import NEVER
+from threadmail._deadline import NEVER, Deadline, now
 from threadmail._dispatcher import Dispatcher
 from threadmail._job import Job, JobState
 from threadmail._life import Life
@@ -49,13 +49,17 @@ class _Bare(Dispatcher):
             policy=RetryPolicy(),
             throttle=Throttle(),
             rng=random.Random(1),
-            settle=lambda job: None,
+            settle=self._settled,
             announce=self._told,
         )
         self._schedule.working = False
         self.jobs = [Job(LETTER, NEVER, self) for _ in range(jobs)]
         self.refused: list[Job] = []
         self.queued = threading.Event()
+
+    def _settled(self, job: Job) -> None:
+        assert job.receipt is not None
+        job.completion.settle(job, job.receipt)
 
     def _told(self, job: Job) -> None:
         if not job.told:  # it may be called twice
@@ -86,10 +90,21 @@ class _Bare(Dispatcher):
         self.queued.wait()
         assert self.jobs[0].future.cancel()
 
+    def cancel(self) -> None:
+        future = self.jobs[0].future
+        if future.cancel():
+            assert future.cancelled(), "a message that was cancelled is told otherwise"
+
     def call_off(self) -> None:
         self.queued.wait()
         if not self.refused:
             self.abort(self.jobs[0])
+
+
+def cancelled_when_overdue(dispatcher: _Bare) -> list[Callable[[], object]]:
+    """Its deadline has passed, which somebody sees to, while somebody else cancels it."""
+    dispatcher.jobs[0].end = Deadline(now())
+    return [partial(dispatcher.add, 0), dispatcher.cancel, dispatcher.settle_overdue]
 
 
 def side_by_side(lanes: int) -> Program:
@@ -260,12 +275,14 @@ def queue_expired(callers: int) -> Program:
 _BARE: dict[str, Callable[[_Bare], list[Callable[[], object]]]] = {
     "closed while two wait for one place": lambda d: [partial(d.add, 0), partial(d.add, 1), d.shut],
     "a place comes free by cancel": lambda d: [d.add_both, d.take_back],
+    "cancelled by two": lambda d: [d.add_both, d.cancel, d.cancel],
     "closed beside a call off": lambda d: [partial(d.add, 0), d.call_off, d.shut, partial(d.add, 1)],
 }
 
 
 SMALL = [
     *(of_sender(f"bare, {name}", bare(act), limit=300) for name, act in _BARE.items()),
+    of_sender("bare, cancelled when it is overdue", bare(cancelled_when_overdue, jobs=1)),
     of_sender("two lanes side by side", side_by_side(2), limit=300),
     of_sender("three lanes side by side", side_by_side(3), limit=300),
     of_sender("closed while a caller waits for a place", waiting_for_a_place(1), limit=300),
