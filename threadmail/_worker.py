@@ -26,6 +26,7 @@ from ._locks import new_rlock
 from ._schedule import Do
 from .client import Client
 from .config import ServerConfig
+from .envelope import Envelope
 from .errors import Aborted, ConnectFailed, ConnectionLost, MailError, Outcome, TimedOut, detach, printable
 from .receipt import Receipt
 from .transaction import Terms, Transaction
@@ -102,6 +103,7 @@ class Worker:
         self.idle_since = now()
         self.needed_until = Deadline()
         self._offered: Job | None = None  # what `transmit` was called for; of this thread alone
+        self._letter: Envelope | None = None  # of the job that was last looked at, as it was then
         self._own_dial = False
         self._hook = before_final
         # Bound once: a closure for each message costs more than its call.
@@ -152,7 +154,7 @@ class Worker:
 
     def _next_job(self) -> Job | None:
         with self.lock:
-            self.current = self._offered = None  # who is idle holds nobody's message
+            self.current = self._offered = self._letter = None  # who is idle holds nobody's message
             if not self.prefetched:
                 return self._head()
             resumable = self.client.aboard
@@ -177,14 +179,19 @@ class Worker:
             if job.state is TAKEN:
                 if not job.taken_first:
                     job.taken_first = now()
+                self._letter = job.envelope
                 return job
             del run[0]  # somebody was interrupted while he took it out
         return None
 
     def _transmit(self, job: Job) -> Receipt | None:
         """One attempt. Returns its receipt, or None if it was not to be made."""
-        # One that is not ours may have been stolen since it was looked at: its transaction is another worker's then.
-        begun = job.transaction if self.current is job else None
+        # One that is not ours may have been stolen since it was looked at, or taken back: its transaction is another
+        # worker's then, and its content gone.
+        is_ours = self.current is job
+        begun = job.transaction if is_ours else None
+        letter = job.envelope if is_ours else self._letter
+        assert letter is not None
         if begun is not None and begun is not self.client.aboard:
             return begun.receipt()  # it was lost, and says so
         end = job.end
@@ -193,7 +200,7 @@ class Worker:
         try:
             self._offered = job
             return self.client.transmit(
-                job.envelope,
+                letter,
                 deadline=end,
                 before_mail=self._claims,
                 before_final=self._before_final,
@@ -204,17 +211,13 @@ class Worker:
             return None
         except MailError as error:
             detach(error)
-            return error.receipt or Receipt.not_sent(job.envelope, error)
+            return error.receipt or Receipt.not_sent(letter, error)
         except BaseException as exc:  # noqa: BLE001 - the receipt and the log say so
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
-            name = printable(job.envelope.message_id or "")
+            name = printable(letter.message_id or "")
             note(logging.ERROR, "a worker was interrupted at message %s", name, exc_info=True)
-            return self._interrupted(job, type(exc).__name__)
-
-    def _interrupted(self, job: Job, cause: str) -> Receipt:
-        if self.current is job:
-            return this_attempt(job, cause)
-        return Receipt.not_sent(job.envelope, _interruption(cause))
+            cause = type(exc).__name__
+            return this_attempt(job, cause) if self.current is job else Receipt.not_sent(letter, _interruption(cause))
 
     def _too_late(self, job: Job) -> Receipt | None:
         with self.lock:

@@ -49,7 +49,7 @@ class _Bare(Dispatcher):
             policy=RetryPolicy(),
             throttle=Throttle(),
             rng=random.Random(1),
-            settle=self._settled,
+            settle=self._settle,
             announce=self._told,
         )
         self._schedule.working = False
@@ -57,7 +57,7 @@ class _Bare(Dispatcher):
         self.refused: list[Job] = []
         self.queued = threading.Event()
 
-    def _settled(self, job: Job) -> None:
+    def _settle(self, job: Job) -> None:
         assert job.receipt is not None
         job.completion.settle(job, job.receipt)
 
@@ -91,6 +91,7 @@ class _Bare(Dispatcher):
         assert self.jobs[0].future.cancel()
 
     def cancel(self) -> None:
+        self.queued.wait()
         future = self.jobs[0].future
         if future.cancel():
             assert future.cancelled(), "a message that was cancelled is told otherwise"
