@@ -9,8 +9,8 @@ all but the package imported; in it these tests run, the cheap ones first, until
 and counts as noticed by the test that it hung in.
 
 What noticed each mutant is kept in tests/proof/decisions.json as it goes, so that a run can be broken off and resumed:
-what is recorded as noticed is not hunted again (but with `--again`). The exit status is 1 if a mutant is open: noticed
-by nobody, and nobody says why (`ARGUED`).
+what was noticed by a test that there still is is not hunted again (but with `--again`). The exit status is 1 if a
+mutant is open: noticed by nobody, and nobody says why (`ARGUED`).
 
     python -m stress.mutants --replay NAME [NAME ...]
 
@@ -73,6 +73,10 @@ class Watched:
 
     lines: dict[int, set[str]]
     seconds: dict[str, float]
+
+    def kills(self, fate: Fate | None) -> bool:
+        """Whether it was noticed before, by a test that there still is."""
+        return fate is not None and fate.killer is not None and (fate.killer in self.seconds or fate.how == "import")
 
     def tests_for(self, mutant: Mutant) -> list[str]:
         """Those that come by its line, the cheap ones first; all, if it is run as the module is imported."""
@@ -276,12 +280,11 @@ def run(modules: Sequence[str], match: str, *, again: bool, jobs: int, limit: fl
         names = {mutant.name for mutant in mutants}
         if not match:  # those that are no more go
             fates = {n: f for n, f in fates.items() if not n.startswith(f"{module}:") or n in names}
-        wanted = [m for m in mutants if again or m.name not in fates or (fates[m.name].killer is None)]
-        wanted = [mutant for mutant in wanted if argument(mutant.name) is None]
-        print(f"{module}: {len(mutants)} mutants, {len(wanted)} to hunt", flush=True)
+        seen = watch(module)
+        print(f"{module}: {len(seen.seconds)} tests, {sum(seen.seconds.values()):.0f} s, watched", flush=True)
+        wanted = [m for m in mutants if argument(m.name) is None and (again or not seen.kills(fates.get(m.name)))]
+        print(f"  {len(mutants)} mutants, {len(wanted)} to hunt", flush=True)
         if wanted:
-            seen = watch(module)
-            print(f"  {len(seen.seconds)} tests, {sum(seen.seconds.values()):.0f} s, watched", flush=True)
             for number, hunt in enumerate(hunt_all(((m, seen.tests_for(m)) for m in wanted), jobs, limit), 1):
                 assert hunt.fate is not None
                 fates[hunt.mutant.name] = hunt.fate

@@ -71,6 +71,9 @@ ARGUED: dict[str, str] = {
     ),
     "threadmail._breaker:CircuitBreaker.__init__: 1 for 0 #2": "the first failure sets it",
     "threadmail._breaker:CircuitBreaker.__init__: -1 for 0 #2": "the first failure sets it",
+    "threadmail._breaker:CircuitBreaker.connected: `if False` for `if self._closed`": (
+        "where nothing has failed since an answer there is no error to be forgotten"
+    ),
     "threadmail._breaker:CircuitBreaker.answered: `if True` for `if self.failures or not self._closed`": (
         "it sets what is so already"
     ),
