@@ -258,17 +258,17 @@ class Worker:
         with self.lock:
             if self.prefetched and self.prefetched[0].transaction is not self.client.aboard:
                 return None  # this is another connection than theirs: they are to be seen to first
-            job = self._prefetch() if self.run else None
-            if job is None and self.run:
+            follower = self._prefetch() if self.run else None
+            if follower is None and self.run:
                 return None
-        if job is None:
+        if follower is None:
             if not boss.refill(self):
                 return None
             with self.lock:
-                job = self._prefetch() if self.run else None
-        return None if job is None else Follower(job.envelope, job.begun)
+                follower = self._prefetch() if self.run else None
+        return follower
 
-    def _prefetch(self) -> Job | None:
+    def _prefetch(self) -> Follower | None:
         """Have the first of the run behind the one on offer, if that is fit for it. Under the lock."""
         job, ahead = self.run[0], self._offered
         assert ahead is not None
@@ -278,10 +278,11 @@ class Worker:
             return None
         if not job.taken_first:
             job.taken_first = now()
+        follower = Follower(job.envelope, job.begun)  # here: who calls it off next lets its content go
         self.prefetched += (job,)
         job.state = ON_WIRE
         del self.run[0]
-        return job
+        return follower
 
     def _last_end_ahead(self, ahead: Job) -> float:
         if self.prefetched:

@@ -107,7 +107,15 @@ OWNER = ("_locks", "_pid")
 QUIET = {"timeouts": 0}  # a timed wait ends by being woken only
 #: Fields that `abort()` uses without the lock, because a call that it ends has the lock; and a hint.
 BY_DESIGN = frozenset(
-    {"Dispatcher.others_idle", "Client._aborted", "Client._smtp", "SMTP._abort_requested", "SMTP._wire", "Wire.aborted"}
+    {
+        "Client._aborted",
+        "Client._leaving",
+        "Client._smtp",
+        "Dispatcher.others_idle",
+        "SMTP._abort_requested",
+        "SMTP._wire",
+        "Wire.aborted",
+    }
 )
 LOST = ("ConnectionLost",)
 NOBODY_HOME = ("ConnectionRefused", "ConnectFailed")

@@ -80,7 +80,7 @@ SCENARIOS = [
     _held("alone", 1),
     _held("ahead of another", 1, offers=("PIPELINING",)),
     _held("ahead of another, which is cancelled", 68, cancel(1), offers=("PIPELINING",)),
-    _held("ahead of another, which is called off", 67, abort(1), offers=("PIPELINING",)),
+    _held("ahead of another, which is called off", 66, abort(1), offers=("PIPELINING",)),
     _held("in a window", 1, offers=("PIPELINING", "CHUNKING"), window=2),
 ]
 

@@ -165,7 +165,7 @@ SCENARIOS = [
     riding("1 lane, 3 messages, 2 of them late", 30, 1, 3, late=2),
     riding("2 lanes, 2 messages", 500, 2, 2, connected=True),
     riding("the one aboard cancelled", 40, 1, 2, cancel(1), failures=["cancelled"]),
-    riding("the one aboard called off", 50, 1, 3, abort(1), failures=["Aborted"]),
+    riding("the one aboard called off", 49, 1, 3, abort(1), failures=["Aborted"]),
     riding("the one ahead called off", 44, 1, 3, abort(0), failures=["Aborted"]),
     riding("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
     riding("closed", 533, 1, 2, close(), failures=["Closed"]),
@@ -184,7 +184,7 @@ SCENARIOS = [
     ),
     riding(
         "dropped at the final reply, the one aboard called off",
-        64,
+        63,
         1,
         2,
         abort(1),
@@ -203,7 +203,7 @@ SCENARIOS = [
     riding("hung up on after the final reply", 1, 1, 3, faults=BETWEEN),
     riding(
         "hung up on after the final reply, the one aboard called off",
-        43,
+        42,
         1,
         2,
         abort(1),
@@ -212,13 +212,13 @@ SCENARIOS = [
     ),
     riding("hung up on in the middle of the replies to the one aboard", 1, 1, 3, faults=Faults(drop={0: 6})),
     riding("421 to the one aboard", 1, 1, 3, faults=CLOSING),
-    riding("421 to the one aboard, called off", 43, 1, 2, abort(1), faults=CLOSING, failures=["Aborted"]),
+    riding("421 to the one aboard, called off", 42, 1, 2, abort(1), faults=CLOSING, failures=["Aborted"]),
     riding("421 to the content", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "421 4.3.2 closing"})),
     riding("one recipient refused", 1, 1, 3, recipients=2, faults=REFUSED),
     riding("all recipients refused", 1, 1, 3, faults=REFUSED, failures=[ALL_REFUSED]),
     riding(
         "all recipients refused, the next one called off",
-        49,
+        48,
         1,
         2,
         abort(1),
@@ -228,7 +228,7 @@ SCENARIOS = [
     riding("content refused", 1, 1, 3, faults=SPAM, failures=["DataRefused 554"]),
     riding(
         "content refused, the one aboard called off",
-        53,
+        52,
         1,
         2,
         abort(1),
@@ -257,7 +257,7 @@ SCENARIOS = [
     ),
     riding(
         "interrupted as one begins, which is called off",
-        56,
+        55,
         1,
         2,
         abort(1),
@@ -276,8 +276,8 @@ SCENARIOS = [
     of_batches("batches, 421 to the one aboard, 2x2", batches(2, 2, faults=CLOSING), 2),
     of_batches("batches, content refused, 2x2", batches(2, 2, faults=SPAM, failures=["DataRefused 554"]), 2),
     of_batches("batches, all recipients refused, 2x2", batches(2, 2, faults=REFUSED, failures=[ALL_REFUSED]), 2),
-    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 204),
-    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 101),
+    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 246),
+    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 122),
 ]
 
 LONG = [
