@@ -11,13 +11,14 @@ import inspect
 import sys
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from tests.detsched import NonDeterminism, Replay
 from tests.proof.scenario import Scenario
 from tests.proof.scenarios import SMALL, SUITE
-from threadmail._dispatcher import Dispatcher
+from threadmail import _dispatcher
 from threadmail._guard import BornAnew, Guarded
 from threadmail._keys import Keys
 from threadmail._schedule import Schedule
@@ -38,7 +39,7 @@ class Found:
     """
 
     what: str
-    owner: type
+    owner: Any  # a class, or the module that calls it
     method: str
     mend: str
     before: str
@@ -49,7 +50,7 @@ class Found:
     def put_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         source = textwrap.dedent(inspect.getsource(getattr(self.owner, self.method)))
         assert source.count(self.mend) == 1, f"{self.method} does not read as it did: adapt this test"
-        scope = dict(vars(sys.modules[self.owner.__module__]))
+        scope = dict(vars(sys.modules[getattr(self.owner, self.method).__module__]))
         exec(source.replace(self.mend, self.before), scope)
         monkeypatch.setattr(self.owner, self.method, scope[self.method])
 
@@ -118,8 +119,8 @@ FOUND = [
     # It was counted at its worker's next step: too late, if in between the dial of another worker failed.
     Found(
         "a queue was given up although a connection stood ready",
-        Dispatcher,
-        "dialled",
+        _dispatcher,
+        "told_of_dial",
         "worker.connected = True",
         "pass",
         "sender, lanes, one connects and one does not",
