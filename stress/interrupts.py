@@ -22,7 +22,6 @@ certain, to fail again. `--seed S --only X --how Y --round N` runs one round aga
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import logging
 import os
@@ -42,6 +41,7 @@ from types import FrameType
 from typing import Any
 
 from tests.support.naming import NamingServer
+from tests.support.strikes import calm, strike, withdraw
 from threadmail import (
     Client,
     ClientPool,
@@ -82,13 +82,14 @@ class Strike(BaseException):
     """Comes from outside, as a KeyboardInterrupt does."""
 
 
-_set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
-
-
-def strike(thread: int, kind: type[BaseException]) -> bool:
-    """Raise in that thread, at its next step. Returns whether there was one."""
-    return bool(_set_async_exc(thread, ctypes.py_object(kind)))
+def strike_begun(thread: threading.Thread, kind: type[BaseException]) -> bool:
+    """As `strike`, for a thread of the product, which may end at any time, and its number be that of a new one."""
+    ident = thread.ident
+    if ident is None or not _has_begun(thread) or not strike(ident, kind):
+        return False
+    if not thread.is_alive():
+        withdraw(ident)  # it is meant for nobody who has just been born
+    return True
 
 
 class Shelter:
@@ -137,7 +138,7 @@ class Shelter:
         if not self.starved:
             with self.gate:
                 self.outside = False
-                _set_async_exc(threading.get_ident(), ctypes.py_object())
+                withdraw(threading.get_ident())
 
     def struck(self, kind: type[BaseException]) -> bool:
         """By the storm: strike it, if it is outside and was not struck in this call."""
@@ -397,7 +398,7 @@ class Round:
             ours = [t for t in begun if t.name.startswith(OURS) and not t.name.startswith(NOT_OURS)]
             if ours and self.rng.random() < 0.5:
                 thread = self.rng.choice(ours)
-                if thread.ident is not None and strike(thread.ident, self.kind):
+                if strike_begun(thread, self.kind):
                     self._count(thread.name.rstrip("0123456789").rstrip("-_"))
             elif self.rng.choice(self.shelters).struck(self.kind):
                 self._count("caller")
@@ -483,8 +484,8 @@ def _has_begun(thread: threading.Thread) -> bool:
     Before and behind it is the interpreter's: one that dies in its bootstrap is waited for by `Thread.start()` without
     end, and an executor's thread that dies with the word to end in its hand tells nobody else of it.
     """
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame is not None:
+    frame = sys._current_frames().get(thread.ident or 0) if thread.is_alive() else None
+    while isinstance(frame, FrameType):  # CPython 3.11 gives something else for one that is just being made
         if frame.f_code.co_filename.startswith(BEGUN):
             return True
         frame = frame.f_back
@@ -497,6 +498,7 @@ def storm_round(seed: str, name: str, how: str, seconds: float) -> tuple[Round, 
     with RemoteServer() if how == "memory" else LocalServer() as server:
         storm = Round(seed, name, how, server.where, seconds)
         violations = storm.run()
+        calm()
         hangs = any(line.startswith("hangs") for line in violations)
         arrived, left_open = server.arrived()
         if left_open and not hangs:
@@ -506,7 +508,8 @@ def storm_round(seed: str, name: str, how: str, seconds: float) -> tuple[Round, 
     violations += storm.ledger.judge(arrived)
     if hangs:
         return storm, violations, len(arrived)
-    left = [thread for thread in threading.enumerate() if thread not in threads]
+    # One whose `start()` was struck before there was a thread has no number, and stays in the interpreter's list.
+    left = [thread for thread in threading.enumerate() if thread not in threads and thread.ident is not None]
     for thread in left:
         thread.join(5.0)
     violations += [f"thread left: {thread.name}" for thread in left if thread.is_alive()]

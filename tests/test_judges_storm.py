@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from stress import interrupts
-from stress.interrupts import Round, Shelter, Strike, storm_round, strike
+from stress.interrupts import Round, Shelter, Strike, storm_round
 from stress.ledger import Fate, Ledger
 from tests.support.naming import NamingServer
+from tests.support.strikes import calm, strike
 from threadmail import Outcome, Receipt, ServerConfig
 
 pytest.importorskip("aiosmtpd")
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +33,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     level = logging.getLogger("threadmail").level
     yield
     logging.getLogger("threadmail").setLevel(level)
+    calm()
 
 
 # What is struck as it is given to somebody is nobody's, and the interpreter's to close.
@@ -39,6 +46,19 @@ def test_a_short_storm_loses_nothing(name: str, how: str, capsys: pytest.Capture
     assert interrupts.main(["--seconds", "0", "--length", "0.6", "--only", name, "--how", how]) == 0
     printed = capsys.readouterr().out
     assert "0 violations; seed 1" in printed
+
+
+def test_after_a_storm_a_profiler_may_come() -> None:
+    """CPython 3.11 turns for ever at the entry of a function, if a strike was withdrawn and nobody calmed it."""
+    program = """
+import sys, threading
+from tests.support.strikes import calm, withdraw
+withdraw(threading.get_ident())
+calm()
+sys.setprofile(lambda *_: None)
+(lambda: None)()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=20)
 
 
 # What it claims to see, forged ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,12 +11,11 @@ from typing import Any
 import pytest
 
 import threadmail
+from tests.support.strikes import calm, strike
 from threadmail import _locks
 from threadmail._locks import new_rlock
 
 PACKAGE = Path(threadmail.__file__).parent
-_set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
 class Strike(BaseException):
@@ -37,6 +35,7 @@ def often() -> Iterator[None]:
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(before)
+    calm()
 
 
 def is_free(lock: Any) -> bool:
@@ -63,7 +62,7 @@ def test_no_exception_from_outside_loses_a_lock(lock: Any) -> None:
         thread.start()
         assert inside.wait(10)
         assert thread.ident is not None
-        assert _set_async_exc(thread.ident, ctypes.py_object(Strike))
+        assert strike(thread.ident, Strike)
         thread.join(10)
         assert not thread.is_alive()
         assert is_free(lock)

@@ -671,6 +671,7 @@ def test_intact_and_once_while_workers_steal_and_callers_cancel() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_leaves_its_parents_futures_alone() -> None:
     """The lock of the parent's sender may be held by a thread that does not exist here: nobody waits for it."""
     throttle = Throttle()

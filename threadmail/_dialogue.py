@@ -13,9 +13,10 @@ import re
 import smtplib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from . import _delivery
 from ._deadline import NEVER, Deadline
@@ -51,6 +52,49 @@ class State(enum.Enum):
     OPEN = "a transaction begun with mail()"  # the caller drives; only sendmail is out of place
     AWAITING = "a command whose reply has not been read"
     DRIVING = "an exchange that is not to be interrupted"
+
+
+_P = ParamSpec("_P")
+_D = TypeVar("_D", bound="Dialogue")
+_T = TypeVar("_T")
+
+
+def exclusive(method: Callable[Concatenate[_D, _P], _T], *, reading: bool = False) -> Callable[Concatenate[_D, _P], _T]:
+    """A method that is one step: it holds `sync_root`, and must be over in the seconds of its argument `deadline`.
+
+    No `with` over a generator, which an exception from outside can strike between the generator and the body, or at its
+    very end: then the lock is held for as long as somebody keeps the traceback. Here it is taken by the interpreter,
+    and all that has to be put back is put back in a `finally` before anything else is called.
+    """
+
+    @wraps(method)
+    def step(self: _D, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        deadline: Any = kwargs.get("deadline")
+        end = NEVER if deadline is None else Deadline.after(deadline)
+        with holding(self.sync_root, end):
+            self._require_turn(reading)
+            outer = self._deadline
+            try:
+                if end is not NEVER:
+                    self._set_deadline(outer.within(end))
+                return method(self, *args, **kwargs)
+            except BaseException:
+                if self._state is State.AWAITING:
+                    self._drop()  # whoever reads next would read the reply to this command
+                raise
+            finally:
+                self._deadline = outer
+                wire = self._wire
+                if wire is not None:
+                    wire.deadline = outer
+                    self._rest(wire)
+
+    return step
+
+
+def exclusive_reading(method: Callable[Concatenate[_D, _P], _T]) -> Callable[Concatenate[_D, _P], _T]:
+    """As `exclusive`, for what reads the reply that a command of another step waits for."""
+    return exclusive(method, reading=True)
 
 
 class Dialogue(Guarded, smtplib.SMTP):
@@ -100,46 +144,45 @@ class Dialogue(Guarded, smtplib.SMTP):
             TimedOut: the lock was not to be had in time.
             Reentered: this thread is inside an exchange on this client.
         """
-        with self._step(deadline):
-            yield
-
-    @contextmanager
-    def _step(self, deadline: float | Deadline | None = None, *, reading: bool = False) -> Iterator[None]:
         end = Deadline.after(deadline)
-        with holding(self.sync_root, end):
-            self._require_turn(reading)
+        with holding(self.sync_root, end):  # as `exclusive`, which says what this cannot promise
+            self._require_turn()
             outer = self._deadline
             try:
-                if end is not NEVER:
-                    self._set_deadline(outer.within(end))
+                self._set_deadline(outer.within(end))
                 yield
             except BaseException:
                 if self._state is State.AWAITING:
-                    self._drop()  # whoever reads next would read the reply to this command
+                    self._drop()
                 raise
             finally:
-                # No call before these: an exception from outside could come there, and the deadline would stay.
-                self._deadline = outer
-                wire = self._wire
-                if wire is not None:
-                    wire.deadline = outer
-                    if not wire.is_open:
-                        self._drop()
-                    elif self._own_timeouts is None:
-                        wire.rest()  # smtplib's `timeout` is that of the socket, as everybody can see
+                self._set_deadline(outer)
+                if self._wire is not None:
+                    self._rest(self._wire)
+
+    def _rest(self, wire: Wire) -> None:
+        """A step is over: a connection that did not outlive it goes."""
+        if not wire.is_open:
+            self._drop()
+        elif self._own_timeouts is None:
+            wire.rest()  # smtplib's `timeout` is that of the socket, as everybody can see
+
+    @exclusive
+    def _together(self, calls: Callable[[], _T], *, deadline: float | Deadline | None = None) -> _T:
+        """What several calls of this client come to, which are one step and are over in time together."""
+        return calls()
 
     def _require_turn(self, reading: bool = False) -> None:
         if self._state is State.DRIVING or (self._state is State.AWAITING and not reading):
             # The lock is ours, so this is the same thread. Nothing was written; the exchange goes on unharmed.
             raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
 
-    @contextmanager
-    def _driving(self) -> Iterator[Wire]:
+    def _drive(self, exchange: Callable[[Wire], _T]) -> _T:
         """An exchange of several commands that nothing may interrupt; for methods that hold the lock."""
         wire = self._connected()
         self._state = State.DRIVING
         try:
-            yield wire
+            return exchange(wire)
         finally:
             self._state = State.IDLE
 
@@ -224,32 +267,32 @@ class Dialogue(Guarded, smtplib.SMTP):
 
     def is_quiet(self) -> bool:
         """Whether there is a connection on which nothing lies unread and nobody has hung up: one look, no waiting."""
-        with self.sync_root:  # not _step(): it costs more than the look
+        with self.sync_root:  # not a step: that costs more than the look
             self._require_turn()
             return self.sock is not None and self._connected().quiet()
 
     # ------------------------------------------------------------ commands and replies
 
+    @exclusive
     def send(self, s: Any) -> None:
         """Write bytes as they are; text in the encoding of commands."""
         data = s.encode(self.command_encoding) if isinstance(s, str) else bytes(s)
-        with self._step():
-            sys.audit("smtplib.send", self, data)
-            self._connected().write(data, f"<{len(data)} octets>")
+        sys.audit("smtplib.send", self, data)
+        self._connected().write(data, f"<{len(data)} octets>")
 
+    @exclusive
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Write a command; its reply must be read before another one is written."""
         line = f"{cmd} {args}" if args else cmd
         if _CONTROL.search(line):
             shown = self._masked(line).encode("unicode_escape").decode("ascii")
             raise InvalidEnvelope(f"command and arguments contain prohibited newline characters: {shown}")
-        with self._step():
-            wire = self._connected()
-            data = f"{line}\r\n".encode(self.command_encoding)
-            sys.audit("smtplib.send", self, data)
-            wire.require_quiet()
-            self._resume, self._state = self._state, State.AWAITING
-            wire.write(data, self._masked(line))
+        wire = self._connected()
+        data = f"{line}\r\n".encode(self.command_encoding)
+        sys.audit("smtplib.send", self, data)
+        wire.require_quiet()
+        self._resume, self._state = self._state, State.AWAITING
+        wire.write(data, self._masked(line))
 
     def _masked(self, line: str) -> str:
         """`line` as the log may show it. Code written for smtplib logs in by hand: docmd("AUTH", "XOAUTH2 ...")."""
@@ -258,30 +301,30 @@ class Dialogue(Guarded, smtplib.SMTP):
         words = line.split(None, 2)
         return f"AUTH {words[1]} ***" if len(words) > 2 and words[0].upper() == "AUTH" else line
 
+    @exclusive_reading
     def getreply(self) -> Answer:
         """Read a whole reply: (code, text). Anything else closes the connection and raises."""
-        with self._step(reading=True):
-            reply = self._connected().read_reply()
-            self._state = self._resume
-            self._challenged = reply.code == 334
-            if reply.code in (221, 421):
-                self._drop()  # the server is closing (RFC 5321 §3.8); smtplib lets the next command find out
-            return reply.pair
+        reply = self._connected().read_reply()
+        self._state = self._resume
+        self._challenged = reply.code == 334
+        if reply.code in (221, 421):
+            self._drop()  # the server is closing (RFC 5321 §3.8); smtplib lets the next command find out
+        return reply.pair
 
+    @exclusive
     def docmd(self, cmd: str, args: str = "") -> Answer:
-        with self._step():
-            self.putcmd(cmd, args)
-            return self.getreply()
+        self.putcmd(cmd, args)
+        return self.getreply()
 
+    @exclusive
     def ehlo(self, name: str = "") -> Answer:
-        with self._step():
-            self._state = State.IDLE
-            return super().ehlo(_one_word(name or self.local_hostname))
+        self._state = State.IDLE
+        return super().ehlo(_one_word(name or self.local_hostname))
 
+    @exclusive
     def helo(self, name: str = "") -> Answer:
-        with self._step():
-            self._state = State.IDLE
-            return super().helo(_one_word(name or self.local_hostname))
+        self._state = State.IDLE
+        return super().helo(_one_word(name or self.local_hostname))
 
     def ehlo_or_helo_if_needed(self) -> None:
         """EHLO, or HELO where the server does not know that (RFC 5321 §3.2), unless it has been greeted already.
@@ -297,40 +340,40 @@ class Dialogue(Guarded, smtplib.SMTP):
             if self.helo_resp is None and self.ehlo_resp is None:
                 self._greet()
 
+    @exclusive
     def _greet(self) -> None:
-        with self._step():
-            reply = Reply(*self.ehlo())
-            if reply.permanent:
-                reply = Reply(*self.helo())
-            if reply.positive and reply.code not in (220, 221):  # a second greeting shifts all replies by one
-                return
-            self.helo_resp = self.ehlo_resp = None
-            if reply.transient or reply.permanent:
-                raise HeloRefused(*reply.pair)
-            self._drop()
-            raise BadReply(f"EHLO was answered {reply}", phase=Phase.CONNECT)
+        reply = Reply(*self.ehlo())
+        if reply.permanent:
+            reply = Reply(*self.helo())
+        if reply.positive and reply.code not in (220, 221):  # a second greeting shifts all replies by one
+            return
+        self.helo_resp = self.ehlo_resp = None
+        if reply.transient or reply.permanent:
+            raise HeloRefused(*reply.pair)
+        self._drop()
+        raise BadReply(f"EHLO was answered {reply}", phase=Phase.CONNECT)
 
+    @exclusive
     def has_extn(self, opt: str) -> bool:
-        with self._step():
-            return super().has_extn(opt)
+        return super().has_extn(opt)
 
+    @exclusive
     def help(self, args: str = "") -> bytes:
-        with self._step():
-            return super().help(args)
+        return super().help(args)
 
+    @exclusive
     def noop(self, *, deadline: float | Deadline | None = None) -> Answer:
-        with self._step(deadline):
-            return super().noop()
+        return super().noop()
 
-    def verify(self, address: str) -> Answer:
-        with self._step():
-            return super().verify(_one_line(address))
+    @exclusive
+    def verify(self, address: str, *, deadline: float | Deadline | None = None) -> Answer:
+        return super().verify(_one_line(address))
 
     vrfy = verify
 
+    @exclusive
     def expn(self, address: str) -> Answer:
-        with self._step():
-            return super().expn(_one_line(address))
+        return super().expn(_one_line(address))
 
 
 def _one_line(address: str) -> str:

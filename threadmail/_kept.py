@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeVar, cast
 
 from ._deadline import NEVER, Deadline, now
@@ -211,14 +210,13 @@ class KeptConnection(Guarded):
     # A call begins by one look and two fields set, with no call between them: an exception from outside, and a signal
     # handler, come up when something is called.
 
-    @contextmanager
-    def _call(self, end: Deadline) -> Iterator[None]:
+    def _called(self, end: Deadline, call: Callable[[], _T]) -> _T:
         with holding(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN or self._parted:
                 raise self._unusable()
             self._busy, self._aborted = True, False
             try:
-                yield
+                return call()
             finally:
                 self._busy = False
                 self._last_used = now()
@@ -281,10 +279,12 @@ class KeptConnection(Guarded):
             at = now()  # the usual case, without what a question takes
             if at < self._expires_at and at - self._last_used <= PROBE_AFTER and smtp.is_quiet():
                 return True
-        with self._call(end):
-            if self._smtp is not None and (reason := self._why_replace(self._smtp, end)) is not None:
-                self._disconnect(reason, _share(end))
-            return self._smtp is not None
+        return self._called(end, lambda: self._looked_at(end))
+
+    def _looked_at(self, end: Deadline) -> bool:
+        if self._smtp is not None and (reason := self._why_replace(self._smtp, end)) is not None:
+            self._disconnect(reason, _share(end))
+        return self._smtp is not None
 
     def _is_free(self) -> bool:
         """For a pool: whether it may be handed on: connected, and nobody holds it or is in the middle of a call."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from email.message import Message
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import _delivery, _message
 from ._address import mailbox, sender_mailbox
 from ._address_field import need_utf8
 from ._deadline import NEVER, Deadline
-from ._dialogue import Answer, Dialogue, State
+from ._dialogue import Answer, Dialogue, State, exclusive
 from ._flatten import flatten, message_fields
 from ._passage import Passage
+from ._wire import Wire
 from .envelope import Envelope
 from .errors import (
     DataRefused,
@@ -65,22 +67,32 @@ class Mailing(Dialogue):
         """
         given = [to_addrs] if isinstance(to_addrs, str) else list(to_addrs)
         envelope = Envelope(from_addr, given, _message.as_bytes(msg))
-        with self._step(deadline):
-            self._require_no_transaction()  # before the EHLO, which would end it
-            self.ehlo_or_helo_if_needed()
-            asked = {option.lower() for option in mail_options}
-            if envelope.smtputf8 and not self.esmtp_features.keys() | asked >= {"smtputf8"}:
-                # smtplib's own error here, for which callers may wait; it comes before the first byte.
-                "".join([envelope.sender, *envelope.recipients]).encode("ascii")
-            terms = Terms(self.esmtp_features, mail_options=mail_options, rcpt_options=rcpt_options)
-            try:
-                receipt = self.transact(envelope, terms)
-            except RecipientsRefused as error:
-                error.recipients = _as_given(error.recipients, given)
-                error.args = (error.recipients,)
-                raise
+        try:
+            receipt = self._transact_by_options(envelope, mail_options, rcpt_options, deadline=deadline)
+        except RecipientsRefused as error:
+            error.recipients = _as_given(error.recipients, given)
+            error.args = (error.recipients,)
+            raise
         return _as_given({r: reply.pair for r, reply in receipt.refused.items()}, given)
 
+    @exclusive
+    def _transact_by_options(
+        self,
+        envelope: Envelope,
+        mail_options: Sequence[str],
+        rcpt_options: Sequence[str],
+        *,
+        deadline: float | Deadline | None,
+    ) -> Receipt:
+        self._require_no_transaction()  # before the EHLO, which would end it
+        self.ehlo_or_helo_if_needed()
+        asked = {option.lower() for option in mail_options}
+        if envelope.smtputf8 and not self.esmtp_features.keys() | asked >= {"smtputf8"}:
+            # smtplib's own error here, for which callers may wait; it comes before the first byte.
+            "".join([envelope.sender, *envelope.recipients]).encode("ascii")
+        return self.transact(envelope, Terms(self.esmtp_features, mail_options=mail_options, rcpt_options=rcpt_options))
+
+    @exclusive
     def transact(
         self,
         envelope: Envelope,
@@ -99,8 +111,7 @@ class Mailing(Dialogue):
         Raises:
             MailError: with a receipt.
         """
-        with self._step(deadline):
-            return self._transact(envelope, terms, NEVER, before_mail=before_mail, before_final=before_final)
+        return self._transact(envelope, terms, NEVER, before_mail=before_mail, before_final=before_final)
 
     def _transact(
         self,
@@ -180,34 +191,46 @@ class Mailing(Dialogue):
         bare = [sender_mailbox(from_addr), *(mailbox(r, "recipient") for r in given)]
         international = not all(address.isascii() for address in bare) or need_utf8(fields)
         content = flatten(msg, utf8=international, fields=fields)
-        with self._step(end):
-            self._require_no_transaction()
-            self.ehlo_or_helo_if_needed()
-            if international:
-                if not self.has_extn("smtputf8"):
-                    raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
-                mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-            return self.sendmail(from_addr, given, content, mail_options, rcpt_options)
+        sendmail = partial(self.sendmail, from_addr, given, content)  # the arguments by place, as smtplib has them
+        return self._as_message(sendmail, mail_options, rcpt_options, international, deadline=end)
+
+    @exclusive
+    def _as_message(
+        self,
+        sendmail: Callable[[Sequence[str], Sequence[str]], dict[str, Answer]],
+        mail_options: Sequence[str],
+        rcpt_options: Sequence[str],
+        international: bool,
+        *,
+        deadline: Deadline,
+    ) -> dict[str, Answer]:
+        self._require_no_transaction()
+        self.ehlo_or_helo_if_needed()
+        if international:
+            if not self.has_extn("smtputf8"):
+                raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
+            mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
+        return sendmail(mail_options, rcpt_options)
 
     # ------------------------------------------------------------ by hand
 
+    @exclusive
     def rset(self) -> Answer:
-        with self._step():
-            answer = super().rset()
-            self._state = State.IDLE
-            return answer
+        answer = super().rset()
+        self._state = State.IDLE
+        return answer
 
+    @exclusive
     def mail(self, sender: str, options: Sequence[str] = ()) -> Answer:
         """Begin a transaction by hand. Hold `sync_root` from here to `data()` or `rset()`."""
-        with self._step():
-            answer = super().mail(sender_mailbox(sender), options)
-            if answer[0] == 250:
-                self._state = State.OPEN
-            return answer
+        answer = super().mail(sender_mailbox(sender), options)
+        if answer[0] == 250:
+            self._state = State.OPEN
+        return answer
 
+    @exclusive
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> Answer:
-        with self._step():
-            return super().rcpt(mailbox(recip, "recipient"), options)
+        return super().rcpt(mailbox(recip, "recipient"), options)
 
     def data(self, msg: ReadableBuffer | str, *, deadline: float | Deadline | None = None) -> Answer:
         """Send the content of a transaction begun with `mail()`; line ends become CRLF, bytes too.
@@ -216,29 +239,12 @@ class Mailing(Dialogue):
             DataRefused: the server did not answer 354. Any other answer is returned as (code, text).
         """
         content = _message.normalise_line_ends(_message.as_bytes(msg), strict=False)
-        with self._step(deadline), self._driving() as wire:
-            self.command_encoding = "ascii"  # SMTPUTF8 was for this message; smtplib leaves it on
-            phase = Phase.DATA
-            try:
-                reply = wire.command("data")
-                if reply.code == 354:
-                    wire.require_no_surplus()  # what lies there would be taken for the answer to the content
-                    phase = Phase.CONTENT
-                    wire.write(_delivery.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
-                    phase = Phase.FINAL
-                    reply = wire.read_reply(wire.timeouts.final)
-            except MailError as error:
-                error.phase = phase
-                error.outcome = Outcome.IN_DOUBT if phase is Phase.FINAL else Outcome.NOT_SENT
-                raise
-            except BaseException:
-                wire.close()  # after a 354 the next command would be taken for content
-                raise
-            if reply.code == 421:
-                wire.close()
-            if phase is Phase.DATA:
-                raise DataRefused(*reply.pair)
-            return reply.pair
+        return self._data(content, deadline=deadline)
+
+    @exclusive
+    def _data(self, content: bytes, *, deadline: float | Deadline | None) -> Answer:
+        self.command_encoding = "ascii"  # SMTPUTF8 was for this message; smtplib leaves it on
+        return self._drive(partial(_written_by_hand, content))
 
 
 def _as_given(replies: dict[str, Answer], given: Sequence[str]) -> dict[str, Answer]:
@@ -247,3 +253,28 @@ def _as_given(replies: dict[str, Answer], given: Sequence[str]) -> dict[str, Ans
         return replies
     written = {recipient: name for name in reversed(given) for recipient in Envelope("", name, b"x").recipients}
     return {written[r]: answer for r, answer in replies.items()}
+
+
+def _written_by_hand(content: bytes, wire: Wire) -> Answer:
+    """DATA and the content, with the outcome of what fails."""
+    phase = Phase.DATA
+    try:
+        reply = wire.command("data")
+        if reply.code == 354:
+            wire.require_no_surplus()  # what lies there would be taken for the answer to the content
+            phase = Phase.CONTENT
+            wire.write(_delivery.stuffed(content), f"<{len(content)} octets>", timeout=wire.timeouts.content)
+            phase = Phase.FINAL
+            reply = wire.read_reply(wire.timeouts.final)
+    except MailError as error:
+        error.phase = phase
+        error.outcome = Outcome.IN_DOUBT if phase is Phase.FINAL else Outcome.NOT_SENT
+        raise
+    except BaseException:
+        wire.close()  # after a 354 the next command would be taken for content
+        raise
+    if reply.code == 421:
+        wire.close()
+    if phase is Phase.DATA:
+        raise DataRefused(*reply.pair)
+    return reply.pair

@@ -74,19 +74,23 @@ def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair 
         MailError: with the phase; whatever else was raised is its cause.
     """
     phase = Phase.CONNECT
+
+    def opened() -> None:
+        nonlocal phase
+        greeting = smtp.connect(config.host, config.port, config.source_address)
+        if greeting[0] != 220:
+            raise GreetingRefused(*greeting)
+        if config.security is Security.STARTTLS:
+            phase = Phase.TLS
+            smtp.starttls(context=config.make_ssl_context())
+            phase = Phase.CONNECT
+        smtp.ehlo_or_helo_if_needed()
+        if config.needs_login:
+            phase = Phase.AUTH
+            _log_in(smtp, config, pair or _credentials(config))
+
     try:
-        with smtp.within(end):
-            greeting = smtp.connect(config.host, config.port, config.source_address)
-            if greeting[0] != 220:
-                raise GreetingRefused(*greeting)
-            if config.security is Security.STARTTLS:
-                phase = Phase.TLS
-                smtp.starttls(context=config.make_ssl_context())
-                phase = Phase.CONNECT
-            smtp.ehlo_or_helo_if_needed()
-            if config.needs_login:
-                phase = Phase.AUTH
-                _log_in(smtp, config, pair or _credentials(config))
+        smtp._together(opened, deadline=end)
     except MailError as error:
         error.phase = error.phase or phase
         raise

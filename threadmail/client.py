@@ -147,7 +147,7 @@ class Client(KeptConnection):
         riding = follow is not None and not all_or_nothing and not self.config._riding.ended
         asked = partial(self._follower, follow) if follow is not None and riding else None
 
-        # As `_call`, which costs more than all else that is done here.
+        # As `_called`, which costs more than all else that is done here.
         with holding(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN or self._parted:
                 raise self._unusable()
@@ -270,24 +270,24 @@ class Client(KeptConnection):
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:
         """Connect if needed, and ask the server for a sign of life."""
-        return self._ask(lambda smtp: smtp.noop(), deadline)
+        return self._ask(lambda smtp, end: smtp.noop(deadline=end), deadline)
 
     def verify(self, address: str, *, deadline: float | Deadline | None = None) -> Reply:
         """Ask the server about an address (VRFY). Most answer 252: they will not say."""
-        return self._ask(lambda smtp: smtp.verify(address), deadline)
+        return self._ask(lambda smtp, end: smtp.verify(address, deadline=end), deadline)
 
     def connect(self, *, deadline: float | Deadline | None = None) -> None:
         """Connect and log in now, unless a good connection is there."""
         end = Deadline.after(deadline)
-        with self._call(end):
-            self._ready(end)
+        self._called(end, lambda: self._ready(end))
 
-    def _ask(self, question: Callable[[AnySMTP], tuple[int, bytes]], deadline: float | Deadline | None) -> Reply:
+    def _ask(
+        self, question: Callable[[AnySMTP, Deadline], tuple[int, bytes]], deadline: float | Deadline | None
+    ) -> Reply:
         end = Deadline.after(deadline)
 
         def attempt(smtp: AnySMTP) -> Reply:
-            with smtp.within(end):
-                reply = Reply(*question(smtp))
+            reply = Reply(*question(smtp, end))
             if reply.code in (221, 421):
                 raise ConnectionLost(f"the server is closing: {reply}")
             if not (reply.positive or reply.transient or reply.permanent):
@@ -295,8 +295,7 @@ class Client(KeptConnection):
                 raise BadReply(f"a question was answered {reply}")
             return reply
 
-        with self._call(end):
-            return self._with_connection(end, attempt)
+        return self._called(end, lambda: self._with_connection(end, attempt))
 
     # ------------------------------------------------------------ looking at it
 

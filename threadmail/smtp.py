@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 from . import _login
 from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline, DeadlinePassed
-from ._dialogue import UNSET, Answer
+from ._dialogue import UNSET, Answer, exclusive
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
 from ._mailing import Mailing
+from ._wire import Wire
 from .config import Timeouts, is_loopback
 from .errors import (
     Aborted,
@@ -71,6 +72,7 @@ class _Client(Mailing):
 
     # ------------------------------------------------------------ connecting
 
+    @exclusive
     def connect(
         self,
         host: str = "localhost",
@@ -89,42 +91,41 @@ class _Client(Mailing):
         Raises:
             ConnectFailed: or one of its subclasses, by cause.
         """
-        with self._step(deadline):
-            self._drop()
-            self._abort_requested = False
-            self.helo_resp = self.ehlo_resp = None
-            self.esmtp_features = {}
-            self.does_esmtp = False
-            if source_address:
-                self.source_address = source_address
-            if not port and host.count(":") == 1 and not host.startswith("/"):
-                host, _, given = host.partition(":")
-                if not given.isdecimal():
-                    raise ConnectFailed(f"nonnumeric port {given!r}", transient=False)
-                port = int(given)
-            port = port or self.default_port
-            self._host = host
-            sys.audit("smtplib.connect", self, host, port)
-            self.sock = self._get_socket(host, port, self._limits().connect)
-            wire = self._connected()  # from here on abort() reaches it
-            if self._abort_requested:
-                wire.abort()
-            try:
-                answer = self.getreply()
-            except ReplyTimedOut as error:
-                silent = ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting")
-                silent.deadline_passed = error.deadline_passed
-                raise silent from error
-            except BadReply as error:
-                stranger = BadReply(f"{host}:{port} is no SMTP server: {error}", phase=Phase.CONNECT)
-                stranger.transient = False
-                raise stranger from error
-            except MailError as error:
-                error.phase = Phase.CONNECT
-                raise
-            if self.debuglevel > 0:
-                self._debug("connect:", repr(answer[1]))
-            return answer
+        self._drop()
+        self._abort_requested = False
+        self.helo_resp = self.ehlo_resp = None
+        self.esmtp_features = {}
+        self.does_esmtp = False
+        if source_address:
+            self.source_address = source_address
+        if not port and host.count(":") == 1 and not host.startswith("/"):
+            host, _, given = host.partition(":")
+            if not given.isdecimal():
+                raise ConnectFailed(f"nonnumeric port {given!r}", transient=False)
+            port = int(given)
+        port = port or self.default_port
+        self._host = host
+        sys.audit("smtplib.connect", self, host, port)
+        self.sock = self._get_socket(host, port, self._limits().connect)
+        wire = self._connected()  # from here on abort() reaches it
+        if self._abort_requested:
+            wire.abort()
+        try:
+            answer = self.getreply()
+        except ReplyTimedOut as error:
+            silent = ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting")
+            silent.deadline_passed = error.deadline_passed
+            raise silent from error
+        except BadReply as error:
+            stranger = BadReply(f"{host}:{port} is no SMTP server: {error}", phase=Phase.CONNECT)
+            stranger.transient = False
+            raise stranger from error
+        except MailError as error:
+            error.phase = Phase.CONNECT
+            raise
+        if self.debuglevel > 0:
+            self._debug("connect:", repr(answer[1]))
+        return answer
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
         end = self._deadline
@@ -192,29 +193,34 @@ class _Client(Mailing):
             NotSupported, StartTLSRefused, TLSFailed: and there is no connection any more.
         """
         context = tls_context(context, certfile, keyfile)  # first, for it may fail
-        with self._step(deadline):
-            self.ehlo_or_helo_if_needed()
-            offered = "starttls" in self.esmtp_features
-            with self._driving() as wire:
-                try:
-                    if not offered:
-                        raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
-                    reply = wire.command("STARTTLS")
-                    if reply.transient or reply.permanent:
-                        raise StartTLSRefused(*reply.pair)
-                    if reply.code != 220:
-                        raise BadReply(f"STARTTLS was answered {reply}")
-                    self.sock = wire.start_tls(context, self._host)
-                except BaseException as exc:
-                    wire.close()
-                    if isinstance(exc, MailError):
-                        exc.phase = Phase.TLS
-                    raise
-            # What was said in the clear is not to be believed (RFC 3207 §4.2).
-            self.helo_resp = self.ehlo_resp = None
-            self.esmtp_features = {}
-            self.does_esmtp = False
+        return self._secure(context, deadline=deadline)
+
+    @exclusive
+    def _secure(self, context: ssl.SSLContext, *, deadline: float | Deadline | None) -> Answer:
+        self.ehlo_or_helo_if_needed()
+        answer = self._drive(partial(self._start_tls, context, "starttls" in self.esmtp_features))
+        # What was said in the clear is not to be believed (RFC 3207 §4.2).
+        self.helo_resp = self.ehlo_resp = None
+        self.esmtp_features = {}
+        self.does_esmtp = False
+        return answer
+
+    def _start_tls(self, context: ssl.SSLContext, offered: bool, wire: Wire) -> Answer:
+        try:
+            if not offered:
+                raise NotSupported("the server offers no STARTTLS", phase=Phase.TLS)
+            reply = wire.command("STARTTLS")
+            if reply.transient or reply.permanent:
+                raise StartTLSRefused(*reply.pair)
+            if reply.code != 220:
+                raise BadReply(f"STARTTLS was answered {reply}")
+            self.sock = wire.start_tls(context, self._host)
             return reply.pair
+        except BaseException as exc:
+            wire.close()
+            if isinstance(exc, MailError):
+                exc.phase = Phase.TLS
+            raise
 
     @property
     def is_encrypted(self) -> bool:
@@ -245,18 +251,29 @@ class _Client(Mailing):
         """
         secret = _login.Secret(password)
         del password  # no traceback of what follows shows it
-        with self._step(deadline):
-            self.ehlo_or_helo_if_needed()
-            if "auth" not in self.esmtp_features:
-                hint = "" if self.is_encrypted else " (many offer it only after STARTTLS)"
-                raise NotSupported(f"the server offers no AUTH{hint}", phase=Phase.AUTH)
-            if not (self.is_encrypted or self.allow_plaintext_login or self._peer_is_local()):
-                raise InsecureLogin(f"no TLS: the credentials would cross the network to {self._host} in the clear")
-            name = _login.choose(self.esmtp_features["auth"], mechanism, tls=self.is_encrypted)
-            answerer = _login.mechanism(name, user, secret)
-            with self._driving() as wire:
-                return _login.authenticate(wire, name, answerer, secret, initial_ok=initial_response_ok).pair
+        return self._log_in(user, secret, mechanism, initial_response_ok, deadline=deadline)
 
+    @exclusive
+    def _log_in(
+        self,
+        user: str,
+        secret: _login.Secret,
+        mechanism: str | None,
+        initial_ok: bool,
+        *,
+        deadline: float | Deadline | None,
+    ) -> Answer:
+        self.ehlo_or_helo_if_needed()
+        if "auth" not in self.esmtp_features:
+            hint = "" if self.is_encrypted else " (many offer it only after STARTTLS)"
+            raise NotSupported(f"the server offers no AUTH{hint}", phase=Phase.AUTH)
+        if not (self.is_encrypted or self.allow_plaintext_login or self._peer_is_local()):
+            raise InsecureLogin(f"no TLS: the credentials would cross the network to {self._host} in the clear")
+        name = _login.choose(self.esmtp_features["auth"], mechanism, tls=self.is_encrypted)
+        answerer = _login.mechanism(name, user, secret)
+        return self._drive(lambda wire: _login.authenticate(wire, name, answerer, secret, initial_ok=initial_ok).pair)
+
+    @exclusive
     def auth(self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True) -> Answer:
         """Log in by a mechanism of one's own: `authobject(challenge)` gives the answer to each challenge."""
 
@@ -265,10 +282,9 @@ class _Client(Mailing):
             answer: str | None = authobject() if challenge is None else authobject(challenge)
             return answer
 
-        with self._step():
-            self._auth_challenge_count = 0
-            with self._driving() as wire:
-                return _login.authenticate(wire, mechanism.upper(), answerer, None, initial_ok=initial_response_ok).pair
+        self._auth_challenge_count = 0
+        name, initial_ok = mechanism.upper(), initial_response_ok
+        return self._drive(lambda wire: _login.authenticate(wire, name, answerer, None, initial_ok=initial_ok).pair)
 
     def _peer_is_local(self) -> bool:
         assert self.sock is not None
@@ -281,19 +297,22 @@ class _Client(Mailing):
 
     # ------------------------------------------------------------ the end
 
+    @exclusive
     def quit(self, *, deadline: float | Deadline | None = None) -> Answer:
         """Say goodbye and close."""
-        with self._step(deadline), self.within(self._limits().quit):
-            try:
-                if self._pipeline is not None and self._pipeline.said_goodbye:
-                    return self._connected().read_reply().pair
-                return super().quit()
-            finally:
-                self._drop()
+        return self._together(self._quit, deadline=self._limits().quit)
 
+    def _quit(self) -> Answer:
+        try:
+            if self._pipeline is not None and self._pipeline.said_goodbye:
+                return self._connected().read_reply().pair
+            return super().quit()
+        finally:
+            self._drop()
+
+    @exclusive
     def __exit__(self, *exc: Any) -> None:
-        with self._step(), self.within(self._limits().quit):
-            super().__exit__(*exc)
+        self._together(partial(super().__exit__, *exc), deadline=self._limits().quit)
 
 
 def _in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None) -> _T:

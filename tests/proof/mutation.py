@@ -26,7 +26,8 @@ from .hunting import PACKAGE, Baseline, Kill, hunt, scenarios_over
 from .mutants import Mutant, Names, package_mutants
 
 NAMES = Names(
-    lock=Names.lock.removesuffix(")$") + "|changed|holding|_step|within|_call|_driving)$",
+    lock=Names.lock.removesuffix(")$") + "|changed|holding|within)$",
+    guard=Names.guard.removesuffix("$") + "(_reading)?$",
 )
 
 #: Modules whose locking is not part of the claim, each with the reason.
