@@ -340,7 +340,6 @@ class Dialogue(Guarded, smtplib.SMTP):
             if self.helo_resp is None and self.ehlo_resp is None:
                 self._greet()
 
-    @exclusive
     def _greet(self) -> None:
         reply = Reply(*self.ehlo())
         if reply.permanent:

@@ -222,6 +222,12 @@ def within(client: SMTP) -> None:
         client.noop()
 
 
+def ask_within(client: SMTP) -> None:
+    with client.within():
+        client.putcmd("noop")
+        client.getreply()
+
+
 def send_message(client: SMTP) -> None:
     message = EmailMessage()
     message["From"], message["To"] = "a@here.test", "b@there.test"
@@ -252,6 +258,7 @@ _TWICE: dict[str, Act] = {
     "auth()": authenticate,
     "send()": lambda c: c.send("NOOP\r\n"),
     "is_quiet()": lambda c: c.is_quiet(),
+    "within()": ask_within,
 }
 _INTRUDED: dict[str, Act] = {
     "data()": by_hand,
