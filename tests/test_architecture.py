@@ -16,7 +16,7 @@ ORDER = [
     *("_address", "_address_field", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
     *("envelope", "receipt", "_barred", "_riding", "config"),
     *("_tls", "_socket", "_wire", "transaction", "_passage", "_window", "_delivery"),
-    *("_lookup", "_guard", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
+    *("_lookup", "_guard", "_line", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle", "_breaker"),
     *("_opening", "_idle", "_kept", "_turn", "client"),
     *("_steps", "_room", "_has", "_keys", "_leases", "_redial", "pool"),

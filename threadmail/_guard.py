@@ -31,10 +31,10 @@ def holding(lock: Any, end: Deadline) -> AbstractContextManager[object]:
     Raises:
         TimedOut: it was not; the body does not run.
     """
-    return cast("AbstractContextManager[object]", lock) if end is NEVER else _HeldInTime(lock, end)
+    return cast("AbstractContextManager[object]", lock) if end is NEVER else HeldInTime(lock, end)
 
 
-class _HeldInTime:
+class HeldInTime:
     """Takes a lock before a deadline.
 
     An exception raised from outside (Ctrl-C, a time limit of a job queue) finds it held or not held, and never lost: it
@@ -59,10 +59,14 @@ class _HeldInTime:
             if acquired[0]:
                 return
         except BaseException:
-            if acquired and acquired[0]:
-                self._lock.release()
+            self.give_back()
             raise
         raise out_of_time("another thread kept this client busy until the deadline passed")
+
+    def give_back(self) -> None:
+        """Where the body is not come to: what was taken all the same is not kept."""
+        if self._acquired and self._acquired.pop():
+            self._lock.release()
 
     if TYPE_CHECKING:
 

@@ -22,6 +22,7 @@ from ._deadline import NEVER, Deadline, now
 from ._guard import Guarded, holding
 from ._idle import IdleWatch
 from ._life import Life
+from ._line import Line
 from ._opening import AnySMTP, Pair, as_ours, open_session, pair_to_offer, unconnected
 from ._threads import join_thread
 from .config import ServerConfig
@@ -86,6 +87,7 @@ class KeptConnection(Guarded):
         self._rng = rng
         self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
         self._parted = False  # its pool has no more use for it; set without the lock, once and for all
+        self._line = Line()
         # Everything below is guarded by sync_root.
         self._life = Life.OPEN
         self._busy = False  # a call is under way; only its own thread can see it so
@@ -152,7 +154,7 @@ class KeptConnection(Guarded):
         """
         end = Deadline.after(timeout)
         try:
-            with holding(self.sync_root, end):
+            with self._line.entering(self.sync_root, end):
                 watcher = self._finish(end)
         except TimedOut:
             self.abort()
@@ -211,7 +213,7 @@ class KeptConnection(Guarded):
     # handler, come up when something is called.
 
     def _called(self, end: Deadline, call: Callable[[], _T]) -> _T:
-        with holding(self.sync_root, end):
+        with self._line.entering(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN or self._parted:
                 raise self._unusable()
             self._busy, self._aborted = True, False
@@ -412,6 +414,7 @@ class KeptConnection(Guarded):
         if smtp is not None:
             smtp._drop()
         self._busy = self._logged_in = False
+        self._line = Line()
         if self._watch is not None:
             self._watch.ended()  # the thread did not come along
 

@@ -74,6 +74,10 @@ class Turn:
         except Exception as exc:  # noqa: BLE001 - for the caller to raise
             self.failure = exc
 
+    def __len__(self) -> int:
+        """How many there are, with those that are no messages."""
+        return len(self._entries)
+
     def __bool__(self) -> bool:
         return bool(self._entries) or self.failure is not None
 

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from ._deadline import NEVER, Deadline, now
 from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
-from ._guard import holding
 from ._kept import AfterDial, BeforeDial, KeptConnection
 from ._life import Life
 from ._opening import AnySMTP
@@ -148,7 +147,7 @@ class Client(KeptConnection):
         asked = partial(self._follower, follow) if follow is not None and riding else None
 
         # As `_called`, which costs more than all else that is done here.
-        with holding(self.sync_root, end):
+        with self._line.entering(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN or self._parted:
                 raise self._unusable()
             self._busy, self._aborted = True, False
@@ -253,19 +252,27 @@ class Client(KeptConnection):
         receipts: list[Receipt] = []
         last: Receipt | None = None
         source = iter(messages)
-        while turn := Turn(islice(source, TURN)):
-            try:
-                with holding(self.sync_root, end):
-                    try:
-                        receipts += turn.taken_by(self, end, last)
-                    finally:
-                        if self.aboard is not None:  # an exception from outside has left somebody behind
-                            self._disconnect("lost")
-            except TimedOut as error:
-                receipts += turn.not_sent(error)
-            last = turn.last or last
-            if turn.failure is not None:
-                raise turn.failure
+        line, batch = self._line, object()
+        try:
+            while turn := Turn(islice(source, TURN)):
+                if len(turn) == TURN:  # another one may follow
+                    line.begin(batch)
+                try:
+                    with line.entering(self.sync_root, end):
+                        try:
+                            receipts += turn.taken_by(self, end, last)
+                        finally:
+                            if self.aboard is not None:  # an exception from outside has left somebody behind
+                                self._disconnect("lost")
+                except TimedOut as error:
+                    receipts += turn.not_sent(error)
+                last = turn.last or last
+                if turn.failure is not None:
+                    raise turn.failure
+                if len(turn) == TURN and not self.sync_root._is_owned():  # else nobody could come in
+                    line.let_in(end)
+        finally:
+            line.end(batch)
         return Report(receipts)
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:

@@ -26,7 +26,7 @@ from .hunting import PACKAGE, Baseline, Kill, hunt, scenarios_over
 from .mutants import Mutant, Names, package_mutants
 
 NAMES = Names(
-    lock=Names.lock.removesuffix(")$") + "|changed|holding|within)$",
+    lock=Names.lock.removesuffix(")$") + "|changed|holding|entering|within)$",
     guard=Names.guard.removesuffix("$") + "(_reading)?$",
 )
 

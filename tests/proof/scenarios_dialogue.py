@@ -14,7 +14,7 @@ from unittest import mock
 from tests.detsched import Run
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, MailError, NotConnected, Reentered
-from threadmail._guard import _HeldInTime
+from threadmail._guard import HeldInTime
 
 from .scenario import CLIENT, CONFIG, LETTER, Scenario, small
 from .stage import EXTENSIONS, IMMEDIATELY, MESSAGE, MORE_COMMANDS, Context, Server, Threads
@@ -128,7 +128,7 @@ def interrupted(run: Run) -> None:
         return here
 
     def victim() -> None:
-        sys.settrace(lambda frame, *_: here if frame.f_code is _HeldInTime.__enter__.__code__ else None)
+        sys.settrace(lambda frame, *_: here if frame.f_code is HeldInTime.__enter__.__code__ else None)
         try:
             client.noop(deadline=60.0)
         except KeyboardInterrupt:

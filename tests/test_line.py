@@ -1,0 +1,157 @@
+"""A batch lets others in between its turns, by their order and not by the lock's mood."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.support.naming import NamingServer
+from threadmail import Client, Envelope, TimedOut
+from threadmail import client as client_module
+from threadmail._deadline import NEVER, Deadline
+from threadmail._guard import HeldInTime
+from threadmail._line import Line
+from threadmail._locks import new_rlock
+
+
+def letter(name: str) -> Envelope:
+    return Envelope("a@here.test", [f"{name}@there.test"], f"Message-ID: <{name}>\r\n\r\nx\r\n".encode())
+
+
+def until(holds: object, what: str) -> None:
+    end = time.monotonic() + 10.0
+    while not holds():  # type: ignore[operator]
+        assert time.monotonic() < end, what
+        time.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def turns_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "TURN", 5)
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    """Closed, it holds up the server's answer to message number 3."""
+    return threading.Event()
+
+
+@pytest.fixture
+def server(gate: threading.Event) -> Iterator[NamingServer]:
+    def answer(message: object) -> None:
+        if len(naming.taken) == 2:
+            gate.wait(10.0)
+
+    with NamingServer(on_message=answer) as naming:
+        yield naming
+
+
+def test_who_comes_during_a_turn_is_let_in_behind_it(server: NamingServer, gate: threading.Event) -> None:
+    """Whatever the lock would do: the batch has 23 messages, and none of the 18 after the turn comes first."""
+    with Client(server.url) as client:
+        batch = threading.Thread(target=client.send_all, args=([letter(f"bulk{n}") for n in range(23)],))
+        batch.start()
+        until(lambda: len(server.taken) == 2, "the batch has begun")
+        others = [threading.Thread(target=client.send, args=(letter(f"urgent{n}"),)) for n in range(3)]
+        for number, other in enumerate(others, 1):
+            other.start()
+            until(lambda number=number: len(client._line._places) == number, "stands in line")
+        gate.set()
+        for thread in (batch, *others):
+            thread.join(20.0)
+    arrived = [message.recipients[0].partition("@")[0] for message in server.messages]
+    assert arrived[:5] == [f"bulk{n}" for n in range(5)]
+    assert sorted(arrived[5:8]) == ["urgent0", "urgent1", "urgent2"]
+    assert arrived[8:] == [f"bulk{n}" for n in range(5, 23)]
+    assert not client._line._places
+    assert not client._line._batches
+
+
+def test_a_batch_of_one_turn_and_a_single_message_stand_in_no_line(server: NamingServer) -> None:
+    with Client(server.url) as client:
+        client.send_all([letter("a"), letter("b")]).raise_for_failures()
+        assert client._line.entering(client.sync_root, NEVER) is client.sync_root
+        assert not client._line._batches
+
+
+def test_who_holds_the_client_lets_nobody_in(server: NamingServer, gate: threading.Event) -> None:
+    """`with client.sync_root:` around a batch makes it one step; it does not wait for those who wait for it."""
+    gate.set()
+    with Client(server.url) as client:
+        with client.sync_root:
+            client._line._places[threading.Event()] = None  # somebody
+            begun = time.monotonic()
+            client.send_all([letter(f"bulk{n}") for n in range(12)]).raise_for_failures()
+        assert client._line._places
+        assert time.monotonic() - begun < 4.0
+
+
+def test_who_gives_up_leaves_the_line() -> None:
+    line, root = Line(), threading.RLock()
+    line.begin("batch")
+    gone: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with line.entering(root, Deadline.after(0.05)):
+                pass
+        except TimedOut as error:
+            gone.append(error)
+
+    with root:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(10.0)
+    assert len(gone) == 1
+    assert not line._places
+    line.let_in(NEVER)  # waits for nobody
+
+
+def test_an_exception_from_outside_leaves_neither_a_place_nor_the_lock() -> None:
+    """At each place that the way in passes, from its first step to its last."""
+    for number in range(1, 100):
+        line, root = Line(), new_rlock()
+        line.begin("batch")
+        if not struck(number, line, root):
+            break
+        got: list[bool] = []
+        thread = threading.Thread(target=lambda root=root, got=got: got.append(root.acquire(timeout=5.0)))
+        thread.start()
+        thread.join(10.0)
+        assert got == [True], f"the lock is lost at {number}"
+        assert not [place for place in line._places if not place.is_set()], f"a place is left at {number}"
+    assert 5 < number < 99
+
+
+class Strike(BaseException):
+    """Comes from outside."""
+
+
+def struck(number: int, line: Line, root: Any) -> bool:
+    """Go in and out, struck where the `number`-th of our functions is entered or calls return; False: not so many."""
+    seen = 0
+    files = (Line.entering.__code__.co_filename, HeldInTime.__enter__.__code__.co_filename)
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal seen
+        if event in ("call", "c_return") and frame.f_code.co_filename in files:
+            seen += 1
+            if seen == number:
+                sys.setprofile(None)
+                raise Strike
+
+    sys.setprofile(look)
+    try:
+        with line.entering(root, NEVER):
+            pass
+    except Strike:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
