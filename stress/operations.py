@@ -42,7 +42,7 @@ class Hand:
 class Nobody:
     """Who has the jobs and whom they are told: nobody looks."""
 
-    must_not_wait = False
+    must_not_wait = all_told = False
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
         return False

@@ -9,6 +9,7 @@ import gc
 import itertools
 import logging
 import os
+import queue
 import random
 import signal
 import socket
@@ -39,6 +40,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
+from threadmail._job import SendFuture
 from threadmail.testing import CaptureServer, Drop, Pause, Peer, Reply, ScriptedServer, Serve, Signal, Step
 
 QUICK = RetryPolicy(base=0.01, longest=0.02)
@@ -698,3 +700,33 @@ def _as_a_child(future: Any) -> int:
     except MailError as error:
         return 0 if "submitted" in str(error) else 2
     return 3
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_receipt_is_told_though_there_was_no_memory_for_it(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MemoryError is no error of a callback: the message was sent, and who waits hears of it."""
+    left = [times, times]
+
+    def starved(which: int) -> None:
+        if left[which]:
+            left[which] -= 1
+            raise MemoryError
+
+    set_result = SendFuture.set_result
+
+    def set_in_the_end(future: SendFuture, receipt: Receipt) -> None:
+        starved(0)
+        set_result(future, receipt)
+
+    class News(queue.SimpleQueue[Any]):
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            starved(1)
+            super().put(item)
+
+    monkeypatch.setattr(SendFuture, "set_result", set_in_the_end)
+    monkeypatch.setattr("threadmail._collector.queue", SimpleNamespace(SimpleQueue=News, Empty=queue.Empty))
+    with ScriptedServer([Serve()], last="repeat") as server, ThreadedSender(server.url, workers=1) as sender:
+        assert sender.submit(one("a")).result(10.0).outcome is Outcome.SENT
+        (receipt,) = sender.send_all([one("b")], deadline=10.0)
+        assert receipt.outcome is Outcome.SENT
+    assert left == [0, 0]

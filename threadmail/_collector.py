@@ -50,12 +50,23 @@ class Slot:
         """Whether the receipt is on its way to the caller."""
         return self._told
 
+    @property
+    def all_told(self) -> bool:
+        return self._told
+
     def settle(self, job: Job, receipt: Receipt) -> None:
-        """Hand the receipt over. May be called twice."""
-        if not self._told:
-            self._news.put((self._index, receipt))
-            # Last: who is interrupted before that tells again, and a receipt that comes twice is taken once.
+        """Hand the receipt over. May be called twice, and is where an exception from outside comes up in it."""
+        if self._told:
+            return
+        news = (self._index, receipt)
+        try:
+            self._news.put(news)
+        except BaseException:
+            self._news.put(news)  # a receipt that comes twice is taken once
             self._told = True
+            raise
+        # Last: who is interrupted before that tells again.
+        self._told = True
 
     def put_off(self) -> None:
         """The message waits for another attempt, and takes no place meanwhile."""

@@ -43,6 +43,10 @@ class Keeper(Protocol):
 class Completion(Protocol):
     """Whom a job's final receipt is told."""
 
+    @property
+    def all_told(self) -> bool:
+        """Whether everybody knows who waits; not so where there was no memory for telling."""
+
     def done(self) -> bool: ...
     def settle(self, job: Job, receipt: Receipt) -> None: ...
     def put_off(self) -> None: ...
@@ -203,6 +207,10 @@ class SendFuture(Future[Receipt]):
         # While every worker is busy with a server that stalls, none of them looks at the queue.
         self._keeper.settle_overdue()
         return limit.remaining()
+
+    @property
+    def all_told(self) -> bool:
+        return self._all_told
 
     @property
     def receipt(self) -> Receipt | None:

@@ -243,7 +243,9 @@ class ThreadedSender(BornAnew):
             receipt.__dict__["tag"] = job.tag  # nobody has seen it yet
         try:
             job.completion.settle(job, receipt)
-        except Exception:  # noqa: BLE001 - a callback of the future; the log says so
+        except Exception:
+            if not job.completion.all_told:
+                raise  # there is no memory: whoever tells comes again
             note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
 
     def _announce_job(self, job: Job) -> None:
