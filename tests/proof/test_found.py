@@ -36,6 +36,7 @@ class Found:
         owner, method: where the mend is; `mend` its text there, `before` what stood in its place.
         scenario, schedule: where it shows, and how.
         violation: what the oracle says of it.
+        also: another piece of the mend, and what stood in its place.
     """
 
     what: str
@@ -46,10 +47,13 @@ class Found:
     scenario: str
     schedule: str
     violation: str
+    also: tuple[str, str] = ("", "")
 
     def put_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         source = textwrap.dedent(inspect.getsource(getattr(self.owner, self.method)))
         assert source.count(self.mend) == 1, f"{self.method} does not read as it did: adapt this test"
+        assert self.also[0] in source
+        source = source.replace(*self.also)
         scope = dict(vars(sys.modules[getattr(self.owner, self.method).__module__]))
         exec(source.replace(self.mend, self.before), scope)
         monkeypatch.setattr(self.owner, self.method, scope[self.method])
@@ -73,11 +77,15 @@ FOUND = [
         "two threads logged in by challenges, and the user name was sent for the password",
         _Client,
         "auth",
-        "    with self._step():\n        self._auth_challenge_count = 0\n",
-        "    self._auth_challenge_count = 0\n    with self._step():\n",
+        "@exclusive\ndef auth(self, ",
+        "def auth(self, *given):\n"
+        "    self._auth_challenge_count = 0\n"
+        "    return exclusive(auth_in_one_step)(self, *given)\n\n"
+        "def auth_in_one_step(self, ",
         "SMTP, a login by challenges from two threads",
-        "0x63 1 0x54 1x115",
+        "0x75 1 0x62 1x135",
         "failed: LoginRefused",
+        also=("    self._auth_challenge_count = 0\n    name,", "    name,"),
     ),
     # In a child forked without Python's hooks: the new lock could be found before it was held.
     Found(
