@@ -210,6 +210,22 @@ def test_while_one_tries_the_others_are_told(dials: Dials) -> None:
         assert "another thread tries again just now" in str(told[0])
 
 
+def test_who_asks_for_another_client_in_the_midst_of_the_only_dial_is_told_so(dials: Dials) -> None:
+    """A signal handler, or a callback that the login asks for a password: the end of that dial waits for it."""
+    with CaptureServer() as server, ClientPool(server.url, max_size=2) as pool:
+        told: list[Outcome | None] = []
+
+        def ask() -> None:
+            dials.instead = None
+            with pytest.raises(Reentered) as info:
+                pool.send(message(), deadline=30.0)
+            told.append(info.value.outcome)
+
+        dials.instead = ask
+        assert pool.send(message()).outcome is Outcome.SENT
+        assert told == [Outcome.NOT_SENT]
+
+
 def test_the_client_of_a_lease_that_is_over_dials_no_more(dials: Dials) -> None:
     with CaptureServer() as server, ClientPool(server.url, max_size=1) as pool:
         with pool.lease() as client:

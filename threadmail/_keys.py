@@ -120,9 +120,10 @@ class Keys(Generic[C]):
 
     def _is_stuck(self, now: float) -> bool:
         """Whether nobody who waits can be served: each client that can be had is with one of them."""
-        if self.idle or not self._taken() or (self._taken() < self.max_size and now >= self.room.opens_at):
+        if self.idle or not self._taken() or self._can_come_free(self._held_up(self.waiting)):
             return False
-        return not self._can_come_free(self._held_up(self.waiting))
+        # Nor does a place help where the dial that all wait for is that of a caller who waits here, in the midst of it.
+        return self._taken() >= self.max_size or now < self.room.opens_at or self.breaker.probing
 
     @staticmethod
     def _held_up(waiting: Iterable[Lease[C] | Closer[C]]) -> set[Has[C] | None]:
@@ -198,8 +199,7 @@ class Keys(Generic[C]):
 
     def _room_opens(self, others: bool, now: float) -> float:
         """A full server is asked again after a pause. When nobody is left, the first caller asks at once; but once."""
-        waits = now < self.room.opens_at and (others or self.room.refusals > 1)
-        return self.room.opens_at if waits else now
+        return max(now, self.room.opens_at) if others or self.room.refusals > 1 else now
 
     # ------------------------------------------------------------ what came of it
 
@@ -258,8 +258,7 @@ class Keys(Generic[C]):
         if waits:
             self.waiting[lease] = None
             self.waiting.move_to_end(lease, last=False)
-        if client not in self.ending:
-            self.ending[client] = None
+        self.ending[client] = None
         lease.client = None
         lease.taken = False
         lease.until = inf
@@ -287,7 +286,7 @@ class Keys(Generic[C]):
             if keep:
                 entry = (client, now)
                 self.idle += [entry]
-            elif client not in self.ending:
+            else:
                 self.ending[client] = None
             del self.leased[lease]
         self._changed(now)
@@ -419,9 +418,7 @@ class Keys(Generic[C]):
 
     def _end_idle(self) -> None:
         while self.idle:
-            client = self.idle[-1][0]
-            if client not in self.ending:
-                self.ending[client] = None
+            self.ending[self.idle[-1][0]] = None
             del self.idle[-1]
 
     def awaited(self, closer: Closer[C], now: float) -> bool:

@@ -1,0 +1,264 @@
+"""What a caller of a pool has, and what the use of it says, each decision at its boundaries."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from threadmail import MailError, Phase, Receipt
+from threadmail._deadline import NEVER, Deadline
+from threadmail._has import Has, Lease
+from threadmail._leases import (
+    AT_ONCE,
+    _had_here,
+    have_here,
+    held,
+    is_good,
+    is_refusal,
+    kept_copy,
+    no_longer_here,
+    note,
+)
+from threadmail.envelope import Envelope
+from threadmail.errors import (
+    CONNECTING,
+    Aborted,
+    BadReply,
+    ConnectFailed,
+    ConnectionLost,
+    DataRefused,
+    InvalidEnvelope,
+    SenderRefused,
+    TimedOut,
+)
+
+KEYS: Any = object()
+OTHERS: Any = object()
+
+
+def in_a_new_context(act: Callable[[], object]) -> None:
+    contextvars.Context().run(act)
+
+
+# What the caller has --------------------------------------------------------------------------------------------------
+
+
+def test_who_has_nothing_has_nothing() -> None:
+    def act() -> None:
+        assert held(KEYS) == ()
+
+    in_a_new_context(act)
+
+
+def test_what_he_has_is_of_one_pool_and_in_the_order_of_having() -> None:
+    def act() -> None:
+        first, second, other = Has[Any](KEYS), Has[Any](KEYS), Has[Any](OTHERS)
+        for has in (first, other, second):
+            have_here(has)
+        assert held(KEYS) == (first, second)
+        assert held(OTHERS) == (other,)
+
+    in_a_new_context(act)
+
+
+def test_what_is_over_he_has_no_longer() -> None:
+    def act() -> None:
+        first, second = Has[Any](KEYS), Has[Any](KEYS)
+        have_here(first)
+        have_here(second)
+        second.over = True
+        assert held(KEYS) == (first,)
+
+    in_a_new_context(act)
+
+
+def test_what_was_begun_in_another_thread_is_not_his() -> None:
+    """Frameworks enter a lease in a thread of theirs, and go on in another one with a copy of its context."""
+
+    def act() -> None:
+        have_here(Has[Any](KEYS))
+        copied = contextvars.copy_context()
+        found: list[object] = []
+        thread = threading.Thread(target=copied.run, args=(lambda: found.append(held(KEYS)),), name="another")
+        thread.start()
+        thread.join(10.0)
+        assert found == [()]
+        assert len(held(KEYS)) == 1
+
+    in_a_new_context(act)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_nothing_is_kept_of_what_is_over(number: int) -> None:
+    """A thread that leases for years would keep the notes of all its leases."""
+
+    def act() -> None:
+        all_of_them = [Has[Any](KEYS) for _ in range(number)]
+        for has in all_of_them:
+            have_here(has)
+        for left, has in reversed(list(enumerate(all_of_them))):
+            no_longer_here(has)
+            assert has.over
+            assert [each for _, each in _had_here.get()] == all_of_them[:left]
+
+    in_a_new_context(act)
+
+
+def test_what_ends_elsewhere_leaves_what_is_here() -> None:
+    """A lease that was begun in another context, and one that nobody has noted."""
+
+    def act() -> None:
+        elsewhere, here = Has[Any](KEYS), Has[Any](KEYS)
+        no_longer_here(elsewhere)
+        assert elsewhere.over
+        have_here(here)
+        no_longer_here(elsewhere)
+        assert held(KEYS) == (here,)
+        have_here(Has[Any](KEYS))
+        no_longer_here(elsewhere)
+        assert len(held(KEYS)) == 2
+
+    in_a_new_context(act)
+
+
+# What an error says ---------------------------------------------------------------------------------------------------
+
+
+def at(phase: Phase | None, error: MailError, *, late: bool = False) -> MailError:
+    error.phase = phase
+    error.deadline_passed = late
+    return error
+
+
+@pytest.mark.parametrize("phase", sorted(CONNECTING, key=str))
+def test_what_ends_a_dial_is_a_refusal_unless_the_caller_ended_it(phase: Phase) -> None:
+    assert is_refusal(at(phase, ConnectFailed("nobody")))
+    assert not is_refusal(at(phase, TimedOut("too late"), late=True))
+    assert not is_refusal(at(phase, Aborted("called off")))
+
+
+@pytest.mark.parametrize("phase", [None, Phase.MAIL, Phase.FINAL])
+def test_what_comes_after_a_dial_is_none(phase: Phase | None) -> None:
+    assert not is_refusal(at(phase, ConnectionLost("it hung up")))
+
+
+def test_what_is_kept_is_a_copy_that_nothing_hangs_on() -> None:
+    error = ConnectFailed("nobody")
+    Receipt.not_sent(Envelope("s@example.org", ["r@example.org"], b"x"), error)
+    kept = kept_copy(error)
+    assert (type(kept), str(kept), kept.receipt) == (ConnectFailed, str(error), None)
+    assert kept is not error
+    assert error.receipt is not None
+
+
+class Used:
+    """A client after an error."""
+
+    def __init__(self, *, connected: bool = False) -> None:
+        self.is_connected = connected
+        self.sync_root: Any = threading.RLock()
+        self.good = True
+        self.asked: list[Deadline] = []
+
+    def _still_good(self, end: Deadline) -> bool:
+        self.asked.append(end)
+        return self.good
+
+
+def noted(error: MailError, *, taken: bool = True, connected: bool = False, is_new: bool = True) -> tuple[bool, bool]:
+    """Whether it says that a MAIL was answered, and that the new session was taken back."""
+    lease: Lease[Any] = Lease(KEYS, None)  # type: ignore[arg-type]
+    lease.client = Used(connected=connected)
+    lease.taken, lease.is_new = taken, is_new
+    note(lease, error)
+    if lease.failure is not None:
+        assert lease.failure is not error
+        assert str(lease.failure) == str(error)
+    return lease.answered, lease.failure is not None
+
+
+ANSWERED, TAKEN_BACK, NOTHING = (True, False), (False, True), (False, False)
+CLOSING = SenderRefused(421, b"4.3.2 closing", "s@example.org")
+
+
+@pytest.mark.parametrize(
+    ("phase", "error", "says"),
+    [
+        (Phase.MAIL, ConnectionLost("it hung up"), TAKEN_BACK),
+        (Phase.MAIL, BadReply("what is that"), TAKEN_BACK),
+        (Phase.MAIL, CLOSING, TAKEN_BACK),
+        (Phase.MAIL, SenderRefused(420, b"4.3.2 no", "s@example.org"), ANSWERED),
+        (Phase.MAIL, SenderRefused(422, b"4.3.2 no", "s@example.org"), ANSWERED),
+        (Phase.MAIL, SenderRefused(550, b"5.7.1 no", "s@example.org"), ANSWERED),
+        (Phase.RCPT, ConnectionLost("it hung up"), ANSWERED),
+        (Phase.FINAL, DataRefused(421, b"4.3.2 closing"), ANSWERED),
+        (None, InvalidEnvelope("no"), NOTHING),
+        (Phase.CONNECT, ConnectFailed("nobody"), NOTHING),
+        (Phase.AUTH, ConnectionLost("it hung up"), NOTHING),
+    ],
+)
+def test_what_the_end_of_a_lease_says_of_the_server(
+    phase: Phase | None, error: MailError, says: tuple[bool, bool]
+) -> None:
+    assert noted(at(phase, error)) == says
+    assert noted(at(phase, error), connected=True) == NOTHING, "it is about the message"
+    assert noted(at(phase, error), taken=False) == NOTHING, "who was not told has not used it"
+
+
+def test_only_a_new_session_can_be_taken_back_and_only_by_the_server() -> None:
+    lost = at(Phase.MAIL, ConnectionLost("it hung up"))
+    assert noted(lost, is_new=False) == NOTHING
+    assert noted(at(Phase.MAIL, ConnectionLost("too late"), late=True)) == NOTHING
+
+    class CalledOff(Aborted, ConnectionLost):
+        pass
+
+    assert noted(at(Phase.MAIL, CalledOff("called off"))) == NOTHING
+
+
+def test_a_lease_that_was_granted_nothing_says_nothing() -> None:
+    lease: Lease[Any] = Lease(KEYS, None)  # type: ignore[arg-type]
+    lease.taken = True
+    note(lease, at(Phase.RCPT, ConnectionLost("it hung up")))
+    assert (lease.answered, lease.failure) == (False, None)
+
+
+# Whether a kept client is good ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_kept_client_is_asked_itself(good: bool) -> None:
+    client: Any = Used()
+    client.good = good
+    assert is_good(client, NEVER) is good
+    assert client.asked == [NEVER]
+
+
+def test_one_that_another_thread_holds_is_not_waited_for() -> None:
+    client: Any = Used()
+
+    class Held:
+        def acquire(self, blocking: bool, timeout: float) -> bool:
+            assert timeout <= 0.0, "nobody waits"
+            return False
+
+        def __exit__(self, *_: object) -> None: ...
+
+    client.sync_root = Held()
+    assert is_good(client, NEVER) is False
+    assert client.asked == []
+    assert AT_ONCE.passed
+
+
+def test_one_that_could_not_tell_in_time_is_not_good() -> None:
+    client: Any = Used()
+
+    def late(_: Deadline) -> bool:
+        raise TimedOut("too late")
+
+    client._still_good = late
+    assert is_good(client, NEVER) is False
