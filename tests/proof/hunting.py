@@ -59,6 +59,8 @@ _ASKED = {
 }
 #: Runs for each scenario: first a few in all of them, then more.
 _ROUNDS = ((40, 20), (200, 40))
+#: Seconds for each strategy in one scenario; and where only the easy kills are looked for.
+_SECONDS, _QUICK_SECONDS = 2.0, 0.7
 
 
 @dataclass(frozen=True)
@@ -161,21 +163,23 @@ class Baseline:
 # ---------------------------------------------------------------- hunting and replaying
 
 
-def hunt(mutant: Mutant, baseline: Baseline, kept: Kill | None = None) -> Kill | None:
+def hunt(mutant: Mutant, baseline: Baseline, kept: Kill | None = None, *, quick: bool = False) -> Kill | None:
     """Search the scenarios, likely ones first, for a run that fails; else for a data race.
 
     Args:
         kept: what killed it before; tried first of all.
+        quick: the first round only, and less time for each scenario.
     """
+    rounds, seconds = (_ROUNDS[:1], _QUICK_SECONDS) if quick else (_ROUNDS, _SECONDS)
     races: Kill | None = None
     with scenarios_over(mutant) as scenarios:
         if kept is not None and kept.scenario in scenarios and replayed(scenarios[kept.scenario], kept):
             return kept
         asked = _ASKED.get(mutant.module, ("",))
         likely = {s.name: s for beginning in asked for s in scenarios.values() if s.name.startswith(beginning)}
-        for runs, walks in _ROUNDS:
+        for runs, walks in rounds:
             for scenario in likely.values():
-                found = search(scenario, runs, walks)
+                found = search(scenario, runs, walks, seconds)
                 if isinstance(found, Kill):
                     baseline.expect_sound(scenario.name)
                     return found
@@ -192,12 +196,12 @@ def _new_race(found: tuple[str, str], known: frozenset[str]) -> tuple[str, str] 
     return (found[0], f"data race on {', '.join(sorted(names))}") if names else None
 
 
-def search(scenario: Scenario, runs: int, walks: int) -> Kill | Hunt | None:
+def search(scenario: Scenario, runs: int, walks: int, seconds: float = _SECONDS) -> Kill | Hunt | None:
     """A failing run of one scenario among so many; else the hunter, which may have met a data race."""
     hunter = Hunt(frozenset())
     try:
         for strategy in (hunter, RandomWalk(walks, seed=1)):
-            result = scenario.run(strategy, limit=runs, stop_at_failure=True, seconds=2.0)
+            result = scenario.run(strategy, limit=runs, stop_at_failure=True, seconds=seconds)
             if result.first is not None:
                 return Kill(scenario.name, result.first.schedule, result.first.violations[0])
     except NonDeterminism:

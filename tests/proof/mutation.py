@@ -1,6 +1,6 @@
 """How good is the proof? Takes away each piece of the package's locking, and asks which schedule notices.
 
-    python -m tests.proof.mutation [--module NAME] [--match REGEX] [--json] [--write]
+    python -m tests.proof.mutation [--module NAME] [--match REGEX] [--quick] [--new] [--json] [--write]
 
 prints one line for each mutant (mutants.py makes them): where it is, what was taken away, and the scenario, the
 schedule and the violation that kill it (hunting.py looks for them), or why it survives; then the score. What killed
@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.proof.mutation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--module", help="only the mutants of this module")
     parser.add_argument("--match", default="", help="only mutants whose name has this regular expression in it")
+    parser.add_argument("--quick", action="store_true", help="a short search, for the easy kills")
+    parser.add_argument("--new", action="store_true", help="only mutants that nothing is recorded about")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {KILLERS.name} and {SCORE.name}")
     options = parser.parse_args(arguments)
@@ -118,10 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with scenarios_over(None) as real:
         baseline = Baseline(dict(real))
     mutants = [mutant for mutant in all_mutants(options.module) if re.search(options.match, mutant.name)]
+    if options.new:
+        mutants = [mutant for mutant in mutants if mutant.name not in kept and mutant.name not in HARMLESS]
     rows, killed = [], []
     for mutant in mutants:
         reason = HARMLESS.get(mutant.name)
-        kill = hunt(mutant, baseline, kept.get(mutant.name)) if reason is None else None
+        kill = hunt(mutant, baseline, kept.get(mutant.name), quick=options.quick) if reason is None else None
         if kill is not None:
             killed.append(mutant.name)
             if options.write and kill != kept.get(mutant.name):
@@ -137,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"score": {**asdict(result), "open": result.open}, "mutants": rows}, indent=1))
     else:
         print(f"mutation score: {result}; {time.perf_counter() - started:.0f} s")
-    if options.write and not options.module and not options.match:
+    if options.write and not (options.module or options.match or options.new):
         SCORE.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
     return int(result.open > 0)
 
