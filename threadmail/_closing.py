@@ -86,7 +86,6 @@ class Closing:
         """It is over. Returns what was cut short."""
         with self._lock:
             self.life = Life.CLOSED
-            self.settled.notify_all()
             return list(self.cut_short)
 
     def _wait(self, done: Callable[[], object]) -> None:

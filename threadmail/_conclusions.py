@@ -1,7 +1,7 @@
 """What follows from an attempt or a dial, for the schedule.
 
 Owns how a verdict changes the state of a job, the concurrency limit and the circuit breaker. Decides by what it is
-given, takes no lock and tells nobody: the dispatcher calls it under its lock, and under the worker's where a job moves.
+given, takes no lock and tells nobody: the dispatcher calls it under its lock, on the worker's thread.
 """
 
 from __future__ import annotations

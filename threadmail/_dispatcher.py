@@ -5,9 +5,11 @@ thing to do and bring what became of it, and whoever closes sees all of it to it
 logged, waited for or made that grows with a message's recipients under the lock; what settles many jobs does so a slice
 at a time; every job is told of once, by one path; whoever waits is woken in the same step that ends his waiting.
 
-**Locks.** The dispatcher's comes before a worker's, which is a leaf; two workers' only by one who has the dispatcher's.
-It is re-entrant, so that a signal handler or a finaliser which comes up inside a step gets in and not stuck:
-`_schedule` says why it finds everything in order there. A waiting thread does not hold it.
+**Locks.** The dispatcher's comes before a worker's, which is a leaf; nobody has two workers'. A worker's is there against
+its own thread, which takes that one alone where it begins with a message or has sent it: so others take it where they
+touch what that worker has, and the worker itself, which has the dispatcher's in every step here, does not. Both are
+re-entrant, so that a signal handler or a finaliser which comes up inside a step gets in and not stuck: `_schedule` says
+why it finds everything in order there. A waiting thread does not hold them.
 """
 
 from __future__ import annotations
@@ -201,10 +203,9 @@ class Dispatcher:
             worker.dialling = False
             schedule.breaker.gave_up()
         if worker.finished:
-            with worker.lock:
-                finished = worker.finished
-                schedule.outcomes[Outcome.SENT] += len(finished)
-                worker.finished = []
+            finished = worker.finished
+            schedule.outcomes[Outcome.SENT] += len(finished)
+            worker.finished = []
             try:
                 schedule.sent(finished)
             except BaseException:  # from outside: they are counted, and nobody else would forget them
@@ -213,8 +214,7 @@ class Dispatcher:
             schedule.wake_first()
             self._wake_closers()
         if worker.run and (not connected or self._throttle.is_paused):
-            with worker.lock:
-                schedule.give_back_run(worker)
+            schedule.give_back_run(worker)
 
     @property
     def is_paused(self) -> bool:
@@ -231,9 +231,8 @@ class Dispatcher:
                 return False
             if self._throttle.take() != 0.0:
                 return False
-            with worker.lock:
-                schedule.take_run(worker, time)
-                taken = bool(worker.run)
+            schedule.take_run(worker, time)
+            taken = bool(worker.run)
             schedule.wake_first()
             if not taken:
                 self._return_token()
@@ -241,7 +240,7 @@ class Dispatcher:
 
     def resumed(self, worker: Worker, resumable: Transaction | None) -> Job | None:
         """Of the jobs that were begun behind the last one: the first that goes on, or must be told how it stands."""
-        with self._lock, worker.lock:
+        with self._lock:
             found = lost_behind(self._schedule, worker, resumable)
             self._wake_closers()
         return found
@@ -259,10 +258,9 @@ class Dispatcher:
             return worker.client.is_connected
         verdict = judge(job, receipt, self._policy, self._rng, now())
         with self._lock:
-            with worker.lock:
-                self._not_empty.notify()  # of a retry, somebody who sleeps for longer has to know
-                final = put_where_it_belongs(self._schedule, worker, job, verdict, self._policy)
-                worker.current = None
+            self._not_empty.notify()  # of a retry, somebody who sleeps for longer has to know
+            final = put_where_it_belongs(self._schedule, worker, job, verdict, self._policy)
+            worker.current = None
             if pause := learn(self._schedule, worker, verdict, job.pauses_seen, now()):
                 self._throttle.pause(pause)
             self._wake_closers()
@@ -275,7 +273,7 @@ class Dispatcher:
 
     def _not_made(self, worker: Worker, job: Job) -> None:
         """It was cancelled or stolen, or the breaker does not let its connection be replaced now."""
-        with self._lock, worker.lock:
+        with self._lock:
             if worker.current is job:
                 self._schedule.give_back(job)
                 worker.current = None
@@ -330,9 +328,8 @@ class Dispatcher:
         """Forget a worker. Returns what is to be told of what it has left lying, perhaps again. Under the lock."""
         schedule = self._schedule
         worker.over = True
-        with worker.lock:
-            told = list(worker.finished)
-            schedule.give_back_run(worker)
+        told = list(worker.finished)
+        schedule.give_back_run(worker)
         self._account(worker, False)
         told += left_by(schedule, worker)
         if worker in schedule.workers:

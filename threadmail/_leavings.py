@@ -1,7 +1,7 @@
 """What a worker leaves lying: a connection that was lost under what was prefetched, or a worker that was interrupted.
 
-Owns the decision what becomes of such jobs: put back where surely nothing was sent, told as it stands where not. Both
-locks are held by whoever calls, and nothing is told here.
+Owns the decision what becomes of such jobs: put back where surely nothing was sent, told as it stands where not. The
+dispatcher's lock is held by whoever calls, on the worker's thread or after its end; nothing is told here.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
     """Put back or finish what a worker that has ended has left lying. Returns what is to be told, perhaps again."""
     told: list[Job] = []
     left = [job for job, owner in list(schedule.in_flight.items()) if owner is worker]
-    with worker.lock:
-        for job in left:
-            if _ends_as_it_stands(schedule, worker, job):
-                job.receipt = as_it_stands(job)
-                schedule.finish(job)
-            if job.state is DONE:
-                told.append(job)
-        worker.current = None
-        worker.prefetched.clear()
+    for job in left:
+        if _ends_as_it_stands(schedule, worker, job):
+            job.receipt = as_it_stands(job)
+            schedule.finish(job)
+        if job.state is DONE:
+            told.append(job)
+    worker.current = None
+    worker.prefetched.clear()
     for job in left:
         if schedule.in_flight.get(job) is worker:
             del schedule.in_flight[job]

@@ -356,7 +356,7 @@ class Schedule(Generic[_W]):
         return Deadline(self._latest_end) if bounded else NEVER
 
     def take_run(self, worker: _W, now: float) -> None:
-        """Give a worker what it is to do next, with its lock held where it is in the middle of something.
+        """Give a worker what it is to do next, on its own thread.
 
         A share that leaves enough for all who could work: who takes much while little is there lets others idle.
         """
@@ -386,7 +386,7 @@ class Schedule(Generic[_W]):
         victim = max((each for each in list(self.workers) if each is not worker), key=_to_spare, default=None)
         if victim is None or not (spare := _to_spare(victim)):
             return False
-        with victim.lock, worker.lock:
+        with victim.lock:
             first = max(0, len(victim.run) - spare)
             while len(victim.run) > first:
                 job = victim.run[first]
@@ -411,7 +411,7 @@ class Schedule(Generic[_W]):
             self._ends_at(job, job.end.at)
 
     def give_back_run(self, worker: _W) -> None:
-        """What a worker has not begun goes to whoever comes first. Its lock is held."""
+        """What a worker has not begun goes to whoever comes first. On its own thread, or with its lock held."""
         run = worker.run
         while run:
             if run[-1].state is TAKEN:

@@ -47,8 +47,7 @@ def seen(schedule: Schedule[Worker]) -> SenderStats:
     outcomes = Counter(schedule.outcomes)
     under_way = len(schedule.in_flight)
     for worker in workers:
-        with worker.lock:
-            told = [job for job in worker.finished if job.completion.done()]
+        told = [job for job in list(worker.finished) if job.completion.done()]
         outcomes[Outcome.SENT] += len(told)
         under_way -= len(told)
     outcomes.update([job.receipt.outcome for job in list(schedule.untold) if job.receipt and job.completion.done()])

@@ -4,10 +4,11 @@ Owns what a worker does on its own thread and with its own client: dial, send wh
 whatever ends an attempt, the job has a receipt that is true; the client gets its farewell. What is to be done next, and
 what an attempt means, the dispatcher decides.
 
-A worker's lock is a leaf: it is taken alone, or inside the dispatcher's. It guards what the worker has in its hands
-(run, prefetched, current, finished) and the states of those jobs, so that a message that is simply sent needs no lock
-that others want. **Ownership is proved by the place and never by the state**: who claims a job finds it at the head of
-his own run, or as his own current one. (A job that was stolen and begun by another worker is ON_WIRE too.)
+A worker's lock is a leaf: it is taken alone, by its own thread, or inside the dispatcher's, by others. It guards what the
+worker has in its hands (run, prefetched, current, finished) and the states of those jobs, so that a message that is
+simply sent needs no lock that others want. **Ownership is proved by the place and never by the state**: who claims a
+job finds it at the head of his own run, or as his own current one. (A job that was stolen and begun by another worker
+is ON_WIRE too.)
 """
 
 from __future__ import annotations
@@ -163,11 +164,7 @@ class Worker:
                 self.current = job
                 del self.prefetched[0]
                 return job
-        return self._boss.resumed(self, resumable) or self._after_those_lost()
-
-    def _after_those_lost(self) -> Job | None:
-        with self.lock:
-            return self._head()
+        return self._boss.resumed(self, resumable) or self._next_job()  # nothing is left of those
 
     def _head(self) -> Job | None:
         """The first of the run. It stays there, to be cancelled or stolen, until its MAIL is about to be written."""
