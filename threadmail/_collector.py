@@ -18,7 +18,7 @@ from math import inf
 from typing import Any, TypeAlias
 
 from ._deadline import Deadline, now, out_of_time
-from ._job import Job, Keeper
+from ._job import Job, JobState, Keeper
 from .envelope import Envelope
 from .errors import TimedOut
 from .receipt import Receipt
@@ -192,6 +192,8 @@ class Collector:
 
     def _end_all(self) -> None:
         self.take_back(_taken_back)
+        if all(job.state is JobState.NEW for job, _ in self._all()):
+            return  # those have no place in the queue yet: their last word is their caller's, who waits here
         try:
             self._take(self._news.get(timeout=LAST_WORD))
         except queue.Empty:

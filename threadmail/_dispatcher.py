@@ -5,11 +5,11 @@ thing to do and bring what became of it, and whoever closes sees all of it to it
 logged, waited for or made that grows with a message's recipients under the lock; what settles many jobs does so a slice
 at a time; every job is told of once, by one path; whoever waits is woken in the same step that ends his waiting.
 
-**Locks.** The dispatcher's comes before a worker's, which is a leaf; nobody has two workers'. A worker's is there against
-its own thread, which takes that one alone where it begins with a message or has sent it: so others take it where they
-touch what that worker has, and the worker itself, which has the dispatcher's in every step here, does not. Both are
-re-entrant, so that a signal handler or a finaliser which comes up inside a step gets in and not stuck: `_schedule` says
-why it finds everything in order there. A waiting thread does not hold them.
+**Locks.** The dispatcher's comes before a worker's, which is a leaf; nobody has two workers'. A worker's is there
+against its own thread, which takes that one alone where it begins with a message or has sent it: so others take it
+where they touch what that worker has, and the worker itself, which has the dispatcher's in every step here, does not.
+Both are re-entrant, so that a signal handler or a finaliser which comes up inside a step gets in and not stuck:
+`_schedule` says why it finds everything in order there. A waiting thread does not hold them.
 """
 
 from __future__ import annotations

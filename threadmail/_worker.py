@@ -4,8 +4,8 @@ Owns what a worker does on its own thread and with its own client: dial, send wh
 whatever ends an attempt, the job has a receipt that is true; the client gets its farewell. What is to be done next, and
 what an attempt means, the dispatcher decides.
 
-A worker's lock is a leaf: it is taken alone, by its own thread, or inside the dispatcher's, by others. It guards what the
-worker has in its hands (run, prefetched, current, finished) and the states of those jobs, so that a message that is
+A worker's lock is a leaf: it is taken alone, by its own thread, or inside the dispatcher's, by others. It guards what
+the worker has in its hands (run, prefetched, current, finished) and the states of those jobs, so that a message that is
 simply sent needs no lock that others want. **Ownership is proved by the place and never by the state**: who claims a
 job finds it at the head of his own run, or as his own current one. (A job that was stolen and begun by another worker
 is ON_WIRE too.)

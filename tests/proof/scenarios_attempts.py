@@ -8,10 +8,13 @@ before the end of data that says no.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tests.detsched.smtpmodel import Faults
 from threadmail import RetryPolicy, Throttle
+from threadmail._dispatcher import Dispatcher
+from threadmail._job import Job
 from threadmail.transaction import Transaction
 
 from .scenario import LOST, Scenario
@@ -47,9 +50,19 @@ def _held(name: str, schedules: int | None, *others: Other, offers: tuple[str, .
     return of_lanes(f"held back, {name}", schedules, 1, 2, *offers, others=others, **settings)
 
 
+def _slow(_: Transaction, __: object) -> None:
+    time.sleep(2.0)
+
+
+def _cancel_late(dispatcher: Dispatcher, jobs: list[Job]) -> None:
+    time.sleep(2.0)
+    jobs[1].future.cancel()
+
+
 _ONE = {"recipients": 1}
 _LATE_ONE = {"ends": {0: 1.0}, "recipients": 1}
 _TWO = {"messages": 2, "recipients": 1}
+_TAKEN = {"connected": True, "ahead": 2, "throttle": Throttle, "before_final": _slow, **_TWO}
 #: EHLO, MAIL, two RCPT and DATA, then MAIL, RCPT and DATA of the second attempt.
 _PARTLY = {"answers": {SECOND: [LATER]}}
 _WAITING = {"answers": {SECOND: [LATER]}, "retry": RetryPolicy(base=8.0)}
@@ -71,6 +84,7 @@ SCENARIOS = [
     _attempts("put off for ever", 1, answers={FIRST: 9 * [LATER]}, recipients=1),
     _attempts("put off, overdue", 78, expire(20.0), ends={0: 10.0}, **_ALL_WAIT),
     _attempts("overdue in the queue", 110, expire(2.0), ends={1: 1.0}, **_TWO),
+    _attempts("too late when its turn comes, and cancelled", 22, _cancel_late, ends={1: 1.0}, **_TAKEN),
     _attempts("two messages for each connection", 1, messages=3, recipients=1, limits={"max_messages": 2}),
     _attempts(
         "one for each connection, cancelled", 36, cancel(1), messages=2, recipients=1, limits={"max_messages": 1}
@@ -92,7 +106,10 @@ _LARGE: list[tuple[str, tuple[Other, ...], dict[str, Any]]] = [
     ("closed", (close(),), {}),
     ("three messages", (), {"messages": 3}),
 ]
-SMALL = [_stolen(f"{name}, in part", None, *others, limit=300, **more) for name, others, more in _LARGE]
+SMALL = [
+    *(_stolen(f"{name}, in part", None, *others, limit=300, **more) for name, others, more in _LARGE),
+    _attempts("both cancelled, in part", None, cancel(0), cancel(1), limit=300, **_TWO),
+]
 LONG = [
     *(_stolen(name, None, *others, long=True, **more) for name, others, more in _LARGE),
     _attempts("overdue in the queue, cancelled", None, expire(2.0), cancel(0), **_LATE_ONE, long=True),

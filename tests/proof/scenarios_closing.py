@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from functools import partial
 
 from tests.detsched import Run
+from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from threadmail import Closed, MailError, Outcome, Receipt
+from threadmail._closing import FAREWELL
 
 from .scenario import LETTER, of_sender
 from .scenarios_order import one_lane
-from .stage import Server, Threads, no_thread_left
+from .stage import Server, Threads, no_thread_left, on_time
 
 
 def closed_twice(run: Run) -> None:
@@ -44,6 +48,37 @@ def closed_by_two(run: Run) -> None:
     threads.add(close)
 
 
+def closed_shorter_by_one(closers: int) -> Program:
+    """Some close without a limit while a callback is stuck, then one with a second: for all it is over as soon."""
+
+    def program(run: Run) -> None:
+        threads = Threads(run, ModelServer(ordered=True))
+        stuck, released = threading.Event(), threading.Event()
+        left = [closers + 1]
+
+        def callback(receipt: Receipt) -> None:
+            stuck.set()
+            released.wait()
+
+        sender = one_lane(run, on_receipt=callback)
+
+        def close(seconds: float | None) -> None:
+            stuck.wait()
+            begun = time.monotonic()
+            sender.close(timeout=seconds)
+            on_time(begun + 1.0 + FAREWELL, "close()")
+            left[0] -= 1
+            if not left[0]:
+                released.set()
+
+        sender.submit(LETTER)
+        for _ in range(closers):
+            threads.add(partial(close, None))
+        threads.add(partial(close, 1.0))
+
+    return program
+
+
 def taken_back_at_once(run: Run) -> None:
     """Closed without draining, a sender takes its queue back before it waits for what is under way."""
     threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
@@ -71,5 +106,7 @@ def taken_back_at_once(run: Run) -> None:
 SMALL = [
     of_sender("closed by two threads, something hangs", closed_twice, limit=300),
     of_sender("closed by two threads", closed_by_two, limit=300),
+    of_sender("closed by two threads, a callback is stuck", closed_shorter_by_one(1), limit=300),
+    of_sender("closed by three threads, a callback is stuck", closed_shorter_by_one(2), limit=300),
     of_sender("taken back while a message is under way", taken_back_at_once),
 ]

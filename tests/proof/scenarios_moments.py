@@ -268,6 +268,33 @@ def no_thread(run: Run) -> None:
     threads.add(act)
 
 
+def _at_first_start(run: Run, act: Callable[[], object]) -> None:
+    """Something comes up in the thread that starts the first worker, in the middle of that."""
+    real, first = threading.Thread.start, [True]
+
+    def start(thread: threading.Thread) -> None:
+        if first[0] and thread.name.startswith("threadmail-lane"):
+            first[0] = False
+            act()
+        real(thread)
+
+    run.context.enter_context(mock.patch.object(threading.Thread, "start", start))
+
+
+def closed_in_a_start(run: Run) -> None:
+    """A signal handler closes in the middle of a worker's start, while another thread submits: no worker is lost."""
+    threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
+    sender = _sender(run, workers=2)
+    _at_first_start(run, lambda: sender.close(drain=False, timeout=None))
+    threads.add(lambda: sender.submit(LETTER))
+    threads.add(lambda: sender.submit(LETTER))
+
+    def left() -> list[str]:
+        return ["a worker that never began is counted"] if sender._dispatcher._schedule.workers else []
+
+    threads.at_the_end = left  # type: ignore[method-assign]
+
+
 def closed_while_submitted(run: Run) -> None:
     """`close(drain=False)` beside `submit` and `cancel`: each message is told once, by the call or by its future."""
     threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
@@ -299,5 +326,6 @@ SMALL = [
     of_sender("moments, a callback closes", closing_callback, limit=300),
     of_sender("moments, closed again with less time", closed_shorter, limit=300),
     of_sender("moments, no thread can be started", no_thread, limit=300),
+    of_sender("moments, closed in the middle of a worker's start", closed_in_a_start, limit=300),
     of_sender("moments, closed beside submit and cancel", closed_while_submitted, limit=300),
 ]

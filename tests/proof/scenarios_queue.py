@@ -15,11 +15,13 @@ from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.modelsocket import ModelSocket
 from tests.detsched.smtpmodel import Faults
-from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle
+from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle, TimedOut
+from threadmail._collector import Collector
 from threadmail._deadline import NEVER, Deadline, now
 from threadmail._dispatcher import Dispatcher
 from threadmail._job import Job, JobState
 from threadmail._life import Life
+from threadmail._stream import ReceiptStream
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
 from .scenarios_order import one_lane
@@ -106,6 +108,77 @@ def cancelled_when_overdue(dispatcher: _Bare) -> list[Callable[[], object]]:
     """Its deadline has passed, which somebody sees to, while somebody else cancels it."""
     dispatcher.jobs[0].end = Deadline(now())
     return [partial(dispatcher.add, 0), dispatcher.cancel, dispatcher.settle_overdue]
+
+
+def too_late_in_line(dispatcher: _Bare) -> list[Callable[[], object]]:
+    """The queue is full and stays so: who waits for a place is told by his deadline, and nothing is queued."""
+    dispatcher.add(0)
+    dispatcher.jobs[1].end = Deadline.after(1.0)
+
+    def wait() -> None:
+        begun = time.monotonic()
+        try:
+            dispatcher.put(dispatcher.jobs[1])
+        except TimedOut:
+            dispatcher.refused.append(dispatcher.jobs[1])
+        on_time(begun + 1.0, "the wait for a place")
+        assert dispatcher.jobs[1].state is JobState.NEW, "a full queue took one more"
+
+    return [wait]
+
+
+class _InLine(_Bare):
+    """A queue of one place, taken; a batch of one message waits for it."""
+
+    def __init__(self, end: Deadline) -> None:
+        super().__init__(2, 1)
+        self.add(0)
+        self.in_line, self.let_in = threading.Event(), threading.Event()
+        self.collector = Collector(1, 1, end)
+        self.stream = ReceiptStream([LETTER], self.collector, end, lambda: self, lambda receipt: None)
+        put_some = self.put_some
+
+        def put(jobs: Any, waiter: Any) -> None:
+            put_some(jobs, waiter)
+            (self.in_line if jobs[0][1].state is JobState.NEW else self.let_in).set()
+
+        self.put_some = put
+
+
+def woken_in_line(run: Run) -> None:
+    """A batch waits for a place, and is woken for nothing: who came later gets it no sooner than the batch."""
+    dispatcher = _InLine(NEVER)
+    threads = Threads(run, ModelServer(), allowed=(Closed,))
+
+    def later() -> None:
+        dispatcher.in_line.wait()
+        dispatcher.put(dispatcher.jobs[1])
+        raise AssertionError("the batch was overtaken")
+
+    def wake() -> None:
+        dispatcher.in_line.wait()
+        dispatcher.collector.wake()
+        assert dispatcher.jobs[0].future.cancel()
+        dispatcher.let_in.wait()
+        dispatcher.shut()
+
+    threads.add(lambda: list(dispatcher.stream))
+    threads.add(later)
+    threads.add(wake)
+
+
+def batch_too_late_in_line(run: Run) -> None:
+    """The queue is full and stays so: a batch that waits for a place is over by its deadline."""
+    dispatcher = _InLine(Deadline.after(1.0))
+    threads = Threads(run, ModelServer())
+
+    def act() -> None:
+        begun = time.monotonic()
+        (receipt,) = dispatcher.stream
+        on_time(begun + 1.0, "the batch")
+        assert isinstance(receipt.error, TimedOut)
+
+    threads.add(act)
 
 
 def side_by_side(lanes: int) -> Program:
@@ -284,6 +357,9 @@ _BARE: dict[str, Callable[[_Bare], list[Callable[[], object]]]] = {
 SMALL = [
     *(of_sender(f"bare, {name}", bare(act), limit=300) for name, act in _BARE.items()),
     of_sender("bare, cancelled when it is overdue", bare(cancelled_when_overdue, jobs=1)),
+    of_sender("bare, too late in line", bare(too_late_in_line)),
+    of_sender("bare, a batch is woken in line for nothing", woken_in_line, limit=300),
+    of_sender("bare, a batch that is too late in line", batch_too_late_in_line),
     of_sender("two lanes side by side", side_by_side(2), limit=300),
     of_sender("three lanes side by side", side_by_side(3), limit=300),
     of_sender("closed while a caller waits for a place", waiting_for_a_place(1), limit=300),

@@ -6,9 +6,11 @@ else there is work for must have been told as well.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
+from concurrent.futures import Future
 from functools import partial
 from math import inf
 from types import SimpleNamespace
@@ -171,6 +173,65 @@ def interrupted_before(run: Run) -> None:
     threads.add(lambda: dispatcher.ended(first))
 
 
+def interrupted_with_two(run: Run) -> None:
+    """A worker is interrupted before a word of its two messages is written: two that sleep have one each at once."""
+    threads = Threads(run, ModelServer())
+    dispatcher, (first, *others) = _staged(True, True, True)
+    run.context.enter_context(mock.patch.object(dispatcher._starter, "wanted", return_value=False))
+    _put(dispatcher)
+    first.take()
+    _put(dispatcher)
+    assert first._follow() is not None
+
+    def other(worker: _Worker) -> None:
+        begun = time.monotonic()
+        worker.take()
+        on_time(begun, "to be given what the other one left")
+
+    for worker in others:
+        threads.add(partial(other, worker))
+    threads.add(lambda: dispatcher.ended(first))
+
+
+def all_are_told_of_the_end(run: Run) -> None:
+    """A sender is closed, and none of its workers sleeps on: one may be long about its farewell, and so is none yet."""
+    threads = Threads(run, ModelServer())
+    dispatcher, workers = _staged(True, True)
+
+    def sleep(worker: _Worker) -> None:
+        begun = time.monotonic()
+        assert dispatcher.next(worker) is Do.END
+        on_time(begun, "to be told of the end")
+
+    for worker in workers:
+        threads.add(partial(sleep, worker))
+    threads.add(lambda: dispatcher.close(drain=True, end=NEVER))
+
+
+def start_is_interrupted(run: Run) -> None:
+    """Who starts the only worker is interrupted in it, while another one queues a message: there is one in the end."""
+    threads = Threads(run, ModelServer())
+    dispatcher, _ = _staged(True)
+    schedule, started = dispatcher._schedule, [0]
+    schedule.workers.clear()
+
+    def submit(*_: object) -> Future[None]:
+        started[0] += 1
+        if started[0] == 1:
+            raise KeyboardInterrupt
+        return Future()
+
+    dispatcher._starter._executor = SimpleNamespace(submit=submit)  # type: ignore[assignment]
+
+    def put() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            _put(dispatcher)
+
+    threads.add(put)
+    threads.add(put)
+    threads.at_the_end = lambda: [] if len(schedule.workers) == 1 else [f"{len(schedule.workers)} workers"]  # type: ignore[method-assign]
+
+
 def interrupted_in_the_midst(run: Run) -> None:
     """A worker is interrupted with a message that it has begun: that one is told of, and who closes waits no longer."""
     threads = Threads(run, ModelServer())
@@ -203,13 +264,15 @@ def retry_is_known(run: Run) -> None:
         real_notify(condition, n)
 
     run.context.enter_context(mock.patch.object(threading.Condition, "notify", notify))
+    dispatcher._schedule.breaker.answered()  # the server is there: of a message one worker is told, not all of them
     job = _put(dispatcher)
     assert busy.take() is job
     tried = threading.Event()
     taken: dict[object, float] = {}
 
     def take(worker: _Worker) -> None:
-        taken[worker.take()] = now()
+        got = worker.take()
+        taken[got] = now()
 
     def put_off() -> None:
         error = MailError("later", phase=Phase.MAIL, transient=True)
@@ -257,6 +320,9 @@ SMALL = [
     of_sender("lanes, one connects and one does not", one_stands),
     of_sender("lanes, one of two can work", connected_worker_is_woken),
     of_sender("lanes, one is interrupted before it begins", interrupted_before),
+    of_sender("lanes, one is interrupted with two messages", interrupted_with_two, limit=300),
+    of_sender("lanes, the start of one is interrupted", start_is_interrupted, limit=300),
+    of_sender("lanes, all are told of the end", all_are_told_of_the_end, limit=300),
     of_sender("lanes, one is interrupted in the midst", interrupted_in_the_midst),
     of_sender("lanes, a retry is known", retry_is_known),
 ]
