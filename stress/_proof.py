@@ -264,7 +264,7 @@ def _reading(report: Report) -> list[Block]:
     return [
         Heading(2, "How to run it"),
         Code(
-            "pip install '.[test]'\n"
+            "pip install -e '.[test]'\n"
             "python -m stress.report                  # this page, docs/*.svg, and build/proof/proof.html\n"
             "python -m stress.report --long           # with the searches that take minutes\n"
             "python -m stress.report --only pool      # some scenarios; leaves docs/ alone\n"

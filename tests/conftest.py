@@ -1,16 +1,24 @@
-"""What every test is held to, and what it can rely on: no thread of it survives, and Ctrl-C comes through."""
+"""What every test is held to, and what it can rely on.
+
+No thread of a test survives it; Ctrl-C comes through; what is tested is the checkout, and not another copy that happens
+to be installed. Marks each test by what it is for and what it needs: `proof`, `slow`, `servers`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
+import threadmail
 from threadmail.testing import _aiosmtpd
 
 pytest_plugins = ["pytester"]
@@ -20,7 +28,50 @@ if importlib.util.find_spec("aiosmtpd") is not None:
     _aiosmtpd.load()  # some tests import it by themselves, with every warning an error
 
 
+ROOT = Path(__file__).resolve().parent.parent
+COPY = Path(threadmail.__file__).resolve().parent
+
+#: Says that another copy is to be tested, an installed wheel for example.
+ANOTHER_COPY = "THREADMAIL_TEST_INSTALLED"
+
+#: Which modules, as patterns below tests/, are marked how.
+MARKED = {
+    "proof": ("proof/*", "test_decisions_*", "test_detsched_*", "test_judges_*", "test_report.py"),
+    "servers": ("test_postfix.py", "test_dovecot.py", "test_riding_counted.py", "reliability/test_real_servers.py"),
+    "slow": (
+        "reliability/*",
+        "test_bench.py",
+        "test_cpython_smtplib.py",
+        "test_dovecot.py",
+        "test_exit.py",
+        "test_figures.py",
+        "test_known_groups.py",
+        "test_postfix.py",
+        "test_riding_counted.py",
+        "test_schedule_machine.py",
+        "test_sharing.py",
+        "test_stress_smoke.py",
+    ),
+}
+
+
+def pytest_report_header() -> str:
+    return f"threadmail: {COPY}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        for mark, patterns in MARKED.items():
+            if any(fnmatch(path, pattern) for pattern in patterns):
+                item.add_marker(mark)
+
+
 def pytest_configure() -> None:
+    if COPY.parent != ROOT and not os.environ.get(ANOTHER_COPY):
+        raise pytest.UsageError(
+            f"this would test {COPY}, not {ROOT / 'threadmail'}: `pip install -e '.[test]'`, or set {ANOTHER_COPY}=1"
+        )
     # A shell that starts us in the background may have it ignored, and so would every program that a test starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
