@@ -41,8 +41,8 @@ class Line:
     def let_in(self, end: Deadline) -> None:
         """Between two turns, without the lock: wait until those who stand here now have had it, or gave up."""
         for place in list(self._places):
+            self._places.pop(place, None)  # whoever was interrupted there holds nobody up twice
             place.wait(end.within(LONGEST).remaining())
-            self._places.pop(place, None)
 
 
 class _InLine(HeldInTime):
