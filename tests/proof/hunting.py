@@ -35,6 +35,7 @@ _ASKED = {
     "threadmail._guard": ("fork", "SMTP", "Client"),
     "threadmail._idle": ("idle",),
     "threadmail._kept": ("pool of 1, called", "pool of 1, held", "Client", "deadline", "idle"),
+    "threadmail._line": ("Client, somebody", "Client"),
     "threadmail._mailing": ("SMTP", "deadline", "Client"),
     "threadmail._opening": ("deadline", "Client"),
     "threadmail.client": ("Client", "deadline", "idle"),

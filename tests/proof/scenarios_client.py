@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +14,11 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import SMTP, Client, TimedOut
+from threadmail._deadline import NEVER
+from threadmail._line import Line
 
 from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, orders
-from .stage import Server, Threads
+from .stage import Server, Threads, on_time
 
 
 def guarded(threads: int, messages: int, *extensions: str) -> Program:
@@ -105,6 +108,21 @@ def clients(*acts: Callable[[Client], object]) -> Program:
     return program
 
 
+def left_in_line(run: Run) -> None:
+    """Whose thread ended where it stood in line, without a word, holds a batch up once and not at each turn."""
+    threads = Threads(run, Server())
+    line = Line()
+
+    def turns() -> None:
+        line._places[threading.Event()] = None
+        line.let_in(NEVER)
+        begun = time.monotonic()
+        line.let_in(NEVER)
+        on_time(begun, "the next turn")
+
+    threads.add(turns)
+
+
 def _client(name: str, program: Program, schedules: int | None = None, *, formula: bool = False) -> Scenario:
     return Scenario(name, program, schedules, formula, CLIENT, OWNER)
 
@@ -149,4 +167,5 @@ SCENARIOS = [
 SMALL = [
     _client("Client, connect() from two threads", clients(Client.connect, Client.connect)),
     _client("Client, noop() from two threads", clients(Client.noop, Client.noop)),
+    _client("Client, somebody is left in line", left_in_line),
 ]
