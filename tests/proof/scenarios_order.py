@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -271,6 +271,23 @@ def settled_again(run: Run) -> None:
     threads.add(future.result)
 
 
+def told_in_part(run: Run) -> None:
+    """As above, where who waits knew of the future already, and was not woken."""
+    threads = Threads(run, ModelServer())
+    future = SendFuture(None, None)  # type: ignore[arg-type]
+    receipt = Receipt.not_sent(LETTER, MailError("no"))
+
+    def settle() -> None:
+        with future._condition:
+            future._result, future._state = receipt, "FINISHED"
+            for waiter in future._waiters:
+                waiter.finished_futures.append(future)
+        future.settle(None, receipt)  # type: ignore[arg-type]
+
+    threads.add(settle)
+    threads.add(lambda: wait([future]))
+
+
 def in_batches(callers: int) -> Program:
     """Callers of `send_all` on a queue with one place: each has all its receipts."""
 
@@ -318,6 +335,7 @@ def batch_out_of_time(run: Run) -> None:
 
 SMALL = [
     of_sender("settled again", settled_again),
+    of_sender("settled again, told in part", told_in_part),
     of_sender("a batch in a small queue", in_batches(1), limit=300),
     of_sender("two batches in a small queue", in_batches(2), limit=300),
     of_sender("a batch that runs out of time", batch_out_of_time, limit=300),
