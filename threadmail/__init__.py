@@ -5,8 +5,12 @@
 `Envelope.of` takes, and tell what happened in a `Receipt`.
 """
 
-from .client import Client
-from .config import Security, ServerConfig, Timeouts
+from ._deadline import Deadline
+from ._job import SendFuture
+from ._sender_stats import SenderStats
+from ._turn import Message
+from .client import Client, ClientStats
+from .config import Credentials, Security, ServerConfig, Timeouts
 from .envelope import Envelope
 from .errors import (
     Aborted,
@@ -42,10 +46,10 @@ from .errors import (
     TimedOut,
     TLSFailed,
 )
-from .pool import ClientPool
+from .pool import ClientPool, PoolStats
 from .receipt import Receipt, Reply, Report
 from .retry import RetryPolicy
-from .sender import ThreadedSender
+from .sender import ThreadedSender, Unsent
 from .smtp import LMTP, SMTP, SMTP_SSL
 from .throttle import Throttle
 
@@ -59,12 +63,15 @@ __all__ = [
     "BadReply",
     "Client",
     "ClientPool",
+    "ClientStats",
     "Closed",
     "ConnectFailed",
     "ConnectTimedOut",
     "ConnectionLost",
     "ConnectionRefused",
+    "Credentials",
     "DataRefused",
+    "Deadline",
     "DeliveryFailed",
     "Envelope",
     "GreetingRefused",
@@ -76,11 +83,13 @@ __all__ = [
     "InvalidEnvelope",
     "LoginRefused",
     "MailError",
+    "Message",
     "MessageTooLarge",
     "NotConnected",
     "NotSupported",
     "Outcome",
     "Phase",
+    "PoolStats",
     "QueueFull",
     "Receipt",
     "RecipientsRefused",
@@ -91,7 +100,9 @@ __all__ = [
     "Report",
     "RetryPolicy",
     "Security",
+    "SendFuture",
     "SenderRefused",
+    "SenderStats",
     "ServerConfig",
     "StartTLSRefused",
     "TLSFailed",
@@ -99,4 +110,5 @@ __all__ = [
     "Throttle",
     "TimedOut",
     "Timeouts",
+    "Unsent",
 ]
