@@ -6,6 +6,7 @@ import enum
 import inspect
 import json
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import threadmail
@@ -45,7 +46,7 @@ def public() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in threadmail.__all__:
         named = getattr(threadmail, name)
-        if inspect.isclass(named):
+        if inspect.isclass(named) and not isinstance(named, GenericAlias):  # which passes for a class on 3.10
             found[name] = {"": f"({signature(named)})", **members(named)}
         else:
             found[name] = "a type"
