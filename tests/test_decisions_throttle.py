@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from threadmail import InvalidConfig, Throttle, TimedOut
+from threadmail import InvalidConfig, Throttle, TimedOut, _guard
 from threadmail import throttle as module
 from threadmail._deadline import LONGEST
 
@@ -154,7 +154,37 @@ def test_what_was_computed_from_another_bucket_is_computed_again(act: str, clock
     assert t._bucket.tokens == (1.0 if act == "take" else 3.0)
 
 
+class Untouched:
+    """A lock that nobody is to take."""
+
+    def __enter__(self) -> None:
+        raise AssertionError
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_who_is_neither_limited_nor_paused_takes_no_lock() -> None:
+    """All the workers of most senders come by there for each message."""
+    t = Throttle()
+    t._lock = Untouched()  # type: ignore[assignment]
+    assert t.take() == 0.0
+
+
+def test_who_is_limited_or_was_paused_takes_it(clock: Clock) -> None:
+    paused = Throttle()
+    paused.pause(1.0)
+    for t in (Throttle(1), paused):
+        t._lock = Untouched()  # type: ignore[assignment]
+        with pytest.raises(AssertionError):
+            t.take()
+
+
 # Forks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_told_of_each_fork() -> None:
+    t = Throttle(1)
+    assert t in _guard._fork_aware
 
 
 def test_a_child_has_a_lock_and_a_line_of_its_own_and_the_same_process_keeps_its() -> None:
@@ -176,12 +206,23 @@ def test_a_child_has_a_lock_and_a_line_of_its_own_and_the_same_process_keeps_its
 # Waiting --------------------------------------------------------------------------------------------------------------
 
 
-def test_where_a_token_is_there_and_nobody_waits_there_is_no_line(waits: list[float | None]) -> None:
+def test_where_a_token_is_there_and_nobody_waits_it_is_taken(waits: list[float | None]) -> None:
     t = Throttle(1)
     t.acquire(0.0)
     assert waits == []
     assert not t._line
     assert not t._in_line
+
+
+def test_where_a_token_is_there_and_nobody_waits_nobody_stands_in_line(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = Throttle(1)
+    stood: list[object] = []
+    monkeypatch.setattr(t, "_await_turn", lambda *_: stood.append(1))
+    t.acquire()
+    assert stood == []
+    assert t.take() > 0.0
 
 
 def test_who_is_alone_waits_for_his_token_and_no_longer(waits: list[float | None]) -> None:

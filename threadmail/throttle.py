@@ -47,8 +47,7 @@ class Throttle:
             raise InvalidConfig("per must be more than 0 seconds, and burst at least 1")
         self._rate = None if messages is None else messages / per
         self._burst = float(burst)
-        self._pid = 0
-        self.enter_child(os.getpid())
+        self._begin(os.getpid())
         self._bucket = _Bucket(self._burst, now())
         self._paused_until = 0.0
         after_fork(self)
@@ -59,15 +58,18 @@ class Throttle:
         Called by the hook, and by the senders that use it where hooks do not run.
         """
         if self._pid != pid:
-            self._pid = pid
-            # Guards the bucket and the pause; a leaf: nothing is called under it that waits. Reentrant, for a signal
-            # handler may ask in the middle of it. So each change is made in one statement that nothing comes between,
-            # and what was computed from a bucket that is another one by then is computed again.
-            self._lock = new_rlock()
-            # Who waits, in the order of asking. No lock: each operation on it is atomic, and whoever leaves wakes the
-            # one who is first then, who may be told so twice and never not at all.
-            self._line: deque[_Place] = deque()
-            self._in_line: dict[int, None] = {}  # which threads those are
+            self._begin(pid)
+
+    def _begin(self, pid: int) -> None:
+        self._pid = pid
+        # Guards the bucket and the pause; a leaf: nothing is called under it that waits. Reentrant, for a signal
+        # handler may ask in the middle of it. So each change is made in one statement that nothing comes between,
+        # and what was computed from a bucket that is another one by then is computed again.
+        self._lock = new_rlock()
+        # Who waits, in the order of asking. No lock: each operation on it is atomic, and whoever leaves wakes the
+        # one who is first then, who may be told so twice and never not at all.
+        self._line: deque[_Place] = deque()
+        self._in_line: dict[int, None] = {}  # which threads those are
 
     # ------------------------------------------------------------ without waiting
 
@@ -136,7 +138,7 @@ class Throttle:
             return paused
         lacking = count - self._counted(bucket, time + paused)
         # Not a pause too short for any clock to notice: a token that lacks the last bit of a float is one.
-        return paused + max(0.0, lacking) / self._rate if lacking > 1e-9 else paused
+        return paused + lacking / self._rate if lacking > 1e-9 else paused
 
     # ------------------------------------------------------------ waiting
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf
 from typing import NamedTuple, cast
 
 from ._riding import Riding
@@ -113,36 +114,34 @@ class Transaction:
     def _parameters(self, asked: Sequence[str]) -> str:
         """What stands behind the sender: what this message needs, then what was asked for."""
         envelope = self.envelope
-        if not (asked or envelope.eight_bit or envelope.smtputf8) and isinstance(envelope.source, bytes):
-            # What most messages need.
-            offered = self.terms.extensions.get("size")
-            if offered is None:
-                return ""
-            size = len(envelope.source)
-            if not 0 < _size_limit(offered) < size:
-                return f" size={size}"
-        if not isinstance(self.envelope.source, bytes):
-            self.envelope.source.require_unchanged()
+        if not isinstance(envelope.source, bytes):
+            envelope.source.require_unchanged()
+        if not (asked or envelope.eight_bit or envelope.smtputf8):
+            return self._size()  # all that most messages need
         offers = self.terms.extensions
-        named = {option.partition("=")[0].lower() for option in asked} if asked else ()
-        if (self.envelope.smtputf8 or "smtputf8" in named) and "smtputf8" not in offers:
+        named = {option.partition("=")[0].lower() for option in asked}
+        if (envelope.smtputf8 or "smtputf8" in named) and "smtputf8" not in offers:
             raise NotSupported("an address beyond ASCII needs SMTPUTF8, which the server does not offer")
         if "8bitmime" not in offers and "body" not in named:
-            self.envelope = self.envelope.in_seven_bits()  # RFC 6152 §3
-        envelope = self.envelope
-        parameters = ""
-        if "size" in offers:
-            size = envelope.size
-            limit = _size_limit(offers["size"])
-            if 0 < limit < size:
-                text = f"5.3.4 the message has {size} octets and the server takes {limit}"
-                raise MessageTooLarge(552, text, envelope.sender, text[6:])
-            parameters = f" size={size}"
+            self.envelope = envelope = envelope.in_seven_bits()  # RFC 6152 §3
+        parameters = self._size()
         if envelope.eight_bit and "body" not in named:
             parameters += " BODY=8BITMIME"
         if envelope.smtputf8 and "smtputf8" not in named:
             parameters += " SMTPUTF8"
         return parameters + _checked(asked)
+
+    def _size(self) -> str:
+        """The size of the message, for a server that asks for it (RFC 1870)."""
+        offered = self.terms.extensions.get("size")
+        if offered is None:
+            return ""
+        size = len(self.envelope.source)
+        limit = _size_limit(offered)
+        if size > limit:
+            text = f"5.3.4 the message has {size} octets and the server takes {limit}"
+            raise MessageTooLarge(552, text, self.envelope.sender, text[6:])
+        return f" size={size}"
 
     # ------------------------------------------------------------ replies
 
@@ -232,8 +231,7 @@ class Transaction:
 
         That somebody was only put off, if he was: what `may_resend` says does not hang on the order of recipients.
         """
-        put_off = (self._replies[r] for r in self._at_rcpt if self._replies[r].transient) if self.terms.lmtp else ()
-        return next(iter(put_off), reply)
+        return next((self._replies[r] for r in self._at_rcpt if self._replies[r].transient), reply)
 
     # ------------------------------------------------------------ the end
 
@@ -273,9 +271,9 @@ class Transaction:
 
 
 @lru_cache(maxsize=64)
-def _size_limit(announced: str) -> int:
+def _size_limit(announced: str) -> float:
     """The largest message a server takes; 0, and what is no number, is no fixed limit (RFC 1870)."""
-    return int(announced) if re.fullmatch(r"[0-9]{1,20}", announced) else 0
+    return (int(announced) if re.fullmatch(r"[0-9]{1,20}", announced) else 0) or inf
 
 
 def _checked(options: Sequence[str]) -> str:
@@ -283,4 +281,4 @@ def _checked(options: Sequence[str]) -> str:
     for option in options:
         if not re.fullmatch(r"[!-~]+", option):
             raise InvalidEnvelope(f"option {option!a} holds a space, a line end or another character it may not")
-    return "".join(f" {option}" for option in options) if options else ""
+    return "".join([f" {option}" for option in options])

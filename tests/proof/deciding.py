@@ -25,7 +25,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail._timeheap": ("test_timeheap*", "test_decisions_*heap*", "test_schedule*", "test_decisions_schedule*"),
     "threadmail._verdict": ("test_verdict*", "test_decisions_verdict*", "test_sender*", "test_retry*"),
     "threadmail._job": ("test_job*", "test_decisions_job*", "test_sender*"),
-    "threadmail._collector": ("test_collector*", "test_decisions_collector*", "test_sender*"),
+    "threadmail._collector": ("test_decisions_collector*", "test_collector*", "test_sender*"),
     "threadmail._stream": ("test_stream*", "test_decisions_stream*", "test_collector*", "test_sender*"),
     "threadmail._worker": ("test_worker*", "test_decisions_worker*", "test_sender*", "reliability/test_overload.py"),
     "threadmail._dispatcher": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
@@ -53,7 +53,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail.retry": ("test_retry*", "test_decisions_breaker*", "test_breaker*"),
     "threadmail.throttle": ("test_throttle*", "test_decisions_throttle*"),
     "threadmail.receipt": ("test_receipt*", "test_decisions_receipt*", "test_retry*"),
-    "threadmail.transaction": ("test_transaction*", "test_decisions_transaction*", "test_window*", "test_riding*"),
+    "threadmail.transaction": ("test_decisions_transaction*", "test_transaction*", "test_window*", "test_riding*"),
     "threadmail._passage": ("test_decisions_passage*", "test_window*", "test_riding*", "test_grouping*"),
     "threadmail._window": ("test_decisions_window*", "test_window*"),
     "threadmail._riding": ("test_decisions_riding*", "test_riding*"),
@@ -119,6 +119,19 @@ ARGUED: dict[str, str] = {
     ),
     "threadmail._schedule:Schedule.expires: `<=` for `<` in `at < self.ends.at(job)`": (
         "adding it again at the same time changes nothing but the order among equals"
+    ),
+    "threadmail.throttle:Throttle.pause: `<=` for `<` in `self._paused_until < until`": (
+        "of two pauses that end at the same moment either ends at that moment"
+    ),
+    "threadmail.throttle:Throttle._pause_for: `>=` for `>` in `lacking > 1e-9`": (
+        "no whole number less a float is exactly a billionth"
+    ),
+    "threadmail.transaction:Transaction.commands: `if True` for `if for_rcpt`": (
+        "of no options there is nothing to check and nothing to write: the branch spares the call"
+    ),
+    "threadmail.transaction:Transaction._parameters: "
+    "`if False` for `if not (asked or envelope.eight_bit or envelope.smtputf8)`": (
+        "what is behind it comes to the same for a message that needs none of it: the branch spares the way there"
     ),
 }
 
