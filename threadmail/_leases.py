@@ -41,11 +41,7 @@ def have_here(has: Has[Client]) -> None:
 
 def no_longer_here(has: Has[Client]) -> None:
     has.over = True
-    here = _had_here.get()
-    if here:
-        _had_here.set(
-            tuple([each for each in here if not each[1].over]) if len(here) > 1 or not here[0][1].over else ()
-        )
+    _had_here.set(tuple([each for each in _had_here.get() if not each[1].over]))
 
 
 def is_refusal(error: MailError) -> bool:

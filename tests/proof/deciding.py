@@ -68,6 +68,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 _DEFAULT = "the constructor sets it always; the default in the class is for dataclasses.fields alone"
 _ORDER = "the numbers only tell which of two came first: any beginning and any step do that"
 _IN_VAIN = "to look for a deadline where there is none costs time, and nothing else"
+_LONGEST = "after seven refusals the pause is the longest: any bound from there on keeps the power a number"
 ARGUED: dict[str, str] = {
     "threadmail.receipt:Receipt: 2 for 1": _DEFAULT,
     "threadmail.receipt:Receipt: 0 for 1": _DEFAULT,
@@ -126,6 +127,11 @@ ARGUED: dict[str, str] = {
     "threadmail.throttle:Throttle._pause_for: `>=` for `>` in `lacking > 1e-9`": (
         "no whole number less a float is exactly a billionth"
     ),
+    "threadmail._leases:held: `if False` for `if not here`": (
+        "of nothing there is nothing of this pool: the branch spares the question"
+    ),
+    "threadmail._room:Room.refused: 31 for 30": _LONGEST,
+    "threadmail._room:Room.refused: 29 for 30": _LONGEST,
     "threadmail.transaction:Transaction.commands: `if True` for `if for_rcpt`": (
         "of no options there is nothing to check and nothing to write: the branch spares the call"
     ),
