@@ -27,8 +27,11 @@ class News:
         self.there: deque[Any] = deque()
         self.meanwhile: deque[Any] = deque()
         self.waits: list[float | None] = []
+        self.strikes: list[BaseException] = []  # what comes up when something is put there
 
     def put(self, news: Any) -> None:
+        if self.strikes:
+            raise self.strikes.pop()
         self.there.append(news)
 
     def qsize(self) -> int:
@@ -69,6 +72,11 @@ class Case:
         self.jobs = [self.collector.job(index, LETTER, self.keeper) for index in range(messages)]
         self.collector.under_way.update({index: (job, self.keeper) for index, job in enumerate(self.jobs)})
 
+    def settle(self, *indices: int) -> None:
+        for index in indices:
+            self.jobs[index].receipt = SENT
+            self.jobs[index].completion.settle(self.jobs[index], SENT)
+
     @property
     def came(self) -> list[int]:
         return [index for index, _ in self.collector.came]
@@ -100,6 +108,18 @@ def test_a_receipt_is_told_once_and_that_it_was_is_known_afterwards() -> None:
     assert list(news.there) == [(7, None), (7, SENT)]
 
 
+def test_a_receipt_is_handed_over_whatever_comes_up_meanwhile() -> None:
+    news: Any = News()
+    slot = Slot(news, 7)
+    job = Job(LETTER, NEVER, Keeper(), slot)
+    news.strikes.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        slot.settle(job, SENT)
+    assert list(news.there) == [(7, SENT)]
+    assert slot.done()
+    assert slot.all_told
+
+
 # What has come up -----------------------------------------------------------------------------------------------------
 
 
@@ -111,8 +131,7 @@ def test_where_nothing_has_come_up_there_is_nothing() -> None:
 
 def test_what_is_there_is_taken_in_its_order() -> None:
     case = Case(3)
-    for index in (2, 0):
-        case.news.put((index, SENT))
+    case.settle(2, 0)
     assert case.collector.look()
     assert case.came == [2, 0]
     assert list(case.collector.under_way) == [1]
@@ -207,19 +226,19 @@ def test_who_finds_something_does_not_wait(rests: list[float]) -> None:
 
 
 def test_who_waits_takes_what_comes_and_what_has_come_up_meanwhile() -> None:
-    case = Case(3)
+    case = Case(4)
     case.news.meanwhile.append((1, SENT))
     real = case.news.get
 
     def get(timeout: float | None = inf) -> Any:
         found = real(timeout)
         if timeout is None:
-            case.news.put((2, SENT))
+            case.settle(3, 2)
         return found
 
     case.news.get = get  # type: ignore[method-assign]
     case.collector.wait()
-    assert (case.came, case.news.waits) == ([1, 2], [None])
+    assert (case.came, case.news.waits) == ([1, 3, 2], [None])
     assert not case.collector._in_hand
 
 

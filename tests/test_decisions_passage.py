@@ -96,9 +96,10 @@ def test_nearly_always_it_is_all_of_them(recipients: int) -> None:
     assert not one.waiting
 
 
-def test_the_commands_of_an_only_message_are_not_copied() -> None:
+@pytest.mark.parametrize("recipients", [1, 98])
+def test_where_all_are_written_at_once_they_are_not_copied(recipients: int) -> None:
     """Two of these or more are made for each message."""
-    one = passage(1, extensions=GROUPED)
+    one = passage(recipients, extensions=GROUPED)
     waiting = one.waiting
     assert one.take() is waiting
     assert one.unanswered is waiting
@@ -157,6 +158,11 @@ def test_who_wants_all_or_nothing_asks_for_the_content_when_all_have_answered() 
 def test_all_or_nothing_of_many_keeps_to_what_may_be_outstanding() -> None:
     one = passage(149, extensions=GROUPED, all_or_nothing=True)
     assert counts(one, 50, 5) == [(100, 100), (50, 100), (0, 50), (1, 1), (0, 0)]
+
+
+def test_all_or_nothing_asks_the_last_one_alone_as_well() -> None:
+    one = passage(100, extensions=GROUPED, all_or_nothing=True)
+    assert counts(one, 50, 4) == [(100, 100), (1, 51), (0, 1), (1, 1)]
 
 
 def test_all_or_nothing_without_pipelining_is_one_at_a_time() -> None:

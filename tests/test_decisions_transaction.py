@@ -53,6 +53,10 @@ def test_by_default_nothing_is_asked_for() -> None:
     assert (terms.lmtp, terms.all_or_nothing, terms.window, terms.server) == (False, False, 1, "")
 
 
+def test_terms_are_the_same_whatever_the_server_has_shown_since() -> None:
+    assert Terms(server="mx:25") == Terms(server="mx:25")
+
+
 def test_a_new_one_has_come_to_nothing() -> None:
     transaction = Transaction(envelope(), Terms(server="mx:25"))
     assert (transaction.phase, transaction.error, transaction.content_due) == (Phase.MAIL, None, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from types import SimpleNamespace
 from typing import Any, cast
@@ -169,6 +170,20 @@ def test_what_keeps_a_message_from_being_written_is_raised_in_its_turn_and_kept_
     case.window.write(passage, no, in_turn=False)
     assert str(passage.refusal) == "no"
     assert (case.wire.written, case.window._outstanding, len(passage.waiting)) == ([], 0, 3)
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_what_a_hook_raises_says_nothing_of_the_connection(in_turn: bool) -> None:
+    case = Case()
+    told = ConnectionLost("of another server")
+
+    def no(_: Transaction) -> None:
+        raise told
+
+    with contextlib.suppress(ConnectionLost):
+        case.window.write(case.passage(), no, in_turn=in_turn)
+    assert told._of_hook
+    assert case.window.has_room(10)
 
 
 def test_before_final_is_asked_when_all_else_is_ready() -> None:

@@ -177,15 +177,13 @@ class Collector:
             for index, (job, _) in list(pending.items()):
                 if job.completion.done() and job.receipt is not None:
                     self._take((index, job.receipt))
-        self._in_hand = False
 
     def _rest(self) -> None:
         # Half as long as the queue lasts at the pace so far, so that no worker runs dry; what the workers have now, and
         # what they take up if all of them are done at once, is no part of it.
-        spare = len(self.under_way) - self._reserve
-        if spare > 0 and self._seen:
+        if self._seen:
             time_now = now()
-            lasts = spare * (time_now - self._begun) / self._seen
+            lasts = (len(self.under_way) - self._reserve) * (time_now - self._begun) / self._seen
             rest = min(LONGEST_REST, lasts / 2, self._end.at - time_now)
             if rest >= SHORTEST_REST:
                 time.sleep(rest)

@@ -68,16 +68,13 @@ class Passage:
         depth = IN_FLIGHT if "pipelining" in terms.extensions else 1
         if len(unanswered) > depth // 2:
             return []
+        room = depth - len(unanswered)
         if terms.all_or_nothing and len(waiting) > 1:
             # After a 354 there is no way back but to hang up, so who wants all or nothing asks for it when all have
             # answered.
-            group = [waiting.popleft() for _ in range(min(len(waiting) - 1, depth - len(unanswered)))]
+            room = min(room, len(waiting) - 1)
         elif terms.all_or_nothing and unanswered:
             return []
-        elif len(waiting) <= depth - len(unanswered):
-            group = list(waiting)
-            waiting.clear()
-        else:
-            group = [waiting.popleft() for _ in range(depth - len(unanswered))]
+        group = [waiting.popleft() for _ in range(min(room, len(waiting)))]
         unanswered.extend(group)
         return group

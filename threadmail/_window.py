@@ -114,7 +114,6 @@ class Window:
             # A server that goes on after a 421 need not have reset anything, but then there must have been nothing to.
             if reply.code != 250 and not (self._closing and self._at_start):
                 raise BadReply(f"RSET was answered {reply}")
-        self._at_start = False
         while passage.unanswered and wire.is_open:
             command = passage.unanswered.popleft()
             decided = transaction.error is not None
