@@ -86,7 +86,8 @@ class KeptConnection(Guarded):
         self.config = config
         self._rng = rng
         self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
-        self._parted = False  # its pool has no more use for it; set without the lock, once and for all
+        self._last_abort: object = None  # ... and another object each time, for calls that take several steps
+        self._parted = False  # no call is to begin any more; set without the lock, once and for all
         self._line = Line()
         # Everything below is guarded by sync_root.
         self._life = Life.OPEN
@@ -131,11 +132,12 @@ class KeptConnection(Guarded):
         """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
 
         That call ends with `Aborted`, NOT_SENT or IN_DOUBT by the phase it was in; while it dials an address it ends
-        when that does. The client stays usable.
+        when that does. A `send_all` ends as a whole: what it has not begun is NOT_SENT. The client stays usable.
         """
         if self.is_inherited:
             return  # the call under way, and the connection under it, are the parent's
         self._aborted = True
+        self._last_abort = object()
         smtp = self._smtp
         if smtp is not None:
             smtp.abort()
@@ -148,7 +150,8 @@ class KeptConnection(Guarded):
             timeout: seconds for a call of another thread to finish, before the connection is dropped under it, and for
                 the farewell.
         Raises:
-            TimedOut: another thread holds `sync_root` and does not let go of it, even so.
+            TimedOut: another thread holds `sync_root` and does not let go of it, even so. It can make no further call,
+                and the next `close` goes on here.
             Reentered: this very thread is in the middle of a call on this client, which goes on unharmed. `abort()`
                 ends that.
         """
@@ -157,6 +160,7 @@ class KeptConnection(Guarded):
             with self._line.entering(self.sync_root, end):
                 watcher = self._finish(end)
         except TimedOut:
+            self._parted = True  # first: else the next message of a batch would dial again
             self.abort()
             # The call under way ends at once, or with its dial.
             with holding(self.sync_root, Deadline.after(LAST_WAIT)):
@@ -337,9 +341,10 @@ class KeptConnection(Guarded):
     def _dial(self, end: Deadline, pair: Pair | None) -> AnySMTP:
         smtp = self._smtp = self._new_smtp(end)  # from here on abort() reaches it
         try:
-            if not self._aborted:
+            # A call that looked at `_parted` a moment too early may have taken the note of the abort away.
+            if not (self._aborted or self._parted):
                 open_session(smtp, self.config, end, pair)
-            if self._aborted:
+            if self._aborted or self._parted:
                 raise Aborted("the call was ended by abort()", phase=Phase.CONNECT)
         except BaseException:
             self._smtp = None

@@ -14,7 +14,7 @@ from ._deadline import Deadline
 from ._delivery import Follow, Follower
 from ._message import AnyMessage
 from .envelope import Envelope
-from .errors import CONNECTING, Closed, ConnectionLost, MailError, Phase, Reentered, detach
+from .errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Phase, Reentered, detach
 from .receipt import Receipt
 from .transaction import Transaction
 
@@ -87,11 +87,14 @@ class Turn:
         self.last = receipts[-1] if receipts else None
         return receipts
 
-    def taken_by(self, client: Taker, end: Deadline, last: Receipt | None) -> list[Receipt]:
+    def taken_by(
+        self, client: Taker, end: Deadline, last: Receipt | None, called_off: Callable[[], bool]
+    ) -> list[Receipt]:
         """Have all of them sent.
 
         Args:
             last: that of the turn before.
+            called_off: whether what has not begun is not to be sent any more.
         """
         receipts: list[Receipt] = []
         self.last = last
@@ -110,14 +113,20 @@ class Turn:
             for waiting in (ahead, begun):
                 if waiting and waiting[0] is entry:
                     waiting.popleft()
-            receipt = self._fate(entry, client, end, follow, self.last)
+            receipt = self._fate(entry, client, end, follow, self.last, called_off)
             receipts.append(receipt)
             if entry.envelope is not None or self.last is None:
                 self.last = receipt
         return receipts
 
     def _fate(
-        self, entry: _Entry, client: Taker, end: Deadline, follow: Callable[[], Follower | None], last: Receipt | None
+        self,
+        entry: _Entry,
+        client: Taker,
+        end: Deadline,
+        follow: Callable[[], Follower | None],
+        last: Receipt | None,
+        called_off: Callable[[], bool],
     ) -> Receipt:
         envelope, transaction = entry.envelope, entry.transaction
         if envelope is None:
@@ -128,14 +137,13 @@ class Turn:
             if begun is None:
                 if transaction is not None and transaction.phase is Phase.FINAL:
                     raise transaction.blame(ConnectionLost("the connection was lost before the server answered"))
+                if called_off():
+                    raise Aborted("the batch was ended by abort() or close()")
                 if last is not None and last.error is not None and last.phase in CONNECTING:
                     return Receipt.not_sent(envelope, last.error)  # each would dial the server in vain
                 end.check("other messages were sent")
             return client.transmit(envelope, deadline=end, follow=follow, begun=begun)
-        except (Closed, Reentered):
-            if last is None:
-                raise
-            return Receipt.not_sent(envelope, Closed("this client is closed"))
         except MailError as error:
-            detach(error)
-            return error.receipt or Receipt.not_sent(envelope, error)
+            if last is None and isinstance(error, (Closed, Reentered)):
+                raise
+            return Receipt.after(envelope, detach(error))

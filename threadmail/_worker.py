@@ -208,7 +208,7 @@ class Worker:
             return None
         except MailError as error:
             detach(error)
-            return error.receipt or Receipt.not_sent(letter, error)
+            return Receipt.after(letter, error)
         except BaseException as exc:  # noqa: BLE001 - the receipt and the log say so
             # An exception raised in this thread from outside, or a mistake of ours. The transaction knows what is true.
             name = printable(letter.message_id or "")

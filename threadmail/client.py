@@ -23,7 +23,7 @@ from ._turn import Message as Message
 from ._turn import Turn
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import BadReply, ConnectionLost, MailError, TimedOut
+from .errors import BadReply, ConnectionLost, MailError, TimedOut, detach
 from .receipt import Receipt, Reply, Report
 from .transaction import Transaction
 
@@ -109,9 +109,10 @@ class Client(KeptConnection):
         try:
             return self.transmit(envelope, deadline=deadline)
         except MailError as error:
-            if error.receipt is None:
-                Receipt.not_sent(envelope, error)
-            raise
+            told = Receipt.after(envelope, error)
+            if told is error.receipt or told.error is None:
+                raise
+            raise told.error from error.__cause__
 
     def transmit(
         self,
@@ -148,7 +149,10 @@ class Client(KeptConnection):
 
         # As `_called`, which costs more than all else that is done here.
         with self._line.entering(self.sync_root, end):
-            if self._busy or self._life is not Life.OPEN or self._parted:
+            if self._busy or self._life is not Life.OPEN:
+                raise self._unusable()
+            # What is aboard is seen through: its content may have left, and it is not to be told that it has not.
+            if self._parted and (begun is None or begun is not self.aboard):
                 raise self._unusable()
             self._busy, self._aborted = True, False
             try:
@@ -239,7 +243,7 @@ class Client(KeptConnection):
 
         Where the server offers PIPELINING the commands of each message leave with the content of the one before, which
         takes one round trip a message. Threads that share the client take turns of `TURN` messages. There are no
-        retries; when no session can be opened, the rest is not tried.
+        retries; when no session can be opened, and after `abort()` or `close()`, the rest is not tried.
 
         Args:
             deadline: seconds that all of this may take; what is not on the wire by then is not sent.
@@ -253,6 +257,11 @@ class Client(KeptConnection):
         last: Receipt | None = None
         source = iter(messages)
         line, batch = self._line, object()
+        before = self._last_abort
+
+        def called_off() -> bool:
+            return self._last_abort is not before
+
         try:
             while turn := Turn(islice(source, TURN)):
                 if len(turn) == TURN:  # another one may follow
@@ -260,12 +269,12 @@ class Client(KeptConnection):
                 try:
                     with line.entering(self.sync_root, end):
                         try:
-                            receipts += turn.taken_by(self, end, last)
+                            receipts += turn.taken_by(self, end, last, called_off)
                         finally:
                             if self.aboard is not None:  # an exception from outside has left somebody behind
                                 self._disconnect("lost")
                 except TimedOut as error:
-                    receipts += turn.not_sent(error)
+                    receipts += turn.not_sent(detach(error))
                 last = turn.last or last
                 if turn.failure is not None:
                     raise turn.failure

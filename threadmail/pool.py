@@ -177,9 +177,10 @@ class ClientPool(BornAnew):
                             raise
                         line = line or _in_line(end, ())  # one for all tries
         except MailError as error:
-            if error.receipt is None:
-                Receipt.not_sent(envelope, error)
-            raise
+            told = Receipt.after(envelope, error)
+            if told is error.receipt or told.error is None:
+                raise
+            raise told.error from error.__cause__
 
     def _is_passing(self, error: MailError, client: Client) -> bool:
         return error.transient and is_refusal(error) and self._steps.take(self._keys.serves, client)

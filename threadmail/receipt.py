@@ -147,6 +147,17 @@ class Receipt:
             )
         )
 
+    @classmethod
+    def after(cls, envelope: Envelope, error: MailError) -> Receipt:
+        """The receipt of a message for which `error` was raised.
+
+        The one that it carries, unless that is another message's: a hook may raise the same object again and again.
+        """
+        carried = error.receipt
+        if carried is not None and carried.recipients is envelope.recipients and carried.sender is envelope.sender:
+            return carried
+        return cls.not_sent(envelope, error)
+
     @property
     def refused(self) -> dict[str, Reply]:
         """The recipients the server refused, each with its reply."""

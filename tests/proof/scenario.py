@@ -109,7 +109,9 @@ QUIET = {"timeouts": 0}  # a timed wait ends by being woken only
 BY_DESIGN = frozenset(
     {
         "Client._aborted",
+        "Client._last_abort",
         "Client._leaving",
+        "Client._parted",
         "Client._smtp",
         "Dispatcher.others_idle",
         "SMTP._abort_requested",
