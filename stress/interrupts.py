@@ -56,6 +56,7 @@ from threadmail import (
 )
 
 from .ledger import Arrived, Fate, Ledger, make_envelope
+from .leftovers import open_descriptors
 
 try:
     import _testcapi  # type: ignore[import-not-found]
@@ -494,7 +495,7 @@ def _has_begun(thread: threading.Thread) -> bool:
 
 def storm_round(seed: str, name: str, how: str, seconds: float) -> tuple[Round, list[str], int]:
     """One round from nothing to nothing. Returns it, what is wrong, and how many messages arrived."""
-    threads, descriptors = set(threading.enumerate()), _descriptors()
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
     with RemoteServer() if how == "memory" else LocalServer() as server:
         storm = Round(seed, name, how, server.where, seconds)
         violations = storm.run()
@@ -513,7 +514,7 @@ def storm_round(seed: str, name: str, how: str, seconds: float) -> tuple[Round, 
     for thread in left:
         thread.join(5.0)
     violations += [f"thread left: {thread.name}" for thread in left if thread.is_alive()]
-    after = _descriptors()
+    after = open_descriptors()
     violations += [f"descriptor left: {after[number]}" for number in after.keys() - descriptors.keys()]
     return storm, violations, len(arrived)
 
@@ -570,16 +571,6 @@ def serve() -> None:
         print(*server.where, flush=True)
         sys.stdin.readline()
         sys.stdout.buffer.write(pickle.dumps(server.arrived()))
-
-
-def _descriptors() -> dict[str, str]:
-    found = {}
-    for number in os.listdir("/dev/fd"):
-        try:
-            found[number] = os.readlink(f"/dev/fd/{number}")
-        except OSError:
-            pass  # the one that lists them
-    return found
 
 
 # ---------------------------------------------------------------- the command

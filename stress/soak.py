@@ -43,6 +43,7 @@ from threadmail import Closed, MailError, Outcome
 from threadmail.errors import CONNECTING
 
 from .ledger import Ledger, make_envelope
+from .leftovers import open_descriptors
 from .servers import PATIENCE, SERVERS, Server
 from .storm import FAULTS, Storm
 from .subjects import SUBJECTS, RawSMTP, Subject
@@ -168,21 +169,11 @@ def _give_up(why: str) -> NoReturn:
     os._exit(1)
 
 
-def _descriptors() -> dict[str, str]:
-    found = {}
-    for number in os.listdir("/dev/fd"):
-        try:
-            found[number] = os.readlink(f"/dev/fd/{number}")
-        except OSError:
-            pass  # the one that lists them
-    return found
-
-
 def soak_round(
     seed: str, names: Sequence[str], make: Callable[[random.Random], Server], seconds: float
 ) -> tuple[Ledger, list[str], int]:
     """One round from nothing to nothing. Returns the ledger, what is wrong, and how many messages arrived."""
-    threads, descriptors = set(threading.enumerate()), _descriptors()
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
     with make(random.Random(f"{seed}/server")) as server:
         sending = Round(seed, names, server, seconds)
         sending.run()
@@ -194,7 +185,7 @@ def soak_round(
     for thread in left:
         thread.join(5.0)
     violations += [f"thread left: {thread.name}" for thread in left if thread.is_alive()]
-    after = _descriptors()
+    after = open_descriptors()
     violations += [f"descriptor left: {after[number]}" for number in after.keys() - descriptors.keys()]
     return sending.ledger, violations, len(arrived)
 

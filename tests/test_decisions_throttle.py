@@ -9,26 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.clock import Clock, clock
 from threadmail import InvalidConfig, Throttle, TimedOut, _guard
 from threadmail import throttle as module
 from threadmail._deadline import LONGEST
 
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    c = Clock()
-    monkeypatch.setattr(module, "now", c)
-    return c
+__all__ = ["clock"]  # a fixture
 
 
 @pytest.fixture

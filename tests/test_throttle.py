@@ -10,25 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.clock import Clock, clock
 from threadmail import InvalidConfig, Throttle, TimedOut
 from threadmail import throttle as module
 
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    c = Clock()
-    monkeypatch.setattr(module, "now", c)
-    return c
+__all__ = ["clock"]  # a fixture
 
 
 def taken(throttle: Throttle, tries: int) -> int:

@@ -23,7 +23,18 @@ from typing import Any
 
 from threadmail import ServerConfig
 
-from .servers import HOST, Unavailable, alive, cached, end, free_port, greets, libraries_of, unpack_debian, until
+from .servers import (
+    HOST,
+    Unavailable,
+    alive,
+    cached,
+    end,
+    free_port,
+    greets,
+    libraries_of,
+    started,
+    unpack_debian,
+)
 
 _TEMPLATE = Path(__file__).resolve().parents[1] / "data" / "dovecot" / "dovecot.conf"
 _USER, _PASSWORD = "ann", "correct-horse"
@@ -98,27 +109,18 @@ class Dovecot:
         libraries = [daemons, daemons / "modules/old-stats", *libraries_of(root)]
         # Dovecot would have its configuration read by a program in /usr/bin, which starts it again.
         read = [str(root / "usr/bin/doveconf"), "-f", "service=master", "-c", str(self._folder / "dovecot.conf")]
-        # A session of its own, so that its process group is exactly the processes to end.
-        self._master = subprocess.Popen(
+        self._master = started(
+            "Dovecot",
             [*read, "-m", "master", "-e", str(root / "usr/sbin/dovecot"), "-F", "-c", read[-1]],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))},
+            self._answers,
+            self.log,
+            15,
         )
-        try:
-            until(self._answers, 15, "Dovecot to answer")
-        except TimeoutError as error:
-            end(self._master, "Dovecot")
-            raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
-        except BaseException:
-            end(self._master, "Dovecot")
-            raise
 
-    def _answers(self) -> bool:
-        if self._master.poll() is not None:
-            raise Unavailable(f"Dovecot ended with code {self._master.returncode}: {self.log()[-2000:]}")
+    def _answers(self, master: subprocess.Popen[bytes]) -> bool:
+        if master.poll() is not None:
+            raise Unavailable(f"Dovecot ended with code {master.returncode}: {self.log()[-2000:]}")
         return greets(self.port)
 
 

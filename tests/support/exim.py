@@ -32,6 +32,7 @@ from .servers import (
     greets,
     libraries_of,
     run,
+    started,
     unpack_debian,
     until,
 )
@@ -130,23 +131,7 @@ class Exim(Certified):
             raise Unavailable(f"Exim does not run: {checked.stderr.strip()}")
         if checked.returncode:
             raise ValueError(f"Exim refuses its settings: {checked.stdout.strip()[-500:]} {checked.stderr.strip()}")
-        # A session of its own, so that its process group is exactly the processes to end.
-        self._daemon = subprocess.Popen(
-            [*command, "-bdf"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            until(self._answers, 10, "Exim to answer")
-        except TimeoutError as error:
-            end(self._daemon, "Exim")
-            raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
-        except BaseException:
-            end(self._daemon, "Exim")
-            raise
+        self._daemon = started("Exim", [*command, "-bdf"], environment, self._answers, self.log, 10)
 
     def _configure(self) -> None:
         self.port, self.tls_port = free_port(), free_port()
@@ -178,9 +163,9 @@ class Exim(Certified):
             )
         )
 
-    def _answers(self) -> bool:
-        if self._daemon.poll() is not None:
-            raise Unavailable(f"Exim ended with code {self._daemon.returncode}: {self.log()[-2000:]}")
+    def _answers(self, daemon: subprocess.Popen[bytes]) -> bool:
+        if daemon.poll() is not None:
+            raise Unavailable(f"Exim ended with code {daemon.returncode}: {self.log()[-2000:]}")
         return greets(self.port)
 
 

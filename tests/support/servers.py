@@ -198,6 +198,38 @@ def alive(group: int) -> list[int]:
     return found
 
 
+def started(
+    name: str,
+    command: list[str],
+    environment: Mapping[str, str],
+    answers: Callable[[subprocess.Popen[bytes]], bool],
+    log: Callable[[], str],
+    seconds: float,
+) -> subprocess.Popen[bytes]:
+    """Start a server in a session of its own, so that its process group is exactly the processes to end.
+
+    Raises:
+        TimeoutError: with its log, if `answers` is not fulfilled in time; it has been ended, as by any other exception.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: answers(process), seconds, f"{name} to answer")
+    except TimeoutError as error:
+        end(process, name)
+        raise TimeoutError(f"{error}\n{log()[-4000:]}") from None
+    except BaseException:
+        end(process, name)
+        raise
+    return process
+
+
 def end(leader: subprocess.Popen[bytes], name: str) -> None:
     """End a process that leads a group of its own, and all of the group: politely, then not."""
     leader.terminate()
