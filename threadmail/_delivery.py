@@ -95,9 +95,11 @@ class Pipeline:
         Raises:
             MailError: with a receipt. The connection is ready for the next message, or closed.
         """
-        if self.aboard:
-            passage = self.aboard.popleft()
-        else:
+        # Until the `try` below nothing may be taken off and called after: an exception from outside comes when a call
+        # returns, and a message that is gone from `aboard` while its replies are due has them taken for another one's.
+        aboard = self.aboard
+        riding = passage = aboard[0] if aboard else None
+        if passage is None:
             passage = Passage(envelope, terms)
             if passage.refusal is None and before_mail is not None:
                 _tell(before_mail, passage.transaction)
@@ -106,30 +108,41 @@ class Pipeline:
         if passage.refusal is not None:
             if isinstance(passage.refusal, MailError):
                 transaction.blame(passage.refusal)
+            if riding is not None:
+                aboard.popleft()  # nothing of it was written
             raise passage.refusal from passage.refusal.__cause__
         if "pipelining" not in terms.extensions or terms.riding.ended:
             follow = is_last = None
         rode = passage.chunk is None and bool(passage.before or passage.unanswered)
         try:
-            if passage.chunk is not None:
-                self._send_in_window(passage, before_final, follow, is_last)
-            else:
-                self._exchange(passage)
-                if transaction.error is None:
-                    source = transaction.envelope.source
-                    if isinstance(source, bytes) and len(source) <= SMALL and before_final is None and not terms.lmtp:
-                        self._send_small(transaction, source, follow, is_last)
-                    else:
-                        self._send_content(transaction, before_final, follow, is_last)
-        except MailError as error:
-            self._learn(transaction, error, rode)
-            self.wire.close()
-            raise transaction.blame(error) from error.__cause__
+            try:
+                if riding is not None:
+                    aboard.popleft()
+                if passage.chunk is not None:
+                    self._send_in_window(passage, before_final, follow, is_last)
+                else:
+                    self._exchange(passage)
+                    if transaction.error is None:
+                        source = transaction.envelope.source
+                        if (
+                            isinstance(source, bytes)
+                            and len(source) <= SMALL
+                            and before_final is None
+                            and not terms.lmtp
+                        ):
+                            self._send_small(transaction, source, follow, is_last)
+                        else:
+                            self._send_content(transaction, before_final, follow, is_last)
+            except MailError as error:
+                self._learn(transaction, error, rode)
+                self.wire.close()
+                raise transaction.blame(error) from error.__cause__
+            if transaction.error is not None:
+                self._recover(transaction, follow)
         except BaseException:
             self.wire.close()
             raise
         if transaction.error is not None:
-            self._recover(transaction, follow)
             raise transaction.blame(transaction.error)
         return transaction.receipt()
 
@@ -364,9 +377,6 @@ class Pipeline:
                 self._back_at_the_start(dot + _RESET)
         except MailError:
             wire.close()
-        except BaseException:
-            wire.close()
-            raise
 
 
 def _tell(hook: Callable[[Transaction], None], transaction: Transaction) -> None:
