@@ -32,6 +32,9 @@ MAX_LINE = 8192
 MAX_LINES = 256
 BLOCK = 65536
 
+#: What TLS makes one record of, at most (RFC 8446 §5.1). One that has not left whole, the other side cannot read.
+_RECORD = 16384
+
 #: Servers say the same few lines again and again. So many of at most so many octets are known at sight, and so many
 #: answers to a whole group of commands.
 _KNOWN_REPLIES = 32
@@ -95,7 +98,8 @@ class Wire(TimedSocket):
     ) -> None:
         """Hand `data` to the kernel, all of it.
 
-        When this raises ConnectionLost, the last byte was surely not handed over: a failing `send` takes nothing.
+        When this raises ConnectionLost, the last byte was surely not handed over: a failing `send` takes nothing, and
+        under TLS not the last record.
 
         Args:
             shown: what the protocol log says instead of `data`, where that is secret or long.
@@ -124,12 +128,17 @@ class Wire(TimedSocket):
             behind: the commands at its end, for the log.
             size: how much of it is content; None: all.
         """
-        self.content_left = len(data) if size is None else size
+        self.content_left = end = len(data) if size is None else size
         try:
-            self._transfer(data, self.timeouts.content)
+            if end < len(data) and len(data) > _RECORD and isinstance(self.sock, ssl.SSLSocket):
+                # A write that fails does not say which of its records have left: the one with the end must be the last.
+                self._transfer(data[:end], self.timeouts.content)
+                self._transfer(data[end:], self.timeouts.content)
+            else:
+                self._transfer(data, self.timeouts.content)
         finally:
             if self.is_heard:
-                self._log(">", f"<{len(data) if size is None else size} octets of content, and the end>")
+                self._log(">", f"<{end} octets of content, and the end>")
                 for line in behind:
                     self._log(">", line)
 
@@ -390,9 +399,10 @@ class Wire(TimedSocket):
     def require_no_surplus(self) -> None:
         """Close the connection and raise if anything came together with the last reply.
 
-        For the moment after a reply was read: a look at the socket would find no more than what microseconds bring.
+        For the moment after a reply was read: a look at the socket would find no more than what microseconds bring. But
+        of TLS a read takes one record only, and leaves the next with the kernel, whatever came in the same packet.
         """
-        if self._at < len(self._unread) or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+        if self._at < len(self._unread) or isinstance(self.sock, ssl.SSLSocket):
             self.require_quiet()
 
     # ------------------------------------------------------------ TLS and the end
