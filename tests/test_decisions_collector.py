@@ -14,7 +14,7 @@ from threadmail import Envelope, MailError, Outcome, Receipt, TimedOut
 from threadmail import _collector as module
 from threadmail._collector import LAST_WORD, LONGEST_REST, SHORTEST_REST, Collector, Slot
 from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job
+from threadmail._job import Job, JobState
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
 SENT = Receipt(Outcome.SENT, None, LETTER.sender, LETTER.recipients)
@@ -70,6 +70,8 @@ class Case:
         self.news = self.collector._news = News()  # type: ignore[assignment]
         self.keeper = Keeper()
         self.jobs = [self.collector.job(index, LETTER, self.keeper) for index in range(messages)]
+        for job in self.jobs:
+            job.state = JobState.READY
         self.collector.under_way.update({index: (job, self.keeper) for index, job in enumerate(self.jobs)})
 
     def settle(self, *indices: int) -> None:
@@ -335,6 +337,18 @@ def test_who_has_no_last_word_is_dropped() -> None:
     assert case.keeper.aborted == case.jobs
     assert case.news.waits == [0.0, LAST_WORD]
     assert LAST_WORD == 1.0
+
+
+@pytest.mark.parametrize("others", [JobState.NEW, JobState.ON_WIRE])
+def test_those_without_a_place_have_no_last_word_but_that_of_their_caller(others: JobState) -> None:
+    """He waits here himself; one that is on the wire is waited for all the same."""
+    case = Case(2, end=Deadline(0.0))
+    case.jobs[0].state, case.jobs[1].state = JobState.NEW, others
+    case.collector.wait()
+    assert [job for job, _ in case.keeper.withdrawn] == case.jobs
+    waited = others is not JobState.NEW
+    assert case.news.waits == [0.0, LAST_WORD][: 1 + waited]
+    assert case.keeper.aborted == case.jobs * waited
 
 
 def test_what_is_taken_back_is_told_why() -> None:

@@ -303,14 +303,11 @@ def test_what_another_worker_has_taken_meanwhile_stays_with_him() -> None:
     other = case.another()
     job = case.job(JobState.TAKEN)
 
-    class Lock:
-        def __enter__(self) -> None:
-            job.state = JobState.READY
+    class Meanwhile(deque[Job]):
+        def clear(self) -> None:
             case.schedule.in_flight[job] = other
 
-        def __exit__(self, *_: object) -> None: ...
-
-    case.worker.lock = cast(Any, Lock())
+    case.worker.prefetched = Meanwhile()
     case.left()
     assert case.schedule.in_flight == {job: other}
 
