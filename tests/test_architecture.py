@@ -18,7 +18,7 @@ ORDER = [
     *("_tls", "_socket", "_wire", "transaction", "_passage", "_window", "_delivery"),
     *("_lookup", "_guard", "_line", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle", "_breaker"),
-    *("_opening", "_idle", "_kept", "_turn", "client"),
+    *("_opening", "_idle", "_heard", "_kept", "_turn", "client"),
     *("_steps", "_room", "_has", "_keys", "_leases", "_redial", "pool"),
     *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker"),
     *(

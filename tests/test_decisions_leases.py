@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import pytest
 
 from threadmail import MailError, Phase, Receipt
 from threadmail._deadline import NEVER, Deadline
-from threadmail._has import Has, Lease
+from threadmail._has import Has
+from threadmail._heard import mail_was_answered, was_taken_back
 from threadmail._leases import (
     AT_ONCE,
     _had_here,
@@ -19,21 +21,23 @@ from threadmail._leases import (
     held,
     is_good,
     is_refusal,
-    kept_copy,
     no_longer_here,
-    note,
 )
 from threadmail.envelope import Envelope
 from threadmail.errors import (
     CONNECTING,
     Aborted,
     BadReply,
+    Closed,
     ConnectFailed,
     ConnectionLost,
     DataRefused,
     InvalidEnvelope,
+    Reentered,
     SenderRefused,
     TimedOut,
+    kept_copy,
+    of_hook,
 )
 
 KEYS: Any = object()
@@ -156,10 +160,9 @@ def test_what_is_kept_is_a_copy_that_nothing_hangs_on() -> None:
 
 
 class Used:
-    """A client after an error."""
+    """A client that is kept."""
 
-    def __init__(self, *, connected: bool = False) -> None:
-        self.is_connected = connected
+    def __init__(self) -> None:
         self.sync_root: Any = threading.RLock()
         self.good = True
         self.asked: list[Deadline] = []
@@ -169,20 +172,13 @@ class Used:
         return self.good
 
 
-def noted(error: MailError, *, taken: bool = True, connected: bool = False, is_new: bool = True) -> tuple[bool, bool]:
-    """Whether it says that a MAIL was answered, and that the new session was taken back."""
-    lease: Lease[Any] = Lease(KEYS, None)  # type: ignore[arg-type]
-    lease.client = Used(connected=connected)
-    lease.taken, lease.is_new = taken, is_new
-    note(lease, error)
-    if lease.failure is not None:
-        assert lease.failure is not error
-        assert str(lease.failure) == str(error)
-    return lease.answered, lease.failure is not None
-
-
 ANSWERED, TAKEN_BACK, NOTHING = (True, False), (False, True), (False, False)
 CLOSING = SenderRefused(421, b"4.3.2 closing", "s@example.org")
+
+
+def said(error: MailError) -> tuple[bool, bool]:
+    """Whether it says that a MAIL was answered, and that the session was taken back."""
+    return mail_was_answered(error), was_taken_back(error)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +190,7 @@ CLOSING = SenderRefused(421, b"4.3.2 closing", "s@example.org")
         (Phase.MAIL, SenderRefused(420, b"4.3.2 no", "s@example.org"), ANSWERED),
         (Phase.MAIL, SenderRefused(422, b"4.3.2 no", "s@example.org"), ANSWERED),
         (Phase.MAIL, SenderRefused(550, b"5.7.1 no", "s@example.org"), ANSWERED),
+        (Phase.MAIL, InvalidEnvelope("too large"), NOTHING),
         (Phase.RCPT, ConnectionLost("it hung up"), ANSWERED),
         (Phase.FINAL, DataRefused(421, b"4.3.2 closing"), ANSWERED),
         (None, InvalidEnvelope("no"), NOTHING),
@@ -201,30 +198,25 @@ CLOSING = SenderRefused(421, b"4.3.2 closing", "s@example.org")
         (Phase.AUTH, ConnectionLost("it hung up"), NOTHING),
     ],
 )
-def test_what_the_end_of_a_lease_says_of_the_server(
+def test_what_the_end_of_a_message_says_of_the_server(
     phase: Phase | None, error: MailError, says: tuple[bool, bool]
 ) -> None:
-    assert noted(at(phase, error)) == says
-    assert noted(at(phase, error), connected=True) == NOTHING, "it is about the message"
-    assert noted(at(phase, error), taken=False) == NOTHING, "who was not told has not used it"
+    assert said(at(phase, error)) == says
 
 
-def test_only_a_new_session_can_be_taken_back_and_only_by_the_server() -> None:
-    lost = at(Phase.MAIL, ConnectionLost("it hung up"))
-    assert noted(lost, is_new=False) == NOTHING
-    assert noted(at(Phase.MAIL, ConnectionLost("too late"), late=True)) == NOTHING
-
-    class CalledOff(Aborted, ConnectionLost):
-        pass
-
-    assert noted(at(Phase.MAIL, CalledOff("called off"))) == NOTHING
+def test_only_the_server_takes_a_session_back() -> None:
+    assert said(at(Phase.MAIL, ConnectionLost("too late"), late=True)) == NOTHING
+    assert said(at(Phase.MAIL, Aborted("called off"))) == NOTHING
 
 
-def test_a_lease_that_was_granted_nothing_says_nothing() -> None:
-    lease: Lease[Any] = Lease(KEYS, None)  # type: ignore[arg-type]
-    lease.taken = True
-    note(lease, at(Phase.RCPT, ConnectionLost("it hung up")))
-    assert (lease.answered, lease.failure) == (False, None)
+@pytest.mark.parametrize(
+    "error", [SenderRefused(550, b"5.7.1 no", "s@example.org"), CLOSING, ConnectionLost("it hung up")]
+)
+def test_what_a_hook_raises_says_nothing_before_the_mail_was_answered(error: MailError) -> None:
+    raised = copy(error)
+    of_hook(raised)
+    assert said(at(Phase.MAIL, raised)) == NOTHING
+    assert said(at(Phase.CONTENT, raised)) == ANSWERED
 
 
 # Whether a kept client is good ----------------------------------------------------------------------------------------
@@ -261,4 +253,15 @@ def test_one_that_could_not_tell_in_time_is_not_good() -> None:
         raise TimedOut("too late")
 
     client._still_good = late
+    assert is_good(client, NEVER) is False
+
+
+@pytest.mark.parametrize("error", [Closed("somebody closed it"), Reentered("in the middle of a call")])
+def test_one_that_its_former_user_has_closed_or_uses_still_is_not_good(error: MailError) -> None:
+    client: Any = Used()
+
+    def refuses(_: Deadline) -> bool:
+        raise error
+
+    client._still_good = refuses
     assert is_good(client, NEVER) is False

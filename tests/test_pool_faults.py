@@ -26,9 +26,9 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._has import Lease
+from threadmail._has import Lease, PoolStats
 from threadmail._steps import Bell
-from threadmail.pool import LINE_OF_HOLDERS, PoolStats
+from threadmail.pool import LINE_OF_HOLDERS
 from threadmail.testing import (
     CaptureServer,
     Drop,

@@ -6,6 +6,7 @@
 """
 
 from ._deadline import Deadline
+from ._has import PoolStats
 from ._job import SendFuture
 from ._sender_stats import SenderStats
 from ._turn import Message
@@ -46,7 +47,7 @@ from .errors import (
     TimedOut,
     TLSFailed,
 )
-from .pool import ClientPool, PoolStats
+from .pool import ClientPool
 from .receipt import Receipt, Reply, Report
 from .retry import RetryPolicy
 from .sender import ThreadedSender, Unsent

@@ -1,13 +1,13 @@
 """What the callers of a pool have, and are told.
 
-Owns the notes of one lease, one farewell and one closing, and the answer to whoever asks for a client. Has no lock: who
-writes what, each of them says. Leaves to `_keys` who gets what.
+Owns the notes of one lease, one farewell and one closing, the answer to whoever asks for a client, and the numbers of a
+pool. Has no lock: who writes what, each of them says. Leaves to `_keys` who gets what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -57,23 +57,22 @@ class Lease(Has[C]):
 
     Attributes:
         taken: the caller has been told so.
-        is_new: the client was connected for this lease.
-        sent: messages on the client before.
+        answers: how often the server had answered a MAIL on the client before.
         fit: the caller's word, at the end, that the client may be handed on.
         answered: ... and that the server answered a MAIL on it.
-        failure: ... or took the new session back before it did.
+        failure: ... or took a session back before it did.
         met_stale: its last client was none any more, so it rather dials than tries the next one that is kept.
         until: when the caller wakes without being woken.
     """
 
-    __slots__ = ("answered", "failure", "fit", "holds", "is_new", "met_stale", "sent", "taken", "until", "woken")
+    __slots__ = ("answered", "answers", "failure", "fit", "holds", "met_stale", "taken", "until", "woken")
 
     def __init__(self, keys: Keys[C], woken: Wakes, holds: Sequence[Has[C]] = ()) -> None:
         super().__init__(keys)
         self.woken = woken
         self.holds = holds
-        self.taken = self.fit = self.answered = self.met_stale = self.is_new = False
-        self.sent = 0
+        self.taken = self.fit = self.answered = self.met_stale = False
+        self.answers = 0
         self.failure: MailError | None = None
         self.until = inf
 
@@ -120,3 +119,22 @@ class Answer(Generic[C]):
     in_the_way: tuple[C, ...] = ()
     to_end: bool = False
     leased: int = 0
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What a pool is doing, and has done.
+
+    Attributes:
+        waiting: threads that wait for a lease.
+        leased: clients in use, those being dialled or closed included.
+        idle: connected clients that nobody uses.
+        opened: connections made.
+        closed: connections ended, by reason (see `ClientStats`).
+    """
+
+    waiting: int = 0
+    leased: int = 0
+    idle: int = 0
+    opened: int = 0
+    closed: Mapping[str, int] = field(default_factory=dict)

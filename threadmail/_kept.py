@@ -20,6 +20,7 @@ from typing import TypeAlias, TypeVar, cast
 
 from ._deadline import NEVER, Deadline, now
 from ._guard import Guarded, holding
+from ._heard import mail_was_answered, was_taken_back
 from ._idle import IdleWatch
 from ._life import Life
 from ._line import Line
@@ -37,6 +38,8 @@ from .errors import (
     Reentered,
     ReplyError,
     TimedOut,
+    kept_copy,
+    of_hook,
 )
 from .transaction import Terms, Transaction
 
@@ -100,6 +103,10 @@ class KeptConnection(Guarded):
         self._terms = Terms()  # of this connection
         # What `stats` tells; each can be looked at without the lock.
         self._opened = self._sent = 0
+        # Whether the server is there for mail: for a pool, when nobody else uses this.
+        self._turned_down = 0  # messages that failed, though their MAIL was answered
+        self._answers_before = 0  # this connection
+        self._taken_back: MailError | None = None  # what a connection ended with on which no MAIL was answered
         self._closed: Mapping[str, int] = {}  # replaced whole
         self._leaving: dict[AnySMTP, None] = {}  # what is being said goodbye on; by the idle watch without the lock
         self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
@@ -125,6 +132,18 @@ class KeptConnection(Guarded):
     def is_authenticated(self) -> bool:
         """Whether there is a connection and it is logged in."""
         return self.is_connected and self._logged_in
+
+    @property
+    def _answers(self) -> int:
+        """How often the server answered a MAIL."""
+        return self._sent + self._turned_down
+
+    def _hear(self, error: MailError) -> None:
+        """Note what the end of a message says of the server."""
+        if mail_was_answered(error):
+            self._turned_down += 1
+        elif was_taken_back(error) and self._answers == self._answers_before:
+            self._taken_back = kept_copy(error)
 
     # ------------------------------------------------------------ ending
 
@@ -326,7 +345,11 @@ class KeptConnection(Guarded):
     def _connect(self, end: Deadline) -> AnySMTP:
         pair = pair_to_offer(self.config)
         if self._before_dial is not None:
-            self._before_dial()
+            try:
+                self._before_dial()
+            except MailError as error:
+                of_hook(error)  # what was met some time ago is not heard once more
+                raise
         try:
             smtp = self._dial(end, pair)
         except BaseException as exc:
@@ -355,6 +378,7 @@ class KeptConnection(Guarded):
         self._logged_in = self.config.needs_login
         self._opened += 1
         self._sent_here = 0
+        self._answers_before = self._answers
         self._terms = self._offered(smtp)
         max_age = self.config.max_age
         self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)

@@ -205,7 +205,6 @@ class Keys(Generic[C]):
 
     def connected(self, lease: Lease[C], now: float) -> None:
         """The new client of the lease is connected."""
-        lease.is_new = True
         if lease in self.dialling:
             self.breaker.connected()
             del self.dialling[lease]
@@ -281,7 +280,7 @@ class Keys(Generic[C]):
             self.breaker.answered()
             self.answered_at = now
         elif lease.failure is not None and lease in self.leased:
-            self.breaker.failed(lease.failure, now)
+            self.breaker.lost(lease.failure, now)
         if client is not None and lease in self.leased:
             if keep:
                 entry = (client, now)
@@ -310,14 +309,14 @@ class Keys(Generic[C]):
 
     # ------------------------------------------------------------ dials inside a lease
 
-    def redial(self, client: C, sent: int, now: float) -> None:
+    def redial(self, client: C, answers: int, now: float) -> None:
         """A client that was connected has no connection any more: it may dial, and owes an answer, or is told why not.
 
         Nobody waits here: the caller is in the middle of a call. To replace one connection is not to ask a full server
         for one more; to try again, after it let none in, is.
 
         Args:
-            sent: messages on the client so far; what was answered before says nothing of the server any more.
+            answers: how often the server answered a MAIL on the client so far; that says nothing of it any more.
         Raises:
             MailError: what the last dial met, as a copy of the same class.
         """
@@ -325,7 +324,7 @@ class Keys(Generic[C]):
             return  # it was allowed before, and interrupted
         for lease in list(self.leased):
             if lease.client is client:
-                lease.sent = sent
+                lease.answers = answers
                 if client not in self.down:
                     self.down[client] = False
         due = self._breaker_opens(now)
@@ -337,6 +336,10 @@ class Keys(Generic[C]):
                 return
             del self.redialling[client]
         raise _tried(self.breaker.error or self.room.error, due - now)
+
+    def taken_back(self, error: MailError, now: float) -> None:
+        """The server took a session back before it answered a MAIL, and its lease goes on."""
+        self.breaker.lost(error, now)
 
     def redialled(self, client: C, error: MailError | None, now: float) -> None:
         """What came of a dial that `redial` allowed; nothing, if that has been told.

@@ -1,22 +1,21 @@
 """What a caller of a pool has, and what the use of it says.
 
-Owns two questions that are asked outside the pool's lock: what does the calling thread have already, so that nobody has
-to wait for himself; and what do a client, or an error that ended its use, say about whether it may be handed on and
-whether the server is there. Leaves to `_keys` what follows from the answers.
+Owns questions that are asked outside the pool's lock: what does the calling thread have already, so that nobody has to
+wait for himself; was it the server that ended a dial; may a client be handed on. Leaves to `_keys` what follows from
+the answers.
 """
 
 from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from copy import copy
 
 from ._deadline import Deadline
 from ._guard import holding
-from ._has import Has, Lease
+from ._has import Has
 from ._keys import Keys
 from .client import Client
-from .errors import CONNECTING, Aborted, BadReply, ConnectionLost, MailError, Phase, ReplyError, TimedOut
+from .errors import CONNECTING, Aborted, Closed, MailError, Reentered, TimedOut
 
 #: A deadline that has passed.
 AT_ONCE = Deadline(0.0)
@@ -49,25 +48,6 @@ def is_refusal(error: MailError) -> bool:
     return error.phase in CONNECTING and not error.deadline_passed and not isinstance(error, Aborted)
 
 
-def kept_copy(error: MailError) -> MailError:
-    """For others to be told, without what hangs on the one that its caller gets: frames, a receipt."""
-    kept = copy(error)
-    kept.receipt = None
-    return kept
-
-
-def note(lease: Lease[Client], error: MailError) -> None:
-    """What an error that ends a lease says about the server: was a MAIL answered, or the new session taken back?"""
-    client = lease.client if lease.taken else None
-    if client is None or client.is_connected or error.phase is None or error.phase in CONNECTING:
-        return
-    closing = isinstance(error, ReplyError) and error.smtp_code == 421
-    if error.phase is not Phase.MAIL or not (closing or isinstance(error, (ConnectionLost, BadReply))):
-        lease.answered = True
-    elif lease.is_new and not error.deadline_passed and not isinstance(error, Aborted):
-        lease.failure = kept_copy(error)
-
-
 def is_good(client: Client, end: Deadline) -> bool:
     """Whether a kept client can be used; not by whom another thread holds, or is in the middle of a call on, still."""
     try:
@@ -75,3 +55,5 @@ def is_good(client: Client, end: Deadline) -> bool:
             return client._still_good(end)
     except TimedOut:
         return False  # or the deadline has passed meanwhile: then the line is over as well
+    except (Closed, Reentered):
+        return False  # whoever had it before has closed it, or is the caller himself

@@ -14,10 +14,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from ._leases import is_refusal, kept_copy
+from ._leases import is_refusal
 from .client import Client
 from .config import ServerConfig
-from .errors import Aborted, Closed, MailError
+from .errors import Aborted, Closed, MailError, kept_copy
 
 if TYPE_CHECKING:
     from .pool import ClientPool
@@ -50,7 +50,10 @@ class Redials:
         # Looked at under the lock: after that no permission is given, so none is left when the client has gone.
         if self.client._parted:
             raise Closed("this client is closed")
-        self._pool._keys.redial(self.client, self.client.stats().sent, at)
+        lost, self.client._taken_back = self.client._taken_back, None
+        if lost is not None:
+            self._pool._keys.taken_back(lost, at)  # before anybody dials again
+        self._pool._keys.redial(self.client, self.client._answers, at)
 
     def _after(self, error: MailError | None) -> None:
         if self._asked:

@@ -164,6 +164,9 @@ class Client(KeptConnection):
                     receipt = self._with_connection(end, attempt, begun)
                 self._sent += 1
                 return receipt
+            except MailError as error:
+                self._hear(error)
+                raise
             finally:
                 self._busy = False
                 self._last_used = now()

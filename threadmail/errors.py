@@ -17,6 +17,7 @@ import enum
 import smtplib
 import socket
 import ssl
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -194,6 +195,13 @@ def detach(error: MailError) -> MailError:
         exc.__traceback__ = None
         todo += [exc.__cause__, exc.__context__]
     return error
+
+
+def kept_copy(error: MailError) -> MailError:
+    """For others to be told, without what hangs on the one that its caller gets: frames, a receipt."""
+    kept = copy(error)
+    kept.receipt = None
+    return kept
 
 
 # ---------------------------------------------------------------- arguments

@@ -16,18 +16,17 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ._breaker import CircuitBreaker
 from ._deadline import NEVER, Deadline, now, out_of_time
 from ._guard import BornAnew
-from ._has import Answer, Closer, Farewell, Has, Lease
+from ._has import Answer, Closer, Farewell, Has, Lease, PoolStats
 from ._idle import IdleWatch
 from ._keys import Keys
-from ._leases import AT_ONCE, have_here, held, is_good, is_refusal, kept_copy, no_longer_here, note
+from ._leases import AT_ONCE, have_here, held, is_good, is_refusal, no_longer_here
 from ._life import Life
 from ._redial import Redials
 from ._room import Room
@@ -36,7 +35,7 @@ from ._threads import join_thread, start_thread
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import MailError
+from .errors import MailError, kept_copy
 from .receipt import Receipt
 from .retry import RetryPolicy
 
@@ -55,25 +54,6 @@ FAREWELLS = 8
 GRACE = 1.0
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """What a pool is doing, and has done.
-
-    Attributes:
-        waiting: threads that wait for a lease.
-        leased: clients in use, those being dialled or closed included.
-        idle: connected clients that nobody uses.
-        opened: connections made.
-        closed: connections ended, by reason (see `ClientStats`).
-    """
-
-    waiting: int = 0
-    leased: int = 0
-    idle: int = 0
-    opened: int = 0
-    closed: Mapping[str, int] = field(default_factory=dict)
 
 
 class ClientPool(BornAnew):
@@ -146,9 +126,6 @@ class ClientPool(BornAnew):
         try:
             have_here(lease)
             yield self._acquire(lease, end, line)
-        except MailError as error:
-            note(lease, error)
-            raise
         finally:
             try:
                 self._give_back(lease, end)
@@ -200,7 +177,7 @@ class ClientPool(BornAnew):
                 # Whoever needs a new one asks for it, as everybody does.
                 self._decide(end, self._stood_aside, lease)
                 continue
-            lease.sent = client.stats().sent
+            lease.answers = client._answers
             return client
 
     def _wait(self, lease: Lease[Client], line: Deadline, answer: Answer[Client]) -> Answer[Client]:
@@ -244,19 +221,23 @@ class ClientPool(BornAnew):
             return
         if client is not None:
             lease.fit = client._is_free()
-            lease.answered = lease.answered or lease.fit or client.stats().sent > lease.sent
-        if self._decide(end, self._returned, lease):
+            lease.answered = lease.answered or client._answers > lease.answers
+            lease.failure = lease.failure or client._taken_back
+            client._taken_back = None
+        starts, lingering = self._decide(end, self._returned, lease) or (False, ())
+        if starts:
             self._start_watch()
+        self._sweep(lingering)
 
-    def _returned(self, args: tuple[Farewell[Client], Lease[Client]], at: float) -> bool:
-        """Returns whether the watch of idle clients is to be started, by the calling thread."""
+    def _returned(self, args: tuple[Farewell[Client], Lease[Client]], at: float) -> tuple[bool, Sequence[Client]]:
+        """Returns whether the calling thread is to start the watch of idle clients, and whom it may have to close."""
         farewell, lease = args
         self._keys.give_back(lease, at)
         self._keys.claim(farewell, at)
-        if self._watch is None or self._watching or not self._keys.idle:
-            return False
-        self._watching = True
-        return True
+        starts = self._watch is not None and not self._watching and bool(self._keys.idle)
+        if starts:
+            self._watching = True
+        return starts, self._lingerers(at)
 
     def _refused(self, args: tuple[Farewell[Client], Lease[Client], MailError], at: float) -> bool:
         farewell, lease, error = args
@@ -339,18 +320,18 @@ class ClientPool(BornAnew):
         self._keys.gone(client, at)
         return self._keys.has_to_end
 
-    def _sweep(self) -> None:
-        """Close what somebody held when it was to be ended."""
-        for client in self._steps.take(self._take_lingering):
-            if not client._part(AT_ONCE):
-                self._steps.take(self._lingers, client)
+    def _sweep(self, lingering: Sequence[Client]) -> None:
+        """Close what somebody held when it was to be ended, and holds no more."""
+        for client in lingering:
+            if client._part(AT_ONCE):
+                self._steps.surely(self._swept, client)
 
-    def _take_lingering(self, _: float) -> list[Client]:
-        taken, self._lingering = self._lingering, []
-        return taken
+    def _lingerers(self, _: float) -> Sequence[Client]:
+        return tuple(self._lingering)
 
-    def _lingers(self, client: Client, _: float) -> None:
-        self._lingering.append(client)
+    def _swept(self, client: Client, _: float) -> None:
+        if client in self._lingering:
+            self._lingering.remove(client)
 
     # ------------------------------------------------------------ idle clients
 
@@ -362,7 +343,7 @@ class ClientPool(BornAnew):
         """
         limit = self.config.idle_timeout
         assert limit is not None
-        self._sweep()
+        self._sweep(self._steps.take(self._lingerers))
         while self._end_one(NEVER, "idle", self._claim_due, now() - limit)[0]:
             pass
         return self._steps.take(self._next_look, limit)
@@ -374,7 +355,7 @@ class ClientPool(BornAnew):
     def _next_look(self, limit: float, at: float) -> float | None:
         if self._keys.idle:
             return max(0.0, self._keys.idle[0][1] + limit - at)
-        if self._keys.leased or self._keys.ending:
+        if self._keys.leased or self._keys.ending or self._lingering:
             return limit
         if self._watch is not None:
             self._watch.ended()
@@ -427,7 +408,7 @@ class ClientPool(BornAnew):
                 self._await(closer, Deadline.after(GRACE))  # they come back at once, unless they do something else
         finally:
             goodbyes = self._steps.surely(self._leave, closer)
-        self._sweep()
+        self._sweep(self._steps.take(self._lingerers))
         for thread in (watcher, *(goodbyes or ())):
             join_thread(thread, GRACE)
 

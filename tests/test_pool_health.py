@@ -1,0 +1,152 @@
+"""What a lease says of its server, and what becomes of a client that its user treats badly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.mail import message
+from tests.support.naming import NamingServer
+from threadmail import ClientPool, MailError, Outcome, SenderRefused, ServerConfig, _kept, _opening
+from threadmail._deadline import now
+from threadmail.testing import Expect, Reply, ScriptedServer, Serve, ehlo, greeting
+
+#: Lets everybody in, and takes each session back at MAIL.
+TAKES_BACK = [greeting(), ehlo(), Expect("MAIL"), Reply("421 4.3.0 not now")]
+#: For one who asks at most.
+IDLE = [greeting(), ehlo(), Serve()]
+
+
+class Dials:
+    """Counts the dials, and stops the clock that the pool decides by."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.at = now()
+
+
+@pytest.fixture
+def dials(monkeypatch: pytest.MonkeyPatch) -> Dials:
+    made = Dials()
+    real = _opening.open_session
+
+    def counted(*args: Any) -> object:
+        made.number += 1
+        return real(*args)
+
+    monkeypatch.setattr(_kept, "open_session", counted)
+    monkeypatch.setattr("threadmail._steps.now", lambda: made.at)
+    return made
+
+
+@contextlib.contextmanager
+def pool_of(*scripts: list[Any]) -> Iterator[ClientPool]:
+    with ScriptedServer(*scripts) as server, ClientPool(server.url, max_size=2) as pool:
+        yield pool
+
+
+def send(pool: ClientPool) -> None:
+    with contextlib.suppress(MailError):
+        pool.send(message())
+
+
+def send_inside(pool: ClientPool) -> None:
+    """The error does not come out of the block."""
+    with contextlib.suppress(MailError), pool.lease() as client, contextlib.suppress(MailError):
+        client.send(message())
+
+
+@pytest.mark.parametrize("use", [send, send_inside])
+def test_a_server_that_takes_its_sessions_back_is_not_dialled_again_at_once(
+    dials: Dials, use: Callable[[ClientPool], None]
+) -> None:
+    with pool_of(TAKES_BACK, TAKES_BACK) as pool:
+        for _ in range(10):
+            use(pool)
+        assert dials.number == 1
+        assert pool._keys.breaker.failures == 1
+        dials.at += 100.0
+        for _ in range(10):
+            use(pool)
+        assert dials.number == 2
+        assert pool._keys.breaker.failures == 2
+
+
+def test_nor_in_the_middle_of_a_lease(dials: Dials) -> None:
+    """Who goes on sending in his lease dials as the others do."""
+    with pool_of(TAKES_BACK) as pool, pool.lease() as client:
+        told = []
+        for _ in range(10):
+            with pytest.raises(MailError) as info:
+                client.send(message())
+            told.append(str(info.value))
+        assert dials.number == 1
+        assert pool._keys.breaker.failures == 1, "told once"
+        assert "tried moments ago; next try in" in told[-1]
+
+
+@pytest.mark.parametrize("use", [lambda client: None, lambda client: client.noop()], ids=["nothing", "noop"])
+def test_a_lease_in_which_no_mail_was_answered_makes_no_server_well(dials: Dials, use: Callable[[Any], object]) -> None:
+    """A health check forgot what had failed, and the pauses began anew."""
+    with pool_of(TAKES_BACK, TAKES_BACK, IDLE) as pool:
+        for _ in range(2):
+            send(pool)
+            dials.at += 100.0
+        with contextlib.suppress(MailError), pool.lease() as client:
+            use(client)
+        assert pool._keys.breaker.failures == 2
+        assert not pool._keys.breaker.is_closed
+
+
+def test_a_refused_message_in_a_lease_says_that_the_server_is_there(dials: Dials) -> None:
+    """Whether or not its error comes out of the block."""
+    refuses = [greeting(), ehlo(), Expect("MAIL"), Reply("550 5.7.1 no"), Serve()]
+    with pool_of(TAKES_BACK, refuses) as pool:
+        send(pool)
+        dials.at += 100.0
+        with pool.lease() as client, contextlib.suppress(SenderRefused):
+            client.send(message())
+        assert pool._keys.breaker.failures == 0
+        assert pool._keys.breaker.is_closed
+
+
+def test_an_idle_client_that_its_former_user_closes_is_replaced() -> None:
+    with NamingServer() as server, ClientPool(server.url) as pool:
+        with pool.lease() as client:
+            client.send(message())
+        client.close()
+        assert pool.send(message()).outcome is Outcome.SENT
+        assert pool.stats().opened == 2
+
+
+def test_clients_that_are_held_when_their_lease_ends_do_not_pile_up() -> None:
+    """Each kept its connection until the pool was closed."""
+    with NamingServer() as server:
+        config = ServerConfig.from_url(server.url, idle_timeout=None)
+        with ClientPool(config, max_size=1) as pool:
+            clients = []
+            for _ in range(5):
+                with contextlib.ExitStack() as lease:
+                    client = lease.enter_context(pool.lease())
+                    clients.append(client)
+                    client.sync_root.acquire()
+                client.sync_root.release()
+            assert [each.is_connected for each in clients[:-1]] == [False] * 4
+            assert len(pool._lingering) <= 1
+            with pool.lease():
+                pass
+            assert not pool._lingering
+
+
+def test_the_idle_watch_looks_after_those_that_are_held_as_well() -> None:
+    with NamingServer() as server, ClientPool(server.url, max_size=1) as pool:
+        with contextlib.ExitStack() as lease:
+            client = lease.enter_context(pool.lease())
+            client.sync_root.acquire()
+        assert pool.close_idle() == pool.config.idle_timeout, "it is worth looking again"
+        client.sync_root.release()
+        assert pool.close_idle() is None
+        assert not client.is_connected
