@@ -2,18 +2,25 @@
 
 Owns the memory of refused logins that all clients with one config share, so that a wrong password is offered once and
 not once for each client: servers lock accounts. It is the pair that is barred, not the login: another password or a new
-token is offered at once. Guarantees: nothing is kept in the clear, but a hash with a key that only this process has.
-Has no lock: each operation on the one dict is atomic. Time is an argument.
+token is offered at once. And who may offer a pair: one thread at a time, unless the server took it a moment ago.
+Guarantees: nothing is kept in the clear, but a hash with a key that only this process has. Each operation on a dict is
+atomic; the one lock is `turn`, for whoever logs in to hold meanwhile. Time is an argument.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from typing import Any
 
+from ._locks import new_rlock
 from .errors import LoginRefused
 
 _KEY = os.urandom(32)
+
+#: Seconds after a login in which others offer the same pair side by side: a pool that starts, or comes back, does not
+#: log in one by one. A password that is changed just then may be tried by each of them.
+PROVEN = 5.0
 
 
 def mark(user: str, password: str) -> bytes:
@@ -27,6 +34,8 @@ class RefusedLogins:
 
     def __init__(self) -> None:
         self._refused: dict[bytes, tuple[float, int, bytes]] = {}  # by mark: until when, and the server's answer
+        self._taken: tuple[bytes, float] = (b"", 0.0)  # the mark that the server took last, and until when that counts
+        self._turns: dict[int, Any] = {}  # one for each process: the parent's may be held by a thread that is not here
 
     def bar(self, marked: bytes, refusal: LoginRefused, until: float, now: float) -> None:
         """Let the pair not be offered again before `until`."""
@@ -34,6 +43,8 @@ class RefusedLogins:
             if end <= now:
                 self._refused.pop(old, None)
         text = refusal.smtp_error
+        if self._taken[0] == marked:
+            self._taken = b"", 0.0
         self._refused[marked] = until, refusal.smtp_code, text if isinstance(text, bytes) else text.encode()
 
     def any(self, now: float) -> bool:
@@ -44,6 +55,20 @@ class RefusedLogins:
         """What the server said to the pair, if it is barred now."""
         until, code, text = self._refused.get(marked, (0.0, 0, b""))
         return LoginRefused(code, text) if now < until else None
+
+    def took(self, marked: bytes, now: float) -> None:
+        """The server took the pair."""
+        self._taken = marked, now + PROVEN
+
+    def is_proven(self, marked: bytes, now: float) -> bool:
+        """Whether the server took the pair a moment ago."""
+        proven, until = self._taken
+        return proven == marked and now < until
+
+    @property
+    def turn(self) -> Any:
+        """Held by whoever offers a pair that is not proven."""
+        return self._turns.setdefault(os.getpid(), new_rlock())
 
     def __reduce__(self) -> tuple[type[RefusedLogins], tuple[()]]:
         return RefusedLogins, ()

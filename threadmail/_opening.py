@@ -3,7 +3,8 @@
 Owns the steps between dialling and the first message: greeting, TLS, EHLO, login. Guarantees: what comes out is as
 secure and as logged in as the config asks for, or there is an error of ours that says in which phase it failed,
 whatever raised: much here is the user's own, a callable for credentials, a TLS context, a resolver. No pair of user
-name and password that the server refused is offered to it again for a while.
+name and password that the server refused is offered to it again for a while, and by one thread first: as long as
+somebody offers a pair, the others wait for the answer, each in its own dial and no longer than a command may take.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from typing import NamedTuple, TypeAlias
 
 from ._barred import mark
 from ._deadline import NEVER, Deadline, now
+from ._guard import holding
 from ._login import Secret
 from ._lookup import default_local_hostname
 from .config import Security, ServerConfig
-from .errors import ConnectFailed, GreetingRefused, InvalidConfig, LoginRefused, MailError, Phase
+from .errors import Aborted, ConnectFailed, GreetingRefused, InvalidConfig, LoginRefused, MailError, Phase, TimedOut
 from .retry import LOGIN_PAUSE
 from .smtp import LMTP, SMTP, SMTP_SSL
 
 AnySMTP: TypeAlias = SMTP | SMTP_SSL | LMTP
+
+#: Seconds after which whoever waits for another one's login looks whether his own call was called off.
+LOOK = 0.5
 
 
 class Pair(NamedTuple):
@@ -87,7 +92,7 @@ def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair 
         smtp.ehlo_or_helo_if_needed()
         if config.needs_login:
             phase = Phase.AUTH
-            _log_in(smtp, config, pair or _credentials(config))
+            _log_in(smtp, config, pair or _credentials(config), end)
 
     try:
         smtp._together(opened, deadline=end)
@@ -108,27 +113,55 @@ def as_ours(exc: Exception, config: ServerConfig, phase: Phase) -> ConnectFailed
     return ConnectFailed(f"cannot connect to {config.address}: {type(exc).__name__}", phase=phase, transient=transient)
 
 
-def _log_in(smtp: AnySMTP, config: ServerConfig, pair: Pair) -> None:
+def _log_in(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadline) -> None:
     smtp.allow_plaintext_login = config.allow_plaintext_login
     try:
-        _offer(smtp, config, pair)
+        _offer_in_turn(smtp, config, pair, end)
     except LoginRefused as error:
         if config.credentials is None or error.transient or smtp.sock is None:
             raise
         another = _credentials(config)  # the token may just have expired
         if another.mark == pair.mark:
             raise
-        _offer(smtp, config, another)
+        _offer_in_turn(smtp, config, another, end)
+
+
+def _offer_in_turn(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadline) -> None:
+    """Offer the pair; with nobody beside, if the server has not taken it a moment ago."""
+    known, marked = config._refused_logins, pair.mark
+    patience = Deadline.after(config.timeouts.command)
+    wire = smtp._wire
+    while not (known.is_proven(marked, now()) or patience.passed):
+        end.check("another thread logged in")
+        if wire is not None and wire.aborted:
+            raise Aborted("the call was ended by abort()")
+        is_mine = False
+        try:
+            with holding(known.turn, end.within(patience).within(LOOK)):
+                is_mine = True
+                if not known.is_proven(marked, now()):
+                    _offer(smtp, config, pair)
+                    return
+        except TimedOut:
+            if is_mine:
+                raise
+    _offer(smtp, config, pair)
 
 
 def _offer(smtp: AnySMTP, config: ServerConfig, pair: Pair) -> None:
+    known, marked = config._refused_logins, pair.mark
+    refusal = known.refusal(marked, now())  # it may have come since this dial began
+    if refusal is not None:
+        refusal.pair_is_fixed = config.credentials is None
+        raise refusal
     try:
         smtp.login(pair.user, pair.secret.reveal(), mechanism=config.auth)
     except LoginRefused as error:
         error.pair_is_fixed = config.credentials is None
         if not error.transient:
-            config._refused_logins.bar(pair.mark, error, now() + LOGIN_PAUSE, now())
+            known.bar(marked, error, now() + LOGIN_PAUSE, now())
         raise
+    known.took(marked, now())
 
 
 def _credentials(config: ServerConfig) -> Pair:

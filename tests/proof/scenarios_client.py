@@ -7,18 +7,19 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 from tests.detsched import Run
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
-from threadmail import SMTP, Client, TimedOut
+from threadmail import SMTP, Client, LoginRefused, ServerConfig, TimedOut
 from threadmail._deadline import NEVER
 from threadmail._line import Line
 
-from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, orders
-from .stage import Server, Threads, on_time
+from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, orders, small
+from .stage import EXTENSIONS, MORE_COMMANDS, Server, Threads, on_time
 
 
 def guarded(threads: int, messages: int, *extensions: str) -> Program:
@@ -123,6 +124,39 @@ def left_in_line(run: Run) -> None:
     threads.add(turns)
 
 
+def wrong_password(run: Run) -> None:
+    """Two clients with one config dial at once: the password is offered once, and both are told what came of it."""
+    offered: list[object] = []
+
+    def refuse(*_: object) -> str:
+        offered.append(None)
+        return "535 5.7.8 no"
+
+    run.context.enter_context(mock.patch.dict(MORE_COMMANDS, {"AUTH": refuse}))
+    threads = Threads(run, Server(*EXTENSIONS))
+    dialled = [threading.Event(), threading.Event()]
+    asked: list[object] = []
+
+    def credentials() -> tuple[str, str]:
+        """Asked when both are let in and nobody has offered it yet, and once more by whoever was refused."""
+        mine = len(asked)
+        asked.append(None)
+        if mine < 2:
+            dialled[mine].set()
+            dialled[1 - mine].wait()
+        return "user", "secret"
+
+    config = ServerConfig("127.0.0.1", 25, credentials=credentials, local_hostname="me", max_age=None)
+
+    def act() -> None:
+        with contextlib.suppress(LoginRefused):
+            Client(config, watch_idle=False).connect()
+        assert len(offered) == 1, "one login"
+
+    threads.add(act)
+    threads.add(act)
+
+
 def _client(name: str, program: Program, schedules: int | None = None, *, formula: bool = False) -> Scenario:
     return Scenario(name, program, schedules, formula, CLIENT, OWNER)
 
@@ -167,5 +201,6 @@ SCENARIOS = [
 SMALL = [
     _client("Client, connect() from two threads", clients(Client.connect, Client.connect)),
     _client("Client, noop() from two threads", clients(Client.noop, Client.noop)),
+    small("Client, a wrong password in two dials", wrong_password, *CLIENT),
     _client("Client, somebody is left in line", left_in_line),
 ]
