@@ -177,9 +177,3 @@ def test_at_the_deadline_what_is_queued_is_taken_back_and_what_is_on_the_wire_is
     [(index, receipt)] = taken(collector)
     assert keeper.aborted == [on_wire]
     assert str(receipt.error) == "dropped"
-
-
-def test_a_message_that_was_not_queued_is_not_waited_for() -> None:
-    collector, _ = filled(2)
-    collector.forget(0)
-    assert (collector.room, len(collector)) == (1, 1)

@@ -73,6 +73,8 @@ class Case:
         for job in self.jobs:
             job.state = JobState.READY
         self.collector.under_way.update({index: (job, self.keeper) for index, job in enumerate(self.jobs)})
+        for job in self.jobs:
+            job.state = JobState.READY  # they have their places in the queue
 
     def settle(self, *indices: int) -> None:
         for index in indices:
@@ -362,10 +364,3 @@ def test_what_is_taken_back_is_told_why() -> None:
     case.collector.take_back(why)
     assert [error for _, error in case.keeper.withdrawn] == made
     assert len(made) == 2
-
-
-def test_a_message_that_was_not_queued_may_be_forgotten_twice() -> None:
-    case = Case(2, size=3)
-    for _ in range(2):
-        case.collector.forget(0)
-        assert (case.collector.room, len(case.collector)) == (2, 1)

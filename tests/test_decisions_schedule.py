@@ -152,7 +152,7 @@ def test_retries_take_no_place_until_there_are_ten_for_each() -> None:
 def test_the_first_in_line_comes_in_and_nobody_overtakes_him() -> None:
     schedule = Case(queue_size=1).schedule
     first, second = Waiter(), Waiter()
-    schedule.line[first] = schedule.line[second] = None
+    schedule.line[first] = schedule.line[second] = 1
     assert [schedule.admits(who) for who in (first, second, None)] == [True, False, False]
     del schedule.line[first]
     assert [schedule.admits(who) for who in (first, second, None)] == [False, True, False]
@@ -161,7 +161,7 @@ def test_the_first_in_line_comes_in_and_nobody_overtakes_him() -> None:
 def test_nobody_comes_in_where_there_is_no_place_though_he_is_first() -> None:
     case = Case(queue_size=1)
     first = Waiter()
-    case.schedule.line[first] = None
+    case.schedule.line[first] = 1
     case.queued()
     assert not case.schedule.admits(first)
     case.schedule.wake_first()
@@ -172,7 +172,7 @@ def test_where_there_is_a_place_the_first_in_line_is_woken_and_he_alone() -> Non
     schedule = Case(queue_size=1).schedule
     schedule.wake_first()  # there is nobody
     first, second = Waiter(), Waiter()
-    schedule.line[first] = schedule.line[second] = None
+    schedule.line[first] = schedule.line[second] = 1
     schedule.wake_first()
     assert (first.woken, second.woken) == (1, 0)
 

@@ -101,12 +101,8 @@ class Collector:
     # ------------------------------------------------------------ there
 
     def job(self, index: int, envelope: Envelope, keeper: Keeper) -> Job:
-        """The job of a message, to be put into `under_way` and then queued; `forget` it if that fails."""
+        """The job of a message, to be put into `under_way` and then queued, and taken out again if that fails."""
         return Job(envelope, self._end, keeper, Slot(self._news, index))
-
-    def forget(self, index: int) -> None:
-        """This message was not queued."""
-        self.under_way.pop(index, None)
 
     @property
     def room(self) -> int:

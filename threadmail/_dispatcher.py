@@ -117,6 +117,7 @@ class Dispatcher:
         self.settle_overdue, self.fail_queue = self._withdrawal.settle_overdue, self._withdrawal.fail_queue
         self.put, self.put_some, self.leave_line = self._door.put, self._door.put_some, self._door.leave_line
         self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
+        self.marked = self._teller.marked
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
         self.others_idle = False  # read without the lock, as a hint: one that is stale costs a message its ride, or one

@@ -2,7 +2,8 @@
 
 Owns the line of callers that wait for a place in a sender's queue. Guarantees: places are given in the order of asking,
 and nobody overtakes who waits; who gives up, or is interrupted, passes his turn on; whoever waits here waits no longer
-than his message's deadline, or until the sender is closed.
+than his message's deadline, or until the sender is closed; and nobody waits here for himself: a signal handler that
+comes up where its own thread waits for a place, or is in the middle of a step, gets one at once or none.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 from ._closing import LONGEST_WAIT
 from ._deadline import out_of_time
 from ._job import Job
-from ._schedule import NEW, Schedule, Waiter
+from ._schedule import NEW, READY, Schedule, Waiter
 from ._starter import Starter
-from ._worker import Worker
+from ._worker import Worker, is_owned
 from .errors import Closed, QueueFull
 
 
@@ -62,12 +63,14 @@ class Door:
 
         Raises:
             TimedOut: there was none before the job's deadline.
-            QueueFull: there is none, and the caller is a callback, which would wait for itself.
+            QueueFull: there is none, and the caller is a callback, or a signal handler that came up while its thread
+                was waiting for a place or had the lock: it would wait for itself.
             Closed: no more jobs are taken.
         """
         try:
+            in_a_step = is_owned(self._lock)
             with self._lock:
-                start = self._put_in_turn(job)
+                start = self._put_in_turn(job, in_a_step)
             if start:
                 self._starter.start()
         except BaseException:
@@ -76,25 +79,27 @@ class Door:
                 self._schedule.wake_first()  # who left the line may have been interrupted before he passed it on
             raise
 
-    def _put_in_turn(self, job: Job) -> bool:
-        schedule, waiter = self._schedule, None
+    def _put_in_turn(self, job: Job, in_a_step: bool) -> bool:
+        schedule, mine = self._schedule, None
+        # Who waits in the frame below cannot come in before this one returns: his turn is used for both.
+        waiter = below = self._in_line()
         try:
             while not schedule.admits(waiter):
                 self._require_open()
-                if self._in_callback() or self._starter.in_the_middle:
-                    raise QueueFull("the queue is full, and a callback of the sender must not wait for a place in it")
+                if in_a_step or below is not None or self._in_callback() or self._starter.in_the_middle:
+                    raise _full()
                 if job.end.passed:
                     raise out_of_time("the deadline passed while waiting for a place in the queue")
-                if waiter is None:
-                    waiter = _Waiter(self._lock)
-                    schedule.line[waiter] = None
+                if mine is None:
+                    waiter = mine = _Waiter(self._lock)
+                    schedule.line[mine] = threading.get_ident()
                 left = job.end.remaining()
-                waiter.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
+                mine.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
             self._require_open()
             return self._submit(job)
         finally:
-            if waiter is not None:
-                schedule.line.pop(waiter, None)
+            if mine is not None:
+                schedule.line.pop(mine, None)
                 schedule.wake_first()  # there may be a place for the next one too
 
     def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
@@ -106,6 +111,7 @@ class Door:
             jobs: each with its caller's number.
             waiter: stands in the line of those who wait for a place until its turn comes, or until `leave_line`.
         Raises:
+            QueueFull: there is no place, and the frame under this signal handler is waiting for one already.
             Closed: no more jobs are taken.
         """
         try:
@@ -113,9 +119,13 @@ class Door:
                 self._require_open()
                 schedule = self._schedule
                 if not schedule.admits(waiter):
-                    schedule.line[waiter] = None
+                    if waiter not in schedule.line:
+                        if self._in_line() is not None:
+                            raise _full()
+                        schedule.line[waiter] = threading.get_ident()
                     return
-                starts = [self._submit(job) for _, job in islice(jobs, schedule.places()) if job.state is NEW]
+                some = list(islice(jobs, schedule.places()))  # a signal handler may change them meanwhile
+                starts = [self._submit(job) for _, job in some if job.state is NEW]
                 if schedule.line:
                     schedule.line.pop(waiter, None)
                     schedule.wake_first()
@@ -130,6 +140,14 @@ class Door:
         with self._lock:
             self._schedule.line.pop(waiter, None)
             self._schedule.wake_first()
+
+    def _in_line(self) -> Waiter | None:
+        """Who of the calling thread waits for a place, if this is a signal handler or a finaliser."""
+        line = self._schedule.line
+        if not line:
+            return None
+        me = threading.get_ident()
+        return next((waiter for waiter, thread in list(line.items()) if thread == me), None)
 
     def _require_open(self) -> None:
         if not self._is_open():
@@ -146,7 +164,11 @@ class Door:
             else:
                 self._not_empty.notify_all()
         schedule.submit(job)
-        if not self._is_open():
+        if not self._is_open() and job.state is READY:
             schedule.take_back(job)  # a signal handler has closed in the middle of this, and nobody would come by
             raise Closed("this sender is closed")
         return self._starter.wanted()
+
+
+def _full() -> QueueFull:
+    return QueueFull("the queue is full, and who asks from within the sender must not wait for a place in it")

@@ -145,7 +145,7 @@ class Schedule(Generic[_W]):
         self.workers: dict[_W, None] = {}  # running, or about to
         self.leaving: dict[_W, None] = {}  # of them: told to end. Each counts until its connection is gone
         self.idle = 0  # workers that wait
-        self.line: OrderedDict[Waiter, None] = OrderedDict()  # callers that wait for a place, first come first served
+        self.line: OrderedDict[Waiter, int] = OrderedDict()  # who waits for a place, in that order; and on which thread
         self.working = True
         self.outcomes: Counter[Outcome] = Counter(dict.fromkeys(Outcome, 0))
         self.retries = 0
@@ -187,6 +187,9 @@ class Schedule(Generic[_W]):
         """Queue a new job."""
         if job.end.at != inf:
             self._ends_at(job, job.end.at)
+        if job.state is DONE:  # a signal handler has refused it in the middle of this
+            self.ends.discard(job)
+            return
         job.state = READY
         self.ready[job] = None
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from ._job import Job
 from ._schedule import Schedule
 from ._worker import Worker
 from .receipt import Receipt
+
+_T = TypeVar("_T")
 
 
 class Teller:
@@ -73,7 +75,7 @@ class Teller:
         for job in jobs:
             if not job.completion.done():
                 job.receipt = receipt(job)
-            self._marked(self._settle, (job,))
+            self.marked(self._settle, (job,))
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
         if here or self.is_telling or not self._handed_over(jobs):
             self.announce(jobs)
@@ -98,18 +100,19 @@ class Teller:
 
     def announce(self, jobs: list[Job]) -> None:
         """Tell of jobs, perhaps again, and count them."""
-        self._marked(self.tell, jobs)
+        self.marked(self.tell, jobs)
         with self._lock:
             self._schedule.told(jobs)
             self._wake_closers()
             self._schedule.wake_first()
 
-    def _marked(self, act: Callable[[Job], None], jobs: Iterable[Job]) -> None:
+    def marked(self, act: Callable[[_T], None], those: Iterable[_T]) -> None:
+        """Do something with each of those, with the mark on this thread that it is telling."""
         local = self._local
         depth = getattr(local, "depth", 0)
         try:
             local.depth = depth + 1
-            for job in jobs:
-                act(job)
+            for each in those:
+                act(each)
         finally:
             local.depth = depth

@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from email.errors import MessageError
 from email.message import Message
 from typing import Any, TypeAlias
 
@@ -25,9 +26,21 @@ from ._file import read_file
 from ._flatten import flatten, message_fields
 from ._message import AnyMessage
 from ._sevenbit import seven_bit
-from .errors import InvalidEnvelope
+from .errors import InvalidEnvelope, MailError, printable
 
 Recipients: TypeAlias = str | Iterable[str]
+
+#: What a message object raises that is not as it should be. Others come from outside: a time limit, no memory.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    MessageError,
+)
 
 
 @dataclass(frozen=True, init=False)
@@ -173,12 +186,24 @@ class Envelope:
 
     @classmethod
     def of(cls, message: Envelope | AnyMessage | bytes) -> Envelope:
-        """The envelope of whatever may be sent: an envelope is itself, a message object or bytes are read."""
+        """The envelope of whatever may be sent: an envelope is itself, a message object or bytes are read.
+
+        Raises:
+            InvalidEnvelope: as `from_message` and `from_bytes`; also for what a message object raises that cannot be
+                written out, such as one with parts nested too deep.
+        """
         if isinstance(message, Envelope):
             return message
         if isinstance(message, (bytes, bytearray, memoryview)):
             return cls.from_bytes(bytes(message))
-        return cls.from_message(message)
+        try:
+            return cls.from_message(message)
+        except MailError:
+            raise
+        except _FAULTS as exc:
+            raise InvalidEnvelope(
+                f"the message cannot be written: {type(exc).__name__}: {printable(str(exc))}"
+            ) from exc
 
     def for_recipients(self, recipients: Recipients) -> Envelope:
         """The same message for other recipients, such as those a retry is for; the content is shared, not copied."""

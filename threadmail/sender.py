@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import wait
 from typing import Any, NamedTuple
@@ -125,7 +126,8 @@ class ThreadedSender(BornAnew):
         Raises:
             InvalidEnvelope: the message is not fit to be sent.
             TimedOut: no place in the queue came free before the deadline.
-            QueueFull: there is none, and the caller is a callback of this sender, which must not wait for one.
+            QueueFull: there is none, and the caller must not wait for one: a callback of this sender, or a signal
+                handler that came up in the middle of its own thread's call of it.
             Closed: the sender is closed.
         """
         envelope = Envelope.of(message)
@@ -179,7 +181,8 @@ class ThreadedSender(BornAnew):
         deadline: float | Deadline | None = None,
         progress: Callable[[int, int | None], object] | None = None,
     ) -> Report:
-        """Send messages and wait for all of them. Raises for none of them: the report tells.
+        """Send messages and wait for all of them. Raises for none of them: the report tells, also where the sender is
+        closed meanwhile.
 
         The iterable is pulled lazily, so a generator of a million messages needs the memory of `queue_size`.
 
@@ -191,7 +194,7 @@ class ThreadedSender(BornAnew):
         """
         total = len(messages) if isinstance(messages, Sized) else None
         receipts: dict[int, Receipt] = {}
-        stream = self._stream(messages, deadline)
+        stream = self._stream(messages, deadline, to_the_end=True)
         try:
             while True:
                 index, receipts[index] = stream.next_indexed()
@@ -223,10 +226,13 @@ class ThreadedSender(BornAnew):
         """
         return self._stream(messages, deadline)
 
-    def _stream(self, messages: Iterable[Message], deadline: float | Deadline | None) -> ReceiptStream:
+    def _stream(
+        self, messages: Iterable[Message], deadline: float | Deadline | None, *, to_the_end: bool = False
+    ) -> ReceiptStream:
         self._require_no_callback()
         end = Deadline.after(deadline)
-        return ReceiptStream(messages, Collector(self.queue_size, self.workers, end), end, self._here, self._announce)
+        collector = Collector(self.queue_size, self.workers, end)
+        return ReceiptStream(messages, collector, end, self._here, self._announce_refused, to_the_end=to_the_end)
 
     def _require_no_callback(self) -> None:
         if self._dispatcher.must_not_wait:
@@ -253,6 +259,16 @@ class ThreadedSender(BornAnew):
             job.told = True
             assert job.receipt is not None
             self._announce(job.receipt)
+
+    def _announce_refused(self, receipts: deque[Receipt]) -> None:
+        """Tell of what was refused at the door. Each is taken out in the moment before: nobody is told of it twice."""
+        self._here(opened=False).marked(self._announce_first, [receipts] * len(receipts))
+
+    def _announce_first(self, receipts: deque[Receipt]) -> None:
+        if receipts:  # else a signal handler has
+            receipt = receipts[0]
+            del receipts[0]
+            self._announce(receipt)
 
     def _announce(self, receipt: Receipt) -> None:
         if self._on_receipt is not None:
