@@ -497,3 +497,14 @@ def test_extensions_can_be_switched_off() -> None:
                 client.send(envelope(), deadline=0.3)
         [line] = [received for received in server.received[0] if received.upper().startswith("MAIL")]
         assert line.lower() == "mail from:<from-a@example.org>"
+
+
+def test_a_connection_that_questions_alone_kept_alive_is_replaced_as_well(clock: Clock) -> None:
+    """No message was sent on it, but it is no new one: that the server had enough of it is no news."""
+    tired: list[Step] = [Serve(until="MAIL"), Reply("421 4.4.2 idle for too long")]
+    with ScriptedServer(tired, [Serve()]) as server, Client(server.url) as client:
+        for _ in range(3):
+            client.noop()
+            clock.ahead += 4.0
+        assert client.send(envelope()).outcome is Outcome.SENT
+        assert client.stats().opened == 2

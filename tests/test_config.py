@@ -383,3 +383,38 @@ def test_a_cafile_is_trusted_alone_and_read_again_when_it_changes(tmp_path: Path
     path.write_text("no certificate\n")
     with pytest.raises(InvalidConfig, match="cannot be read"):
         config.make_ssl_context()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("without", "pipelining"),  # each letter would be a name
+        ("without", 3),
+        ("without", [b"pipelining"]),
+        ("window", "16"),
+        ("window", 1.5),
+        ("idle_timeout", "3"),
+        ("max_age", "1"),
+        ("max_messages", "5"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(name: str, value: object) -> None:
+    with pytest.raises(InvalidConfig, match=name):
+        ServerConfig("mx.example.org", **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_timeout_that_is_no_number_is_named() -> None:
+    with pytest.raises(InvalidConfig, match="'final' is no number of seconds but a str"):
+        Timeouts(final="600")  # type: ignore[arg-type]
+
+
+def test_any_names_may_be_given_as_those_not_to_be_used() -> None:
+    for names in ({"PIPELINING", "size"}, ["PIPELINING", "size"], (n for n in ("PIPELINING", "size"))):
+        assert ServerConfig("h", without=names).without == {"pipelining", "size"}  # type: ignore[arg-type]
+
+
+def test_lmtp_with_starttls_reads_back_as_that() -> None:
+    """It read back as LMTP in the clear."""
+    config = ServerConfig("mx.example.org", lmtp=True, security=Security.STARTTLS)
+    assert config.url == "lmtp+starttls://mx.example.org:24"
+    assert ServerConfig.from_url(config.url) == config

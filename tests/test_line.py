@@ -155,3 +155,24 @@ def struck(number: int, line: Line, root: Any) -> bool:
     finally:
         sys.setprofile(None)
     return False
+
+
+def test_a_slow_iterable_does_not_hold_back_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn begins with what is there after a while; nothing is lost between two turns, and others come in."""
+    at = [0.0]
+    monkeypatch.setattr("threadmail._turn.now", lambda: at[0])
+    monkeypatch.setattr(client_module, "TURN", 50)
+    arrived: list[int] = []
+    with NamingServer() as server, Client(server.url) as client:
+
+        def slow() -> Iterator[Envelope]:
+            for number in range(9):
+                arrived.append(len(server.taken))
+                at[0] += 0.2
+                yield letter(f"m{number}")
+
+        report = client.send_all(slow())
+    assert [receipt.message_id for receipt in report] == [f"<m{number}>" for number in range(9)]
+    assert len(server.taken) == 9
+    # The clock of a turn starts with it; the first message of the next one is pulled behind it.
+    assert arrived == [0, 0, 0, 3, 3, 3, 6, 6, 6]

@@ -99,6 +99,7 @@ class KeptConnection(Guarded):
         self._last_used = 0.0
         self._expires_at = 0.0
         self._sent_here = 0  # messages on this connection
+        self._dialled_at = 0.0
         self._logged_in = False
         self._terms = Terms()  # of this connection
         # What `stats` tells; each can be looked at without the lock.
@@ -290,7 +291,7 @@ class KeptConnection(Guarded):
                 if self._watch is not None and self._watch.is_missing:
                     self._watch.start()
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
-                return self._smtp, self._sent_here == 0 and now() - self._last_used < PROBE_AFTER
+                return self._smtp, self._sent_here == 0 and now() - self._dialled_at < PROBE_AFTER
             self._disconnect(reason, _share(end))
         return self._connect(end), True
 
@@ -379,6 +380,7 @@ class KeptConnection(Guarded):
         self._opened += 1
         self._sent_here = 0
         self._answers_before = self._answers
+        self._dialled_at = now()
         self._terms = self._offered(smtp)
         max_age = self.config.max_age
         self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)

@@ -7,16 +7,19 @@ receipt for each message, in order; nothing that may have been accepted is sent 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
-from ._deadline import Deadline
+from ._deadline import Deadline, now
 from ._delivery import Follow, Follower
 from ._message import AnyMessage
 from .envelope import Envelope
 from .errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Phase, Reentered, detach
 from .receipt import Receipt
 from .transaction import Transaction
+
+#: Seconds after which a turn begins with what the iterable has given so far.
+PATIENCE = 0.5
 
 #: What can be sent.
 Message: TypeAlias = "Envelope | AnyMessage | bytes"
@@ -56,27 +59,29 @@ class _Entry:
 
 
 class Turn:
-    """Messages pulled from an iterable.
+    """Messages pulled from an iterator: so many, or as many as it gives in time.
 
     Attributes:
+        is_full: it has not come to the end of the iterator.
         failure: what the iterable raised instead of another one.
         last: the receipt of the last one that was a message, from which the next turn can tell whether the server lets
             anybody in; of those that were none, where there was no other.
     """
 
-    def __init__(self, messages: Iterable[Message]) -> None:
+    def __init__(self, messages: Iterator[Message], most: int) -> None:
+        self.is_full = False
         self.failure: Exception | None = None
         self.last: Receipt | None = None
         self._entries: list[_Entry] = []
+        begun = now()
         try:
             for message in messages:
                 self._entries.append(_Entry(message))
+                if len(self._entries) >= most or now() - begun >= PATIENCE:
+                    self.is_full = True
+                    break
         except Exception as exc:  # noqa: BLE001 - for the caller to raise
             self.failure = exc
-
-    def __len__(self) -> int:
-        """How many there are, with those that are no messages."""
-        return len(self._entries)
 
     def __bool__(self) -> bool:
         return bool(self._entries) or self.failure is not None

@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 from ._deadline import NEVER, Deadline, now
@@ -248,6 +247,10 @@ class Client(KeptConnection):
         takes one round trip a message. Threads that share the client take turns of `TURN` messages. There are no
         retries; when no session can be opened, and after `abort()` or `close()`, the rest is not tried.
 
+        The messages of a turn are pulled from the iterable before the client is taken, so that a slow one holds up no
+        other thread: what it gave half a second ago is sent, but not while it makes the next one. It is always read to
+        its end. For messages that come when they please, there is `ThreadedSender.submit`.
+
         Args:
             deadline: seconds that all of this may take; what is not on the wire by then is not sent.
         Returns:
@@ -266,8 +269,8 @@ class Client(KeptConnection):
             return self._last_abort is not before
 
         try:
-            while turn := Turn(islice(source, TURN)):
-                if len(turn) == TURN:  # another one may follow
+            while turn := Turn(source, TURN):
+                if turn.is_full:  # another one may follow
                     line.begin(batch)
                 try:
                     with line.entering(self.sync_root, end):
@@ -281,7 +284,7 @@ class Client(KeptConnection):
                 last = turn.last or last
                 if turn.failure is not None:
                     raise turn.failure
-                if len(turn) == TURN and not self.sync_root._is_owned():  # else nobody could come in
+                if turn.is_full and not self.sync_root._is_owned():  # else nobody could come in
                     line.let_in(end)
         finally:
             line.end(batch)

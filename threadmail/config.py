@@ -14,7 +14,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote
@@ -62,6 +62,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
+            if not isinstance(value, (float, int, type(None))):
+                raise InvalidConfig(f"timeout {f.name!r} is no number of seconds but a {type(value).__name__}")
             if value is not None and not 0 < value <= _LONGEST_TIMEOUT:
                 raise InvalidConfig(
                     f"timeout {f.name!r} must be more than 0 and at most {_LONGEST_TIMEOUT} seconds, not {value!r}"
@@ -83,6 +85,7 @@ _SCHEMES = {
     "smtp+starttls": (Security.STARTTLS, False),
     "submission": (Security.STARTTLS, False),
     "lmtp": (Security.NONE, True),
+    "lmtp+starttls": (Security.STARTTLS, True),
 }
 _PORTS = {Security.NONE: 25, Security.STARTTLS: 587, Security.TLS: 465}
 _LMTP_PORT = 24  # RFC 2033 §5 forbids 25
@@ -97,6 +100,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "auth": (str, type(None)),
     "local_hostname": (str, type(None)),
     "timeouts": (Timeouts,),
+    "idle_timeout": (float, int, type(None)),
+    "max_age": (float, int, type(None)),
+    "max_messages": (int, float, type(None)),
+    "window": (int,),
 }
 _HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9]+)?")
 
@@ -197,6 +204,13 @@ class ServerConfig:
             value = getattr(self, name)
             if not isinstance(value, kinds):
                 raise InvalidConfig(f"{name} is no {kinds[0].__name__} but a {type(value).__name__}")
+        names: object = self.without
+        if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):  # of a str each letter would be a name
+            raise InvalidConfig(f"without is no set of names but a {type(names).__name__}")
+        given_names = tuple(names)
+        if not all(isinstance(name, str) for name in given_names):
+            raise InvalidConfig("without holds what is no str")
+        object.__setattr__(self, "without", given_names)
         if self.credentials is not None and not callable(self.credentials):
             raise InvalidConfig(f"credentials is no callable but a {type(self.credentials).__name__}")
         if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_socket"):
@@ -232,7 +246,8 @@ class ServerConfig:
         """The server as a URL, with the user name and without the password."""
         secured = {Security.NONE: "smtp", Security.STARTTLS: "smtp+starttls", Security.TLS: "smtps"}
         user = f"{quote(self.username, safe='')}@" if self.username else ""
-        return f"{'lmtp' if self.lmtp else secured[self.security]}://{user}{quote(self.address, safe='/:[]')}"
+        scheme = secured[self.security]
+        return f"{scheme.replace('smtp', 'lmtp') if self.lmtp else scheme}://{user}{quote(self.address, safe='/:[]')}"
 
     def make_ssl_context(self) -> ssl.SSLContext:
         """The context to verify the server with.
@@ -255,7 +270,8 @@ class ServerConfig:
 
     @classmethod
     def from_url(cls, url: str, **settings: Any) -> ServerConfig:
-        """Read a URL: `smtp://`, `smtps://` (implicit TLS), `smtp+starttls://` or `submission://`, `lmtp://`.
+        """Read a URL: `smtp://`, `smtps://` (implicit TLS), `smtp+starttls://` or `submission://`, `lmtp://` or
+        `lmtp+starttls://`.
 
         Between scheme and host may stand `user:password@`, behind it `:port`; special characters are percent-encoded
         (`@` is `%40`). Options follow a question mark: cafile, local_hostname, timeout (seconds, for everything but
