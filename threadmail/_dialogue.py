@@ -13,6 +13,8 @@ import re
 import smtplib
 import socket
 import sys
+import threading
+from _thread import LockType
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -39,6 +41,9 @@ from .receipt import Reply
 
 Answer: TypeAlias = tuple[int, bytes]
 
+# Commands that end a transaction, whatever the answer.
+_ENDING = ("RSET", "EHLO", "HELO", "LHLO")
+
 # Line ends (code written for smtplib knows the words of the error), and what else no command may hold.
 _CONTROL = re.compile(r"[\0-\x08\n-\x1f\x7f]")
 
@@ -50,16 +55,22 @@ class State(enum.Enum):
 
     IDLE = "idle"  # any command may come
     OPEN = "a transaction begun with mail()"  # the caller drives; only sendmail is out of place
+    CONTENT = "the content of a message"  # as OPEN, and the next reply ends the transaction
     AWAITING = "a command whose reply has not been read"
     DRIVING = "an exchange that is not to be interrupted"
 
+
+#: Locks with which the first method that calls another one would wait for itself, for ever.
+_ONCE_ONLY = (LockType, threading.Semaphore)
 
 _P = ParamSpec("_P")
 _D = TypeVar("_D", bound="Dialogue")
 _T = TypeVar("_T")
 
 
-def exclusive(method: Callable[Concatenate[_D, _P], _T], *, reading: bool = False) -> Callable[Concatenate[_D, _P], _T]:
+def exclusive(
+    method: Callable[Concatenate[_D, _P], _T], *, reading: bool = False, parting: bool = False
+) -> Callable[Concatenate[_D, _P], _T]:
     """A method that is one step: it holds `sync_root`, and must be over in the seconds of its argument `deadline`.
 
     No `with` over a generator, which an exception from outside can strike between the generator and the body, or at its
@@ -72,9 +83,10 @@ def exclusive(method: Callable[Concatenate[_D, _P], _T], *, reading: bool = Fals
         deadline: Any = kwargs.get("deadline")
         end = NEVER if deadline is None else Deadline.after(deadline)
         with holding(self.sync_root, end):
-            self._require_turn(reading)
-            outer = self._deadline
+            outer, inside = self._deadline, self._inside
+            self._require_turn(reading or (parting and not inside))
             try:
+                self._inside = True
                 if end is not NEVER:
                     self._set_deadline(outer.within(end))
                 return method(self, *args, **kwargs)
@@ -83,7 +95,7 @@ def exclusive(method: Callable[Concatenate[_D, _P], _T], *, reading: bool = Fals
                     self._drop()  # whoever reads next would read the reply to this command
                 raise
             finally:
-                self._deadline = outer
+                self._deadline, self._inside = outer, inside
                 wire = self._wire
                 if wire is not None:
                     wire.deadline = outer
@@ -97,15 +109,21 @@ def exclusive_reading(method: Callable[Concatenate[_D, _P], _T]) -> Callable[Con
     return exclusive(method, reading=True)
 
 
+def exclusive_parting(method: Callable[Concatenate[_D, _P], _T]) -> Callable[Concatenate[_D, _P], _T]:
+    """As `exclusive`, for what ends the connection: also where a reply is still to be read, if no step waits for it."""
+    return exclusive(method, parting=True)
+
+
 class Dialogue(Guarded, smtplib.SMTP):
     """What the guarded clients have in common once they are connected.
 
     Args:
         timeout: as smtplib's: seconds for everything; not given, `Timeouts()` or the socket module's default holds.
         timeouts: how long to wait at each step, instead of `timeout`.
-        sync_root: the lock to use, for owners that guard more than the dialogue with it.
+        sync_root: the lock to use, for owners that guard more than the dialogue with it; a reentrant one.
     """
 
+    _for_one_dial = False  # its owner makes a new one for each, so that an abort() of before connect() is for that
     _waiter: Waiter | None = None  # the last wait for a name to be resolved; under way, or over
 
     def __init__(
@@ -116,14 +134,17 @@ class Dialogue(Guarded, smtplib.SMTP):
         timeouts: Timeouts | None,
         sync_root: Any,
     ) -> None:
+        if isinstance(sync_root, _ONCE_ONLY):
+            raise InvalidConfig("sync_root must be a lock that its holder can take again: threading.RLock()")
         Guarded.__init__(self, sync_root)
         self._wire: Wire | None = None
         self._pipeline: _delivery.Pipeline | None = None  # of this wire
         self._state = State.IDLE
         self._resume = State.IDLE
+        self._inside = False  # a step is under way; only its own thread can see it so
         self._challenged = False  # the last reply was 334: what is said next is secret
         self._deadline: Deadline = NEVER
-        self._abort_requested = False  # written without the lock by abort(), cleared by connect()
+        self._abort_requested = False  # written without the lock by abort(), cleared by connect(), but `_for_one_dial`
         self._own_timeouts = timeouts
         self._host = ""
         # Not the constructors of SMTP_SSL and LMTP, whose arguments differ between versions; and without the host:
@@ -156,9 +177,11 @@ class Dialogue(Guarded, smtplib.SMTP):
                     self._drop()
                 raise
             finally:
-                self._set_deadline(outer)
-                if self._wire is not None:
-                    self._rest(self._wire)
+                self._deadline = outer
+                wire = self._wire
+                if wire is not None:
+                    wire.deadline = outer
+                    self._rest(wire)
 
     def _rest(self, wire: Wire) -> None:
         """A step is over: a connection that did not outlive it goes."""
@@ -250,6 +273,7 @@ class Dialogue(Guarded, smtplib.SMTP):
     def _after_fork(self) -> None:
         self._drop()
         self._deadline = NEVER
+        self._inside = False
 
     def abort(self) -> None:
         """Drop the connection under the call that another thread is making. Takes no lock and returns at once.
@@ -291,7 +315,8 @@ class Dialogue(Guarded, smtplib.SMTP):
         data = f"{line}\r\n".encode(self.command_encoding)
         sys.audit("smtplib.send", self, data)
         wire.require_quiet()
-        self._resume, self._state = self._state, State.AWAITING
+        ends = self._state is State.CONTENT or line[:4].upper() in _ENDING
+        self._resume, self._state = State.IDLE if ends else self._state, State.AWAITING
         wire.write(data, self._masked(line))
 
     def _masked(self, line: str) -> str:
@@ -305,7 +330,12 @@ class Dialogue(Guarded, smtplib.SMTP):
     def getreply(self) -> Answer:
         """Read a whole reply: (code, text). Anything else closes the connection and raises."""
         reply = self._connected().read_reply()
-        self._state = self._resume
+        if reply.code == 354:
+            self._state = State.CONTENT
+        elif self._state is State.AWAITING:
+            self._state = self._resume
+        elif self._state is State.CONTENT:
+            self._state = State.IDLE
         self._challenged = reply.code == 334
         if reply.code in (221, 421):
             self._drop()  # the server is closing (RFC 5321 §3.8); smtplib lets the next command find out
@@ -318,12 +348,14 @@ class Dialogue(Guarded, smtplib.SMTP):
 
     @exclusive
     def ehlo(self, name: str = "") -> Answer:
-        self._state = State.IDLE
-        return super().ehlo(_one_word(name or self.local_hostname))
+        try:
+            return super().ehlo(_one_word(name or self.local_hostname))
+        except BaseException:
+            self.ehlo_resp = None  # half of what the server offers may have been noted, as if it were all
+            raise
 
     @exclusive
     def helo(self, name: str = "") -> Answer:
-        self._state = State.IDLE
         return super().helo(_one_word(name or self.local_hostname))
 
     def ehlo_or_helo_if_needed(self) -> None:
@@ -366,20 +398,23 @@ class Dialogue(Guarded, smtplib.SMTP):
 
     @exclusive
     def verify(self, address: str, *, deadline: float | Deadline | None = None) -> Answer:
-        return super().verify(_one_line(address))
+        return super().verify(self._one_line(address))
 
     vrfy = verify
 
     @exclusive
     def expn(self, address: str) -> Answer:
-        return super().expn(_one_line(address))
+        return super().expn(self._one_line(address))
 
-
-def _one_line(address: str) -> str:
-    """`address`, for smtplib to look for a mailbox in: it would find one behind a line end as well."""
-    if not address.isprintable():
-        raise InvalidAddress(f"address {address!a} holds a line end or another control character")
-    return address
+    def _one_line(self, address: str) -> str:
+        """`address`, for smtplib to look for a mailbox in: it would find one behind a line end as well."""
+        if not address.isprintable():
+            raise InvalidAddress(f"address {address!a} holds a line end or another control character")
+        try:
+            address.encode(self.command_encoding)
+        except UnicodeEncodeError:
+            raise InvalidAddress(f"address {address!a} is not ASCII, as an address asked about must be") from None
+        return address
 
 
 def _one_word(name: str) -> str:

@@ -44,7 +44,12 @@ def unconnected(config: ServerConfig, sync_root: object, end: Deadline = NEVER) 
     Args:
         end: when the name of this machine must be known, where `config` has none.
     """
-    name = config.local_hostname or default_local_hostname(end)
+    smtp = _made(config, sync_root, config.local_hostname or default_local_hostname(end))
+    smtp._for_one_dial = True
+    return smtp
+
+
+def _made(config: ServerConfig, sync_root: object, name: str) -> AnySMTP:
     if config.lmtp:
         return LMTP("", 0, name, timeouts=config.timeouts, sync_root=sync_root)
     if config.security is Security.TLS:

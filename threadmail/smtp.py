@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from . import _login
 from ._connecting import tls_context, why_not_connected
 from ._deadline import NEVER, Deadline, DeadlinePassed
-from ._dialogue import UNSET, Answer, exclusive
+from ._dialogue import UNSET, Answer, State, exclusive, exclusive_parting
 from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
 from ._mailing import Mailing
 from ._wire import Wire
@@ -92,7 +92,8 @@ class _Client(Mailing):
             ConnectFailed: or one of its subclasses, by cause.
         """
         self._drop()
-        self._abort_requested = False
+        if not self._for_one_dial:
+            self._abort_requested = False
         self.helo_resp = self.ehlo_resp = None
         self.esmtp_features = {}
         self.does_esmtp = False
@@ -106,12 +107,22 @@ class _Client(Mailing):
         port = port or self.default_port
         self._host = host
         sys.audit("smtplib.connect", self, host, port)
+        try:
+            answer = self._greeted(host, port)
+        except BaseException:
+            self._drop()  # a greeting that comes yet would be the reply to the first command
+            raise
+        if self.debuglevel > 0:
+            self._debug("connect:", repr(answer[1]))
+        return answer
+
+    def _greeted(self, host: str, port: int) -> Answer:
         self.sock = self._get_socket(host, port, self._limits().connect)
         wire = self._connected()  # from here on abort() reaches it
         if self._abort_requested:
             wire.abort()
         try:
-            answer = self.getreply()
+            return self.getreply()
         except ReplyTimedOut as error:
             silent = ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting")
             silent.deadline_passed = error.deadline_passed
@@ -123,9 +134,6 @@ class _Client(Mailing):
         except MailError as error:
             error.phase = Phase.CONNECT
             raise
-        if self.debuglevel > 0:
-            self._debug("connect:", repr(answer[1]))
-        return answer
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
         end = self._deadline
@@ -198,12 +206,7 @@ class _Client(Mailing):
     @exclusive
     def _secure(self, context: ssl.SSLContext, *, deadline: float | Deadline | None) -> Answer:
         self.ehlo_or_helo_if_needed()
-        answer = self._drive(partial(self._start_tls, context, "starttls" in self.esmtp_features))
-        # What was said in the clear is not to be believed (RFC 3207 §4.2).
-        self.helo_resp = self.ehlo_resp = None
-        self.esmtp_features = {}
-        self.does_esmtp = False
-        return answer
+        return self._drive(partial(self._start_tls, context, "starttls" in self.esmtp_features))
 
     def _start_tls(self, context: ssl.SSLContext, offered: bool, wire: Wire) -> Answer:
         try:
@@ -214,6 +217,11 @@ class _Client(Mailing):
                 raise StartTLSRefused(*reply.pair)
             if reply.code != 220:
                 raise BadReply(f"STARTTLS was answered {reply}")
+            # What was said in the clear is not to be believed (RFC 3207 §4.2). Before there is TLS: an exception from
+            # outside that comes afterwards finds nothing of it.
+            self.helo_resp = self.ehlo_resp = None
+            self.esmtp_features = {}
+            self.does_esmtp = False
             self.sock = wire.start_tls(context, self._host)
             return reply.pair
         except BaseException as exc:
@@ -297,9 +305,13 @@ class _Client(Mailing):
 
     # ------------------------------------------------------------ the end
 
-    @exclusive
+    @exclusive_parting
     def quit(self, *, deadline: float | Deadline | None = None) -> Answer:
-        """Say goodbye and close."""
+        """Say goodbye and close.
+
+        Raises:
+            Reentered: the reply to a command has not been read, and would be taken for the one to this; it is closed.
+        """
         return self._together(self._quit, deadline=self._limits().quit)
 
     def _quit(self) -> Answer:
@@ -310,8 +322,11 @@ class _Client(Mailing):
         finally:
             self._drop()
 
-    @exclusive
+    @exclusive_parting
     def __exit__(self, *exc: Any) -> None:
+        if self._state is State.AWAITING:
+            self._drop()  # as for quit(); but what ended the block is not to be hidden
+            return
         self._together(partial(super().__exit__, *exc), deadline=self._limits().quit)
 
 

@@ -27,7 +27,7 @@ from .mutants import Mutant, Names, package_mutants
 
 NAMES = Names(
     lock=Names.lock.removesuffix(")$") + "|changed|holding|entering|within)$",
-    guard=Names.guard.removesuffix("$") + "(_reading)?$",
+    guard=Names.guard.removesuffix("$") + "(_reading|_parting)?$",
 )
 
 #: Modules whose locking is not part of the claim, each with the reason.

@@ -194,8 +194,8 @@ SCENARIOS = [
     _client("Client, hung up on after a message, 2x1", shared_client(2, 1, faults=_HANGS_UP, bound=None), 2),
     _client("Client, 2x1 beside idle close", beside(idle_close), 18),
     _client("Client, 2x1 beside a server that hangs up", beside(hang_up, failures=LOST), 58),
-    _client("Client, 1x1 beside close()", beside(close_anyway, failures=_ENDED, threads=1), 164),
-    _client("Client, 2x1 beside abort()", beside(lambda client, _: client.abort(), failures=_ENDED), 780),
+    _client("Client, 1x1 beside close()", beside(close_anyway, failures=_ENDED, threads=1), 146),
+    _client("Client, 2x1 beside abort()", beside(lambda client, _: client.abort(), failures=_ENDED), 546),
 ]
 
 SMALL = [

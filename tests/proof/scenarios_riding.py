@@ -276,8 +276,8 @@ SCENARIOS = [
     of_batches("batches, 421 to the one aboard, 2x2", batches(2, 2, faults=CLOSING), 2),
     of_batches("batches, content refused, 2x2", batches(2, 2, faults=SPAM, failures=["DataRefused 554"]), 2),
     of_batches("batches, all recipients refused, 2x2", batches(2, 2, faults=REFUSED, failures=[ALL_REFUSED]), 2),
-    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 186),
-    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 186),
+    of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 168),
+    of_batches("batches, 1x2 beside abort()", batches(1, 2, other=Client.abort, failures=ENDED), 137),
 ]
 
 LONG = [
@@ -306,7 +306,7 @@ LONG = [
         long=True,
     ),
     riding("dropped at the final reply, 2 lanes", None, 2, 2, connected=True, faults=DROPPED, failures=LOST, long=True),
-    of_batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=ENDED), 1802, long=True),
+    of_batches("batches, 2x2 beside close()", batches(2, 2, other=close_anyway, failures=ENDED), 1658, long=True),
     riding("2 lanes, 2 messages, which dial", None, 2, 2, long=True),
     riding("2 lanes, 3 messages", None, 2, 3, connected=True, long=True),
     riding(

@@ -123,12 +123,12 @@ SCENARIOS = [
     of_batches(
         "batches in a window, 1x2 beside close()",
         batches(1, 2, window=2, other=close_anyway, failures=(*ENDED, *LOST)),
-        156,
+        138,
     ),
     of_batches(
         "batches in a window, 1x2 beside abort()",
         batches(1, 2, window=2, other=Client.abort, failures=(*ENDED, *LOST)),
-        153,
+        116,
     ),
 ]
 

@@ -1,0 +1,255 @@
+"""What a dialogue is left in when a step of it ends early, is left out, or was spoken by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.reliability.injection import Injected, Injector
+from tests.reliability.test_interrupts import passages, pytestmark, sockets_left_to_the_collector, traced  # noqa: F401
+from threadmail import (
+    SMTP,
+    Aborted,
+    Client,
+    InvalidAddress,
+    InvalidConfig,
+    Reentered,
+    ServerConfig,
+)
+from threadmail._deadline import NEVER
+from threadmail._dialogue import Dialogue
+from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve
+
+CONTENT = "Subject: x\r\n\r\nx\r\n"
+
+
+def client_of(server: ScriptedServer) -> SMTP:
+    return SMTP(server.host, server.port, local_hostname="test", timeout=10.0)
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+def at_each_point(work: Callable[[Injector], None]) -> int:
+    """Do it with an interrupt at one place after the other. Returns how many there were."""
+    work(Injector())
+    dry = Injector()
+    work(dry)
+    numbers = passages(dry.places)
+    for number in numbers:
+        work(Injector(number))
+    return len(numbers)
+
+
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
+def test_a_connection_whose_greeting_was_not_read_is_closed() -> None:
+    """Else it would be the reply to the first command, and each reply that of the command before."""
+    greets = threading.Event()
+
+    def connected(injector: Injector) -> None:
+        greets.clear()
+        smtp = SMTP(local_hostname="test", timeout=10.0)
+        send = smtp._greeted
+
+        def greeted(host: str, port: int) -> Any:
+            greets.set()
+            return send(host, port)
+
+        smtp._greeted = greeted  # type: ignore[method-assign]
+        try:
+            with traced(injector):
+                smtp.connect(server.host, server.port)
+        except Injected:
+            pass
+        greets.set()
+        if smtp.sock is not None:
+            assert smtp.noop() == (250, b"noop"), injector.where
+        smtp.close()
+
+    script = [Pause(greets), Serve(replies={"NOOP": "250 noop"})]
+    with ScriptedServer(script, last="repeat") as server:
+        assert at_each_point(connected) > 50
+
+
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
+def test_what_was_offered_in_the_clear_is_forgotten_with_the_first_octet_of_tls() -> None:
+    def secured(injector: Injector) -> None:
+        with SMTP(server.host, server.port, local_hostname="test", timeout=10.0) as smtp:
+            smtp.ehlo()
+            try:
+                with traced(injector):
+                    smtp.starttls(context=server.client_context)
+            except Injected:
+                pass
+            if smtp.is_encrypted:
+                assert (smtp.ehlo_resp, smtp.esmtp_features, smtp.does_esmtp) == (None, {}, False), injector.where
+
+    with CaptureServer(tls="starttls") as server:
+        assert at_each_point(secured) > 50
+
+
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
+def test_half_of_what_a_server_offers_is_not_taken_for_all() -> None:
+    def greeted(injector: Injector) -> None:
+        with client_of(server) as smtp:
+            try:
+                with traced(injector):
+                    smtp.ehlo()
+            except Injected:
+                pass
+            if smtp.sock is not None and smtp.ehlo_resp is not None:
+                assert smtp.esmtp_features.keys() == {"pipelining", "8bitmime", "smtputf8"}, injector.where
+
+    with ScriptedServer([Serve()], last="repeat") as server:
+        assert at_each_point(greeted) > 30
+
+
+@pytest.mark.usefixtures("sockets_left_to_the_collector")
+def test_a_deadline_goes_with_its_block_also_where_that_is_interrupted() -> None:
+    def within(injector: Injector) -> None:
+        with client_of(server) as smtp:
+            try:
+                with traced(injector), smtp.within(5.0):
+                    smtp.noop()
+            except Injected as exc:
+                exc.__traceback__ = None  # with it goes a block that was struck before it could end itself
+            assert smtp._deadline is NEVER, injector.where
+
+    with ScriptedServer([Serve()], last="repeat") as server:
+        assert at_each_point(within) > 50
+
+
+def test_a_deadline_goes_before_anything_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is struck at the end of the block is struck when it has gone."""
+    with ScriptedServer([Serve()]) as server, client_of(server) as smtp:
+
+        def struck(*_: object) -> None:
+            raise Injected
+
+        def ended() -> None:
+            with smtp.within(5.0):
+                monkeypatch.setattr(Dialogue, "_set_deadline", struck)
+                monkeypatch.setattr(Dialogue, "_rest", struck)
+
+        with pytest.raises(Injected):
+            ended()
+        monkeypatch.undo()
+        assert smtp._wire is not None
+        assert (smtp._deadline, smtp._wire.deadline) == (NEVER, NEVER)
+
+
+def test_abort_is_heard_in_the_first_step_of_a_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look of the owner and the connect(): the server is silent, and nobody waits for it."""
+    real, begun = SMTP._drop, threading.Event()
+
+    def drop(self: SMTP) -> None:
+        real(self)
+        if not begun.is_set():
+            begun.set()
+            client.abort()
+
+    go = threading.Event()
+    with ScriptedServer([Pause(go)]) as server:
+        client = Client(ServerConfig(server.host, server.port))
+        monkeypatch.setattr(SMTP, "_drop", drop)
+        with pytest.raises(Aborted):
+            client.noop(deadline=30.0)
+        go.set()
+        client.close()
+
+
+def test_abort_of_a_client_that_is_used_again_is_for_the_connection_of_then() -> None:
+    with ScriptedServer([Serve()], last="repeat") as server, client_of(server) as smtp:
+        smtp.abort()
+        smtp.connect(server.host, server.port)
+        assert smtp.noop()[0] == 250
+
+
+# ---------------------------------------------------------------- left with a reply to come
+
+
+def test_leaving_the_block_with_a_reply_to_come_closes_and_hides_nothing() -> None:
+    with ScriptedServer([Serve()]) as server:
+        smtp = client_of(server)
+
+        def left() -> None:
+            with smtp:
+                smtp.putcmd("NOOP")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            left()
+        assert smtp.sock is None
+
+
+def test_quit_with_a_reply_to_come_closes() -> None:
+    """Its own answer could not be told from that."""
+    with ScriptedServer([Serve()]) as server:
+        smtp = client_of(server)
+        smtp.putcmd("NOOP")
+        with pytest.raises(Reentered, match="reply has not been read"):
+            smtp.quit()
+        assert smtp.sock is None
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_a_content_may_be_streamed_by_hand() -> None:
+    """As with smtplib: the reply behind the content ends the transaction."""
+    with ScriptedServer([Serve()]) as server, client_of(server) as smtp:
+        for _ in range(2):
+            smtp.ehlo()
+            smtp.mail("a@h.test")
+            smtp.rcpt("b@t.test")
+            assert smtp.docmd("DATA")[0] == 354
+            with pytest.raises(Reentered, match="content"):
+                smtp.sendmail("a@h.test", ["b@t.test"], CONTENT)
+            smtp.send(b"Subject: big\r\n\r\nstreamed\r\n.\r\n")
+            assert smtp.getreply()[0] == 250
+            assert smtp.sendmail("a@h.test", ["b@t.test"], CONTENT) == {}
+        smtp.quit()
+    assert len(server.messages) == 4
+
+
+@pytest.mark.parametrize("command", ["RSET", "rset", "EHLO test"])
+def test_a_command_by_hand_that_ends_the_transaction(command: str) -> None:
+    with ScriptedServer([Serve()]) as server, client_of(server) as smtp:
+        smtp.ehlo()
+        smtp.mail("a@h.test")
+        with pytest.raises(Reentered):
+            smtp.sendmail("a@h.test", ["b@t.test"], CONTENT)
+        smtp.docmd(command)
+        assert smtp.sendmail("a@h.test", ["b@t.test"], CONTENT) == {}
+
+
+def test_what_a_transaction_was_begun_with_does_not_come_back() -> None:
+    """A command that was written as bytes, after data(): its reply restores nothing."""
+    with ScriptedServer([Serve()]) as server, client_of(server) as smtp:
+        smtp.ehlo()
+        smtp.mail("a@h.test")
+        smtp.rcpt("b@t.test")
+        smtp.data(CONTENT)
+        smtp.send("NOOP\r\n")
+        smtp.getreply()
+        assert smtp.sendmail("a@h.test", ["b@t.test"], CONTENT) == {}
+
+
+# ---------------------------------------------------------------- refused before anything is done
+
+
+def test_an_address_to_ask_about_that_cannot_be_written() -> None:
+    with ScriptedServer([Serve()]) as server, Client(server.config) as client:
+        with pytest.raises(InvalidAddress, match="not ASCII"):
+            client.verify("j\xfcrgen@example.com")
+        assert client.verify("juergen@example.com").code == 252
+
+
+@pytest.mark.parametrize("make", [threading.Lock, threading.Semaphore])
+def test_a_lock_that_is_not_reentrant_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(InvalidConfig, match="RLock"):
+        SMTP(local_hostname="test", sync_root=make())
+    assert SMTP(local_hostname="test", sync_root=threading.RLock()).noop is not None
