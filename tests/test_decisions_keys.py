@@ -408,6 +408,16 @@ def test_a_client_may_be_said_to_be_gone_twice() -> None:
         assert keys.clients() == []
 
 
+def test_a_pool_that_closes_ends_all_that_are_idle() -> None:
+    keys = keys_of(3)
+    leases = [leased(keys) for _ in range(3)]
+    for lease in leases:
+        back(keys, lease)
+    assert keys.close(Closer(Rung()), 0.0) == 3
+    assert set(keys.ending) == {client_of(lease) for lease in leases}
+    assert not keys.idle
+
+
 def test_a_pool_that_closes_is_closed_when_the_last_client_is_gone() -> None:
     keys = keys_of(2)
     a, b = leased(keys), leased(keys)
