@@ -19,7 +19,15 @@ from threadmail._limits import SHORTEST_PAUSE, Signs
 from threadmail._schedule import Schedule
 from threadmail._verdict import Verdict
 from threadmail._worker import Worker
-from threadmail.errors import Aborted, ConnectFailed, ConnectionLost, GreetingRefused, LoginRefused, TimedOut
+from threadmail.errors import (
+    Aborted,
+    ConnectFailed,
+    ConnectionLost,
+    GreetingRefused,
+    HeloRefused,
+    LoginRefused,
+    TimedOut,
+)
 
 LETTER = Envelope("s@example.org", ["r@example.org"], b"Subject: x\r\n\r\nx\r\n")
 REST = LETTER.for_recipients(["r@example.org"])
@@ -30,6 +38,7 @@ ONCE = RetryPolicy(attempts=1, total=100.0)
 NOBODY = ConnectFailed("nobody listens there")
 NOT_NOW = GreetingRefused(421, b"4.3.2 too many connections")
 NEVER_SO = GreetingRefused(554, b"5.7.1 no")
+NO_HELO = HeloRefused(550, b"5.7.1 no")
 
 
 class Completion:
@@ -355,7 +364,19 @@ def test_one_that_is_not_let_in_while_others_serve_is_one_too_many() -> None:
     assert case.schedule.limit.workers == 2, "one less than there are"
 
 
-@pytest.mark.parametrize(("error", "others"), [(NOT_NOW, False), (NEVER_SO, True), (NOBODY, False)])
+def test_a_554_to_one_more_while_others_serve_is_no_end_either() -> None:
+    """A server that lets one in does not mean all of us; where it lets nobody in, that is the end."""
+    case = Case()
+    case.worker.connected = False
+    case.another()
+    assert case.dialled(NEVER_SO) == (False, False)
+    assert (case.schedule.breaker.error, case.schedule.limit.workers) == (None, 1)
+    alone = Case()
+    alone.worker.connected = False
+    assert alone.dialled(NEVER_SO) == (True, True)
+
+
+@pytest.mark.parametrize(("error", "others"), [(NOT_NOW, False), (NO_HELO, True), (NOBODY, False)])
 def test_any_other_failure_is_the_servers_and_the_first_one_is_news(error: MailError, others: bool) -> None:
     case = Case()
     case.worker.connected = False

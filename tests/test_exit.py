@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import pytest
 
@@ -23,12 +24,15 @@ class Sender:
 
     def __init__(self, does: Callable[[], object] = lambda: None, unsent: int = 0) -> None:
         self.asked: list[tuple[bool, float | None]] = []
+        self.closed: list[tuple[bool, float | None]] = []
         self._does, self._unsent = does, unsent
 
-    def close(self, *, drain: bool, timeout: float | None) -> list[Unsent]:
+    def _part(self, *, drain: bool, timeout: float | None) -> None:
         self.asked.append((drain, None if timeout is None else round(timeout, 1)))
-        if len(self.asked) == 1:
-            self._does()
+        self._does()
+
+    def close(self, *, drain: bool, timeout: float | None) -> list[Unsent]:
+        self.closed.append((drain, None if timeout is None else round(timeout, 1)))
         return [Unsent()] * self._unsent
 
 
@@ -60,7 +64,11 @@ class InOrder(list[Sender]):
     """In the place of the weak set, whose order is chance."""
 
     add = list.append
-    discard = list.remove
+
+    def pop(self, index: SupportsIndex = 0) -> Sender:
+        if not self:
+            raise KeyError
+        return super().pop(index)
 
 
 def closing(monkeypatch: pytest.MonkeyPatch, *senders: Sender) -> None:
@@ -97,8 +105,10 @@ def test_one_that_cannot_be_closed_spoils_nothing_for_the_others(
         raise OSError("a mistake")
 
     other = Sender(unsent=3)
+    broken = Sender(fails)
+    monkeypatch.setattr(broken, "close", broken._part)
     with caplog.at_level(logging.ERROR, "threadmail.sender"):
-        closing(monkeypatch, Sender(fails), other)
+        closing(monkeypatch, broken, other)
     assert other.asked == [(True, _exit.GRACE)]
     assert [record.getMessage() for record in caplog.records] == [
         "a sender could not be closed at the end of the interpreter",
@@ -113,6 +123,38 @@ def test_ctrl_c_ends_all_of_them_at_once(monkeypatch: pytest.MonkeyPatch, caplog
     first, other = Sender(interrupted, unsent=2), Sender()
     with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.ERROR, "threadmail.sender"):
         closing(monkeypatch, first, other)
-    assert first.asked == [(True, _exit.GRACE), (False, 0.0)]
-    assert other.asked == [(False, 0.0)]
+    assert (first.asked, first.closed) == ([(True, _exit.GRACE)], [(False, 0.0)])
+    assert (other.asked, other.closed) == ([(False, 0.0)], [(False, 0.0)])
     assert "the closing was interrupted, and 2 messages were not sent" in caplog.text
+
+
+def test_threads_are_waited_for_when_all_have_parted_with_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each would wait for its own ones before the next is told, and go on meanwhile."""
+    calls: list[str] = []
+    senders = [Sender(), Sender()]
+
+    def closes(**_: object) -> list[Unsent]:
+        calls.append("closed")
+        return []
+
+    for sender in senders:
+        monkeypatch.setattr(sender, "_does", lambda: calls.append("parted"))
+        monkeypatch.setattr(sender, "close", closes)
+    closing(monkeypatch, *senders)
+    assert calls == ["parted", "parted", "closed", "closed"]
+
+
+@pytest.mark.parametrize("when", ["_does", "close"])
+def test_a_sender_that_is_first_used_while_others_end_is_closed_as_well(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a callback of one of them, say. Nobody else would, and its threads would keep the process."""
+    sender, latecomer = Sender(), Sender()
+
+    def uses(**_: object) -> list[Unsent]:
+        _exit.close_at_exit(latecomer)
+        return []
+
+    monkeypatch.setattr(sender, when, uses)
+    closing(monkeypatch, sender)
+    assert (len(latecomer.asked), len(latecomer.closed)) == (1, 1)

@@ -43,6 +43,7 @@ class Closing:
         self.cut_short: dict[Job, None] = {}
         self._drain = True  # what is queued is worked off before the end; once False it stays so
         self._close_by = Deadline()  # only ever becomes earlier
+        self._farewell: Deadline | None = None  # from when connections were first dropped, whoever closes
 
     def begin(self, *, drain: bool, end: Deadline) -> bool:
         """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over.
@@ -65,22 +66,23 @@ class Closing:
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True
 
-    def see_off(self, drop_connections: Callable[[], None]) -> list[Job]:
+    def see_off(self, drop_connections: Callable[[], None], *, stay: bool = True) -> list[Job]:
         """Wait for what is on the wire, then for the workers to end. Returns jobs that somebody has yet to tell of.
 
         Args:
             drop_connections: called under the lock when the time is over or nothing is on the wire.
+            stay: wait for the workers.
         """
         schedule = self._schedule
         with self._lock:
             self._wait(lambda: not (schedule.in_flight or schedule.untold))
             drop_connections()
             schedule.working = False
-            farewell = Deadline.after(FAREWELL)
+            self._farewell = self._farewell or Deadline.after(FAREWELL)
+            farewell = self._farewell if stay else Deadline(0.0)
             while schedule.workers and not farewell.passed:
                 self.settled.wait(farewell.remaining())
-            # One without a receipt is in another thread's hands, or in those of the frame under a signal handler.
-            return [job for job in list(schedule.untold) if job.receipt is not None]
+            return list(schedule.untold)
 
     def finish(self) -> list[Job]:
         """It is over. Returns what was cut short."""

@@ -18,13 +18,11 @@ from math import inf
 from typing import Any, TypeAlias
 
 from ._deadline import Deadline, now, out_of_time
+from ._job import LAST_WORD as LAST_WORD
 from ._job import Job, JobState, Keeper
 from .envelope import Envelope
 from .errors import TimedOut
 from .receipt import Receipt
-
-#: Seconds that a message on the wire has, after its deadline, to say itself how it stands before it is aborted.
-LAST_WORD = 1.0
 
 #: Seconds for which the caller lets the workers work before it takes what has come up. A receipt is that late at most.
 LONGEST_REST = 0.005

@@ -11,7 +11,7 @@ from ._limits import has_enough
 from ._schedule import TAKEN, Schedule
 from ._verdict import Verdict
 from ._worker import Worker
-from .errors import Aborted, MailError
+from .errors import Aborted, GreetingRefused, MailError
 from .retry import RetryPolicy
 
 
@@ -71,9 +71,10 @@ def told_of_dial(schedule: Schedule[Worker], worker: Worker, error: MailError | 
         breaker.connected()
     elif error.deadline_passed or isinstance(error, Aborted):
         breaker.gave_up()
-    elif error.transient and _others_connected(schedule, worker):
-        breaker.gave_up()  # a server that has enough connections is not dead
-        schedule.limit.fewer(len(schedule.workers))
+    elif (error.transient or isinstance(error, GreetingRefused)) and _others_connected(schedule, worker):
+        # A server that has enough connections is not dead; nor does it mean all of us by its 554, who lets one in.
+        breaker.gave_up()
+        schedule.limit.let_in_no_more(len(schedule.workers), now)
     else:
         news = breaker.error is None
         breaker.failed(error, now)

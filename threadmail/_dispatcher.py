@@ -38,7 +38,7 @@ from ._withdrawal import Withdrawal
 from ._worker import BeforeFinal, Worker, is_owned, note
 from .client import Client, ClientStats
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome
+from .errors import Closed, MailError, Outcome, Reentered
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .throttle import Throttle
@@ -113,14 +113,39 @@ class Dispatcher:
         )
         self._withdrawal = Withdrawal(self._lock, self._schedule, self._teller, self._closing, window=config.window)
         # What the parts do is asked of the whole: callers and workers know no others.
-        self.withdraw, self.abort = self._withdrawal.withdraw, self._withdrawal.abort
-        self.settle_overdue, self.fail_queue = self._withdrawal.settle_overdue, self._withdrawal.fail_queue
-        self.put, self.put_some, self.leave_line = self._door.put, self._door.put_some, self._door.leave_line
+        self.fail_queue = self._withdrawal.fail_queue
+        self.put_some, self.leave_line = self._door.put_some, self._door.leave_line
         self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
         self.marked = self._teller.marked
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
+        self.dials = True  # set under the lock; read without it where a dial has begun
         self.others_idle = False  # read without the lock, as a hint: one that is stale costs a message its ride, or one
+
+    # ------------------------------------------------------------ callers
+
+    # A finaliser may come up on a worker's thread in a step under that worker's lock. The dispatcher's comes before
+    # that: who asked for it there could wait for one who has it, and wants the worker's.
+
+    def _require_no_step(self) -> None:
+        if self._starter.in_step and not is_owned(self._lock):
+            raise Reentered("a finaliser came up in the middle of a worker's step, and must not call its sender there")
+
+    def put(self, job: Job) -> None:
+        self._require_no_step()
+        self._door.put(job)
+
+    def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
+        self._require_no_step()
+        return self._withdrawal.withdraw(job, error, cancelled=cancelled)
+
+    def abort(self, job: Job) -> bool:
+        self._require_no_step()
+        return self._withdrawal.abort(job)
+
+    def settle_overdue(self) -> None:
+        self._require_no_step()
+        self._withdrawal.settle_overdue()
 
     # ------------------------------------------------------------ telling
 
@@ -361,8 +386,16 @@ class Dispatcher:
         self._starter.join()
         return cut_short
 
+    def part(self, *, drain: bool, end: Deadline) -> None:
+        """The first half of `close`, which sees it through: all of it but that threads are waited for."""
+        self._starter.before_closing()
+        if self._closing.begin(drain=drain, end=end):
+            self._withdrawal.cut(Closed("the sender was closed before it was sent"))
+            self._closing.see_off(self._drop_connections, stay=False)
+
     def _drop_connections(self) -> None:
         """Under what is still on the wire, and under who is dialling. Under the lock."""
+        self.dials = False  # before anything is aborted: who begins to dial looks after that
         for worker in list(self._schedule.workers):
             with worker.lock:
                 self._schedule.give_back_run(worker)
@@ -383,6 +416,7 @@ class Dispatcher:
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
+        self._require_no_step()
         with self._lock:
             stats = seen(self._schedule)
             workers, opened, closed = list(self._schedule.workers), self._opened, Counter(self._closed)

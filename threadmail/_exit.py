@@ -1,8 +1,9 @@
 """What happens when the interpreter ends.
 
 Owns the one hook that closes senders nobody closed. Guarantees: their queues are worked off for a bounded time, which
-is one and the same for all of them, however many there are; and what could not be sent is said, not swallowed. They are
-closed one after another, but their workers all work meanwhile, so who comes last has had as much time as the first.
+is one and the same for all of them, however many there are; and what could not be sent is said, not swallowed. They
+part with what they have one after another, but their workers all work meanwhile, so who comes last has had as much time
+as the first; and only then threads are waited for, so that one farewell is that of all.
 
 `concurrent.futures` joins its threads, and so runs its whole queue without a deadline, before any `atexit` callback.
 Only callbacks of `threading._register_atexit` come before it, newest first; it is private, and there since 3.9.
@@ -34,6 +35,7 @@ class CutShort(Protocol):
 
 
 class Closable(Protocol):
+    def _part(self, *, drain: bool, timeout: float | None) -> None: ...
     def close(self, *, drain: bool, timeout: float | None) -> Sequence[CutShort]: ...
 
 
@@ -71,19 +73,35 @@ def in_words(cut_short: Sequence[CutShort]) -> str:
 def _close_all() -> None:
     end = Deadline.after(GRACE)
     interrupt: BaseException | None = None
-    for sender in list(_open):
-        forget(sender)
-        try:
-            unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
-        except Exception:
-            log.exception("a sender could not be closed at the end of the interpreter")
-        except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
-            interrupt = exc
-            unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began
+    while _open:  # a callback may use a sender that nobody had used: nobody else would close that
+        parted: list[Closable] = []
+        while (sender := _any_open()) is not None:
+            parted += (sender,)
+            try:
+                sender._part(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
+            except Exception:  # noqa: BLE001 - its `close` meets it as well, and that is said
+                pass
+            except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
+                interrupt = exc
+        for sender in parted:
+            try:
+                unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
+            except Exception:
+                log.exception("a sender could not be closed at the end of the interpreter")
+                continue
+            except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
+                interrupt = exc
+                unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began
             if unsent:
-                log.error("the closing was interrupted, and %s", in_words(unsent))
-        else:
-            if unsent:
-                log.error("the interpreter ends, and %s", in_words(unsent))
+                ends = "the interpreter ends" if interrupt is None else "the closing was interrupted"
+                log.error("%s, and %s", ends, in_words(unsent))
     if interrupt is not None:
         raise interrupt
+
+
+def _any_open() -> Closable | None:
+    """Take one out. In one step, for another thread may add one meanwhile."""
+    try:
+        return _open.pop()
+    except KeyError:
+        return None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ._deadline import Deadline
 from .envelope import Envelope
@@ -28,6 +29,13 @@ class JobState(enum.Enum):
     TAKEN = "a worker has it, and has not begun it"
     ON_WIRE = "a worker has begun it"
     DONE = "it has its final receipt"
+
+
+#: Seconds that a message on the wire has, after its deadline, to say itself how it stands before it is aborted.
+LAST_WORD = 1.0
+
+#: Makes the final receipt of a job that was taken out; without a lock, for that grows with its recipients.
+Ending: TypeAlias = "Callable[[Job], Receipt]"
 
 
 class Keeper(Protocol):
@@ -63,6 +71,8 @@ class Job:
     Attributes:
         envelope: what is still to be sent, and to whom.
         receipt: what all attempts so far have come to; None before the first.
+        ending: makes its final receipt. It is here from when the job is taken out until that is made, so that whoever
+            comes by can end what another one was interrupted about.
         taken_first: when a worker first began with it, on the monotonic clock; 0.0 before.
         pauses_seen: how many pauses the server had been given when a worker last took it.
         spared: attempts that the server put off for its own sake.
@@ -79,6 +89,7 @@ class Job:
         "cancelled",
         "completion",
         "end",
+        "ending",
         "envelope",
         "pauses_seen",
         "receipt",
@@ -104,6 +115,7 @@ class Job:
         self.tag = tag
         self.state = JobState.NEW
         self.receipt: Receipt | None = None
+        self.ending: Ending | None = None
         self.taken_first = 0.0
         self.pauses_seen = 0
         self.spared = 0
@@ -122,6 +134,15 @@ class Job:
     def let_go(self) -> None:
         """Its receipt is told, and only callbacks are still to come: they may take their time, and need no content."""
         self.envelope = _NOTHING
+
+    def conclude(self) -> None:
+        """Have the final receipt. May be called twice, and by two: the first one's counts."""
+        ending = self.ending
+        if ending is not None:
+            receipt = ending(self)
+            if self.ending is ending:
+                self.receipt = receipt
+                self.ending = None
 
     def ended_by(self, error: MailError) -> Receipt:
         """The final receipt if no other attempt is made, because of `error`: what earlier ones have come to counts."""
@@ -206,6 +227,17 @@ class SendFuture(Future[Receipt]):
         wait([self], left)
         # While every worker is busy with a server that stalls, none of them looks at the queue.
         self._keeper.settle_overdue()
+        return limit.remaining() if self.done() else self._left_after_last_word(limit)
+
+    def _left_after_last_word(self, limit: Deadline) -> float | None:
+        """It may have been begun behind another one, whose callback takes its time. What its own worker can say of it,
+        it says in a moment."""
+        wait([self], limit.within(LAST_WORD).remaining())
+        return self._left_after_abort(limit)
+
+    def _left_after_abort(self, limit: Deadline) -> float | None:
+        if not limit.passed:
+            self.abort()
         return limit.remaining()
 
     @property

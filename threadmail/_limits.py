@@ -56,6 +56,8 @@ class ConcurrencyLimit:
     Attributes:
         workers: how many may run now.
         pauses: how many pauses the server was given so far.
+        stands_still: nothing was heard of those who are connected since one more was not let in.
+        again_at: when one more is tried, should they stand still until then.
     """
 
     def __init__(self, workers: int) -> None:
@@ -64,6 +66,9 @@ class ConcurrencyLimit:
         self._at_most = workers
         self._pause = 0.0  # how long the server was last given to recover
         self._good_in_a_row = 0
+        self.stands_still = False
+        self.again_at = 0.0
+        self._still = 0.0  # how long was last waited for them to move
 
     def learn(self, signs: Signs, running: int, pauses_seen: int) -> float:
         """Draw the conclusions from an attempt that was not simply sent.
@@ -74,7 +79,8 @@ class ConcurrencyLimit:
         Returns:
             Seconds for which nobody is to begin a message; 0.0 if this is no reason to pause.
         """
-        pause = 0.0
+        pause = self._still = 0.0
+        self.stands_still = False
         # What was under way when a pause began tells nothing new: the refusals of one burst count once. If each of
         # them doubled the pause, sixteen workers would stand still for a minute because of a second's excess.
         if signs.too_fast and not signs.greylisted and pauses_seen == self.pauses:
@@ -88,11 +94,24 @@ class ConcurrencyLimit:
 
     def count_good(self, messages: int) -> None:
         """So many messages were taken for everybody, without trouble between them."""
-        self._pause = 0.0
+        self._pause = self._still = 0.0
+        self.stands_still = False
         self._good_in_a_row += messages
         if self._good_in_a_row >= REGROW_AFTER and self.workers < self._at_most:
             self._good_in_a_row = 0
             self.workers += 1
+
+    def let_in_no_more(self, running: int, now: float) -> None:
+        """A server that others are connected to did not let in one more."""
+        self.fewer(running)
+        if not self.stands_still or now >= self.again_at:  # those that failed at one moment count once
+            self.stands_still = True
+            self._still = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._still))
+            self.again_at = now + self._still
+
+    def one_more(self) -> None:
+        """Try it with one more, though nothing good was heard: those who are connected stand still."""
+        self.workers = min(self._at_most, self.workers + 1)
 
     def fewer(self, running: int) -> None:
         """One worker less than there are, and at least one."""

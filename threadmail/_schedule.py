@@ -35,7 +35,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ._breaker import CircuitBreaker, Dial
 from ._deadline import NEVER, Deadline
-from ._job import Job, JobState
+from ._job import Ending, Job, JobState
 from ._limits import ConcurrencyLimit
 from ._timeheap import TimeHeap
 from .errors import Outcome
@@ -199,18 +199,20 @@ class Schedule(Generic[_W]):
         self.ready.pop(job, None)
         self.ends.discard(job)
 
-    def take_out(self, job: Job, out: list[Job]) -> bool:
+    def take_out(self, job: Job, out: list[Job], ending: Ending | None = None) -> bool:
         """Take a job out that no worker has begun: it is DONE, and whoever took it out has to end and tell it.
 
         Args:
             out: what was taken out is added here, in the same moment. Where a worker has the job in its run, that
                 worker's lock is held as well.
+            ending: makes its receipt, later.
         """
         if not self._can_leave(job):
             return False
         taken = job.state is TAKEN
         out += (job,)
         self.untold[job] = None
+        job.ending = ending
         job.state = DONE
         if job in self.ready:
             del self.ready[job]
@@ -234,25 +236,25 @@ class Schedule(Generic[_W]):
         self.later.discard(job)
         self.ends.discard(job)
 
-    def expired(self, now: float, out: list[Job]) -> None:
+    def expired(self, now: float, out: list[Job], ending: Ending | None = None) -> None:
         """Take out those whose time has passed and that nobody has begun, some at a time. No more: nothing is added."""
         while len(out) < SLICE and (job := self.ends.first_due(now)) is not None:
             worker = self.in_flight.get(job)
             if worker is None:
-                self.take_out(job, out)
+                self.take_out(job, out, ending)
             else:
                 with worker.lock:
-                    self.take_out(job, out)
+                    self.take_out(job, out, ending)
             self.ends.discard(job)  # who is on the wire sees to it himself; should he come back, he is added again
 
-    def drained(self, out: list[Job]) -> None:
+    def drained(self, out: list[Job], ending: Ending | None = None) -> None:
         """Take out jobs that wait, some at a time, because nobody will send them. No more: nothing is added."""
         while len(out) < SLICE and self.ready:
             job = next(iter(self.ready))
-            if not self.take_out(job, out) and job in self.ready:
+            if not self.take_out(job, out, ending) and job in self.ready:
                 del self.ready[job]
         while len(out) < SLICE and (later := self.later.first_due(inf)) is not None:
-            self.take_out(later, out)
+            self.take_out(later, out, ending)
             self.later.discard(later)
 
     def finish(self, job: Job) -> None:
@@ -277,7 +279,7 @@ class Schedule(Generic[_W]):
     def told(self, jobs: Iterable[Job]) -> None:
         """They were told: they are counted, and nobody's any more."""
         for job in jobs:
-            if job in self.untold:
+            if job in self.untold and job.ending is None:
                 assert job.receipt is not None
                 outcome = job.receipt.outcome
                 self.outcomes[outcome] += 1
@@ -298,12 +300,15 @@ class Schedule(Generic[_W]):
 
     def next_action(self, worker: _W, now: float) -> Action:
         """What a worker is to do that has nothing begun. SEND: there is something in its run."""
-        if not self.is_wanted:
+        surplus = worker in self.leaving or not self.is_wanted
+        if surplus and not self._is_spare(worker):
             return _END
         if now >= self.ends.first_at():
             return _EXPIRE
         if self.unannounced:
             return _ANNOUNCE
+        if surplus and (stays := self._stays(worker, now)) is not None:
+            return stays
         if not worker.connected:
             wait = 0.0 if self.ready else self.later.first_at() - now
             return self._unconnected(worker, now) if wait <= 0.0 else self._nothing_due(worker, wait, now)
@@ -324,6 +329,23 @@ class Schedule(Generic[_W]):
         """Whether a worker is to go on."""
         # Less those that end already: else each that looks before the first of them is gone would end as well.
         return self.working and len(self.workers) - len(self.leaving) <= self.limit.workers
+
+    def _is_spare(self, worker: _W) -> bool:
+        """Whether one too many is to stay a while: all those who are connected may wait for a server that stalls.
+
+        Where they move, or one of them has nothing to do, they need nobody.
+        """
+        return self.working and self.limit.stands_still and not worker.connected and not self.idle and len(self) > 0
+
+    def _stays(self, worker: _W, now: float) -> Action | None:
+        """A spare one waits for the others to move, as one that leaves. None: they do not, and it is tried."""
+        left = self.limit.again_at - now
+        if left > 0.0:
+            self.leaving[worker] = None
+            return self._wait(left, now)
+        self.limit.one_more()
+        self.leaving.pop(worker, None)
+        return None
 
     def _wait(self, seconds: float, now: float) -> Action:
         return Action(Do.WAIT, min(seconds, self.ends.first_at() - now))

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from ._schedule import Schedule
-from ._worker import Worker, note
+from ._worker import Worker, is_owned, note
 
 
 class Starter:
@@ -60,6 +60,12 @@ class Starter:
     def in_worker(self) -> bool:
         """Whether the calling thread is a worker's."""
         return getattr(self._local, "worker", None) is not None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the calling thread is a worker's, in a step under its own lock: then a finaliser asks."""
+        worker: Worker | None = getattr(self._local, "worker", None)
+        return worker is not None and is_owned(worker.lock)
 
     @property
     def in_the_middle(self) -> bool:

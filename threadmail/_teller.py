@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from ._job import Job
 from ._schedule import Schedule
 from ._worker import Worker
-from .receipt import Receipt
 
 _T = TypeVar("_T")
 
@@ -63,8 +62,8 @@ class Teller:
         finally:
             self._call_back(job)
 
-    def end(self, jobs: list[Job], receipt: Callable[[Job], Receipt], *, here: bool = False) -> None:
-        """Tell of jobs that were taken out: their receipts are made here, for that grows with their recipients.
+    def end(self, jobs: list[Job], *, here: bool = False) -> None:
+        """Tell of jobs that were taken out: their receipts are made here, without the lock.
 
         Where an exception from outside comes up in this, or as it is called, it is to be called again: nobody else
         would come by.
@@ -72,13 +71,14 @@ class Teller:
         Args:
             here: the callbacks are run on this thread in any case.
         """
-        for job in jobs:
-            if not job.completion.done():
-                job.receipt = receipt(job)
-            self.marked(self._settle, (job,))
+        self.marked(self._conclude, jobs)
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
         if here or self.is_telling or not self._handed_over(jobs):
             self.announce(jobs)
+
+    def _conclude(self, job: Job) -> None:
+        job.conclude()
+        self._settle(job)
 
     def _handed_over(self, jobs: list[Job]) -> bool:
         with self._lock:
@@ -100,19 +100,43 @@ class Teller:
 
     def announce(self, jobs: list[Job]) -> None:
         """Tell of jobs, perhaps again, and count them."""
-        self.marked(self.tell, jobs)
-        with self._lock:
-            self._schedule.told(jobs)
-            self._wake_closers()
-            self._schedule.wake_first()
+        told: list[Job] = []
+        try:
+            self.marked(self._tell_last, jobs)
+            told = jobs
+        except BaseException:
+            told = [job for job in jobs if job.told and job.completion.all_told]
+            raise
+        finally:
+            with self._lock:
+                self._schedule.told(told)
+                self._wake_closers()
+                self._schedule.wake_first()
+
+    def _tell_last(self, job: Job) -> None:
+        job.conclude()
+        self.tell(job)
 
     def marked(self, act: Callable[[_T], None], those: Iterable[_T]) -> None:
-        """Do something with each of those, with the mark on this thread that it is telling."""
+        """Act on each of those, with the mark on this thread that it is telling.
+
+        Whatever comes up at one: a callback may end in `sys.exit`, and the others are not concerned. It is raised when
+        all had their turn.
+        """
         local = self._local
         depth = getattr(local, "depth", 0)
+        raised: BaseException | None = None
         try:
             local.depth = depth + 1
             for each in those:
-                act(each)
+                try:
+                    act(each)
+                except BaseException as exc:  # noqa: BLE001 - it is raised below
+                    raised = raised or exc
         finally:
             local.depth = depth
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised

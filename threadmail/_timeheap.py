@@ -48,9 +48,9 @@ class TimeHeap(Generic[_T]):
 
     def add(self, thing: _T, at: float) -> None:
         """Have `thing` here, once, at this time."""
-        self._counter += 1
+        self._counter = number = self._counter + 1  # in one step: a signal handler that adds has another one
         before = self._entries.get(thing)
-        entry: _Entry = [at, self._counter, thing]
+        entry: _Entry = [at, number, thing]
         heapq.heappush(self._heap, entry)  # first: an entry too many is worn down, one too few would be forgotten
         self._entries[thing] = entry
         if before is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ._closing import Closing
 from ._deadline import now
-from ._job import Job
+from ._job import Ending, Job
 from ._schedule import DONE, ON_WIRE, Schedule
 from ._teller import Teller
 from ._worker import Worker, too_late
@@ -43,15 +43,16 @@ class Withdrawal:
         try:
             with self._lock, self._hands_of(job):
                 # Only of one that is taken out here: who took it out before has said whether it was cancelled.
-                if self._is_whole(job) and self._schedule.take_out(job, out):
+                if self._is_whole(job) and self._schedule.take_out(job, out, partial(_ended_by, error)):
                     job.cancelled = cancelled
                 self._schedule.wake_first()
         finally:
             if out:
                 try:
-                    self._teller.end(out, partial(_ended_by, error))
-                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                    self._teller.end(out, partial(_ended_by, error))
+                    self._teller.end(out)
+                except BaseException:  # from outside, and perhaps before it began
+                    self._schedule.unannounced += out  # whoever comes by ends it, should a second one come up
+                    self._teller.end(out)
                     raise
         return bool(out)
 
@@ -71,14 +72,15 @@ class Withdrawal:
             with self._lock, self._hands_of(job):
                 if job.state is ON_WIRE:
                     return self._abort_on_wire(job, out)
-                self._schedule.take_out(job, out)
+                self._schedule.take_out(job, out, _ended_as_called_off)
                 self._schedule.wake_first()
         finally:
             if out:
                 try:
-                    self._teller.end(out, _ended_as_called_off)
-                except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                    self._teller.end(out, _ended_as_called_off)
+                    self._teller.end(out)
+                except BaseException:  # from outside, and perhaps before it began
+                    self._schedule.unannounced += out  # whoever comes by ends it, should a second one come up
+                    self._teller.end(out)
                     raise
         return bool(out)
 
@@ -90,14 +92,15 @@ class Withdrawal:
             # is shut down, nothing is sent or awaited.
             worker.client.abort()
         elif self._window == 1:
-            self._out_of_prefetched(worker, job, out)
+            self._out_of_prefetched(worker, job, out, _ended_as_called_off)
         # Else its connection is also that of those ahead, and is dropped when they are settled.
         return True
 
-    def _out_of_prefetched(self, worker: Worker, job: Job, out: list[Job]) -> None:
+    def _out_of_prefetched(self, worker: Worker, job: Job, out: list[Job], ending: Ending) -> None:
         """Its commands were written, and nothing of its content: what else is behind them is for the worker to find."""
         out += (job,)
         self._schedule.untold[job] = None
+        job.ending = ending
         job.state = DONE
         worker.prefetched.remove(job)
         self._schedule.finish(job)
@@ -115,14 +118,15 @@ class Withdrawal:
             over: list[Job] = []
             try:
                 with self._lock:
-                    self._schedule.expired(now(), over)
+                    self._schedule.expired(now(), over, self._overdue)
                     self._schedule.wake_first()
             finally:
                 if over:
                     try:
-                        self._teller.end(over, self._overdue)
-                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(over, self._overdue)
+                        self._teller.end(over)
+                    except BaseException:  # from outside, and perhaps before it began
+                        self._schedule.unannounced += over  # whoever comes by ends it, should a second one come up
+                        self._teller.end(over)
                         raise
             more = bool(over)
 
@@ -142,19 +146,21 @@ class Withdrawal:
                 with self._lock:
                     error = cause or self._schedule.breaker.error
                     if error is not None:
-                        self._schedule.drained(out)
+                        self._schedule.drained(out, partial(_ended_by, error))
                         self._schedule.wake_first()
             finally:
-                if out and error is not None:
+                if out:
                     try:
-                        self._teller.end(out, partial(_ended_by, error))
-                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(out, partial(_ended_by, error))
+                        self._teller.end(out)
+                    except BaseException:  # from outside, and perhaps before it began
+                        self._schedule.unannounced += out  # whoever comes by ends it, should a second one come up
+                        self._teller.end(out)
                         raise
             more = bool(out)
 
     def cut(self, closed: Closed) -> None:
         """Take back what nobody will send: the queue, and those begun behind others, of whose content nothing left."""
+        ending = partial(_ended_by, closed)
         more = True
         while more:
             out: list[Job] = []
@@ -164,16 +170,17 @@ class Withdrawal:
                         with worker.lock:
                             self._schedule.give_back_run(worker)
                             while self._window == 1 and worker.prefetched:
-                                self._out_of_prefetched(worker, worker.prefetched[-1], out)
-                    self._schedule.drained(out)
+                                self._out_of_prefetched(worker, worker.prefetched[-1], out, ending)
+                    self._schedule.drained(out, ending)
                     self._closing.cut_short.update(dict.fromkeys(out))
                     self._schedule.wake_first()
             finally:
                 if out:
                     try:
-                        self._teller.end(out, partial(_ended_by, closed), here=True)
-                    except BaseException:  # from outside, and perhaps before it began: nobody else would come by
-                        self._teller.end(out, partial(_ended_by, closed), here=True)
+                        self._teller.end(out, here=True)
+                    except BaseException:  # from outside, and perhaps before it began
+                        self._schedule.unannounced += out  # whoever comes by ends it, should a second one come up
+                        self._teller.end(out, here=True)
                         raise
             more = bool(out)
 

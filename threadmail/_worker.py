@@ -17,6 +17,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import Any, Protocol, TypeAlias
 
@@ -72,6 +73,8 @@ class Boss(Protocol):
     def is_paused(self) -> bool: ...
     @property
     def others_idle(self) -> bool: ...
+    @property
+    def dials(self) -> bool: ...
 
 
 class Worker:
@@ -321,6 +324,8 @@ class Worker:
 
     def _before_dial(self) -> None:
         """A connection is to be replaced in the middle of an attempt: that is a dial like any other."""
+        if not self._boss.dials:
+            raise Aborted("the sender is closed")  # it was so before the call began, which an `abort` then does not end
         if not self._own_dial and not self._boss.may_dial(self):
             raise Withdrawn
 
@@ -355,6 +360,25 @@ def this_attempt(job: Job, cause: str) -> Receipt:
         job.transaction.blame(interrupted)
         receipt = job.transaction.receipt()
     return receipt
+
+
+def seen_from_outside(job: Job, error: MailError) -> Receipt | None:
+    """What is known of a job, also where its worker is still about it; nothing of it is changed.
+
+    Args:
+        error: what it is to say where its worker has not come to an end with it.
+    """
+    transaction = job.transaction
+    if job.state is DONE:
+        return job.receipt
+    if transaction is None:
+        return job.ended_by(error)
+    this = transaction.receipt()
+    if this.error is None and this.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT):
+        error.phase, error.outcome = this.phase, this.outcome
+        this = replace(this, error=error)
+        error.receipt = this
+    return this if job.receipt is None else job.receipt.followed_by(this)
 
 
 def _interruption(cause: str) -> MailError:

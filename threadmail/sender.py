@@ -13,23 +13,22 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
-from concurrent.futures import wait
 from typing import Any, NamedTuple
 
 from . import _exit
-from ._collector import LAST_WORD, Collector
-from ._deadline import NEVER, Deadline, out_of_time
+from ._collector import Collector
+from ._deadline import NEVER, Deadline
 from ._dispatcher import Dispatcher
 from ._guard import BornAnew
 from ._job import Job, SendFuture
 from ._life import Life
 from ._sender_stats import SenderStats as SenderStats
 from ._stream import ReceiptStream
-from ._worker import BeforeFinal, note
+from ._worker import BeforeFinal, note, seen_from_outside
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import MailError, Outcome, Reentered, TimedOut, printable
+from .errors import Aborted, MailError, Outcome, Reentered, printable
 from .receipt import Receipt, Report
 from .retry import RetryPolicy
 from .throttle import Throttle
@@ -151,15 +150,7 @@ class ThreadedSender(BornAnew):
             MailError: nobody got it, or (`outcome` IN_DOUBT) nobody knows; `receipt` has the details.
         """
         self._require_no_callback()
-        end = Deadline.after(deadline)
-        future = self.submit(message, deadline=end, tag=tag)
-        wait([future], end.remaining())
-        if not future.done():
-            future.take_back(_taken_back())
-        if not future.done():
-            wait([future], LAST_WORD)
-            future.abort()
-        return future.result()
+        return self.submit(message, deadline=deadline, tag=tag).result()
 
     def abort(self, future: SendFuture) -> bool:
         """End one message now: take it back, or drop the connection it is on.
@@ -295,9 +286,11 @@ class ThreadedSender(BornAnew):
 
         Args:
             drain: work the queue off; False takes it back and finishes only what is on the wire.
-            timeout: seconds for that. What is still queued then is taken back, what is on the wire is dropped.
+            timeout: seconds for that. What is still queued then is taken back, what is on the wire is dropped; the
+                threads get up to ten seconds more to come to their end, for a dial or a callback may not be ended.
         Returns:
-            What was cut short, each with the receipt that its future got as well. Empty when all went well.
+            What was cut short, each with the receipt that its future got as well; where a callback or a hook kept a
+            thread from coming to its end, with what is known by now. Empty when all went well.
         Raises:
             Reentered: called by a callback, which would wait for itself; or by a signal handler that came up where its
                 own thread was in the middle of a step. Then the closing has begun, nothing more is taken, and another
@@ -322,6 +315,10 @@ class ThreadedSender(BornAnew):
         self._life = Life.CLOSED
         _exit.forget(self)
         return _unsent(cut)
+
+    def _part(self, *, drain: bool, timeout: float | None) -> None:
+        """At exit: the first half of `close`, which sees it through."""
+        self._here(opened=False).part(drain=drain, end=Deadline.after(timeout))
 
     def __enter__(self) -> ThreadedSender:
         return self
@@ -353,13 +350,14 @@ class ThreadedSender(BornAnew):
         return self._dispatcher
 
 
-def _taken_back() -> TimedOut:
-    return out_of_time("the message was taken back before it was on the wire")
-
-
 def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:
-    return [
-        Unsent(job.envelope, job.receipt)
+    """What has not arrived of what was cut short; of one whose worker does not let go of it, what is known by now."""
+    known = (
+        (job.envelope, seen_from_outside(job, Aborted("the sender was closed while it was under way")))
         for job in cut_short
-        if job.receipt is not None and job.receipt.outcome is not Outcome.SENT
+    )
+    return [
+        Unsent(envelope, receipt)
+        for envelope, receipt in known
+        if receipt is not None and receipt.outcome is not Outcome.SENT
     ]

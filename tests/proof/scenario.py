@@ -113,6 +113,8 @@ BY_DESIGN = frozenset(
         "Client._leaving",
         "Client._parted",
         "Client._smtp",
+        # Set before any dial is aborted, looked at after a dial has begun: one of the two ends it.
+        "Dispatcher.dials",
         "Dispatcher.others_idle",
         "SMTP._abort_requested",
         "SMTP._wire",

@@ -76,7 +76,7 @@ SCENARIOS = [
     _attempts("partly put off, called off by two", 326, abort(0), abort(0), **_WAITING),
     _attempts("partly put off, called off while it waits", 30, abort(0), **_WAITING),
     _attempts("partly put off, overdue", 78, expire(20.0), ends={0: 10.0}, **_WAITING),
-    _attempts("partly put off, closed", 269, close(), **_WAITING),
+    _attempts("partly put off, closed", 271, close(), **_WAITING),
     _attempts("partly put off, closed and worked off", 285, close(drain=True), **_PARTLY),
     _attempts("partly put off, then lost before its content", 1, faults=Faults(drop={0: 8}), **_PARTLY),
     _attempts("put off, then refused in part", 1, **_REFUSED),

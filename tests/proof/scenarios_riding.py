@@ -168,7 +168,7 @@ SCENARIOS = [
     riding("the one aboard called off", 49, 1, 3, abort(1), failures=["Aborted"]),
     riding("the one ahead called off", 44, 1, 3, abort(0), failures=["Aborted"]),
     riding("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
-    riding("closed", 533, 1, 2, close(), failures=["Closed"]),
+    riding("closed", 535, 1, 2, close(), failures=["Closed"]),
     riding("dropped at the final reply", 1, 1, 3, faults=DROPPED, failures=LOST),
     riding(
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST

@@ -60,7 +60,7 @@ SCENARIOS = [
     windowed("the one behind called off", 38, 1, 3, abort(1), failures=_DOUBT),
     windowed("the one ahead called off", 43, 1, 3, abort(0), failures=_DOUBT),
     windowed("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
-    windowed("closed", 493, 1, 2, close(), failures=["Closed"]),
+    windowed("closed", 495, 1, 2, close(), failures=["Closed"]),
     windowed("dropped at the final reply", 1, 1, 3, faults=DROPPED, failures=LOST),
     windowed(
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST

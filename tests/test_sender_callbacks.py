@@ -1,0 +1,163 @@
+"""Callbacks and hooks that do what none should: end the thread, or keep it. No message is left untold by one."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from concurrent.futures import wait
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.support.mail import envelope
+from threadmail import Envelope, MailError, Outcome, Receipt, RetryPolicy, ThreadedSender, Throttle
+from threadmail.testing import ScriptedServer, Serve
+
+PATIENCE = 20.0
+
+
+def one(name: str) -> Envelope:
+    """An envelope with a single recipient."""
+    return envelope(name).for_recipients(f"to-{name}@example.net")
+
+
+def leave(*_: object) -> None:
+    raise SystemExit(1)
+
+
+def waiting(**how: Any) -> ThreadedSender:
+    """A sender to nobody that begins no message."""
+    throttle = Throttle()
+    throttle.pause(3600)
+    return ThreadedSender("smtp://127.0.0.1:1", workers=1, throttle=throttle, **how)
+
+
+# ---------------------------------------------------------------- callbacks that end in sys.exit
+
+
+def test_callbacks_that_leave_keep_no_other_message_from_being_told() -> None:
+    """A dead server ends twenty messages at once, and each of their callbacks ends in `sys.exit`."""
+    sender = ThreadedSender("smtp://127.0.0.1:1", workers=1, retry=RetryPolicy(attempts=1))
+    with sender._dispatcher._lock:  # all are there before the first dial is over
+        futures = [sender.submit(one(f"m{i}")) for i in range(20)]
+        for future in futures:
+            future.add_done_callback(leave)
+    assert not wait(futures, PATIENCE).not_done
+    assert sender.close(timeout=PATIENCE) == []
+    assert sender.stats().outcomes[Outcome.NOT_SENT] == 20
+
+
+@pytest.mark.parametrize("whose", ["future", "on_receipt"])
+def test_a_caller_that_tells_of_several_tells_of_all(whose: str) -> None:
+    told: list[Receipt] = []
+
+    def note(receipt: Receipt) -> None:
+        told.append(receipt)
+        if whose == "on_receipt":
+            raise SystemExit(1)
+
+    sender = waiting(on_receipt=note)
+    futures = [sender.submit(one(f"m{i}")) for i in range(6)]
+    if whose == "future":
+        for future in futures:
+            future.add_done_callback(leave)
+    with contextlib.suppress(SystemExit):
+        sender.close(drain=False, timeout=PATIENCE)
+    assert all(future.done() for future in futures)
+    assert len(told) == 6
+    assert sender.stats().outcomes[Outcome.NOT_SENT] == 6
+
+
+# ---------------------------------------------------------------- two exceptions from outside
+
+
+def test_two_interrupts_while_messages_are_told_lose_none_of_them() -> None:
+    """The second one comes up while what the first one left is seen to; another call of `close` tells of all."""
+    struck_twice = 0
+    for first in range(1, 40, 3):
+        for second in range(1, 24):
+            struck_twice += _closed_with_two_strikes(first, second)
+    assert struck_twice > 100
+
+
+def _closed_with_two_strikes(first: int, second: int) -> bool:
+    """Strike at the so-manieth call in the telling, and at the so-manieth after that. Returns whether both hit."""
+    sender = waiting()
+    futures = [sender.submit(one(f"m{i}")) for i in range(3)]
+    left = [first, second]
+
+    def comes_up(which: int, frame: FrameType) -> None:
+        if len(left) == which and frame.f_code.co_filename.endswith(("_teller.py", "_withdrawal.py", "_job.py")):
+            left[0] -= 1
+            if not left[0]:
+                del left[0]
+                raise KeyboardInterrupt
+
+    # Two ways in, for the interpreter takes away the one that raised.
+    def first_one(frame: FrameType, event: str, arg: object) -> None:
+        comes_up(2, frame)
+
+    def second_one(frame: FrameType, event: str, arg: object) -> None:
+        if event in ("call", "c_return"):
+            comes_up(1, frame)
+
+    sys.settrace(first_one)
+    sys.setprofile(second_one)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            sender._dispatcher.fail_queue(MailError("it was ended"))
+    finally:
+        sys.setprofile(None)
+        sys.settrace(None)
+    sender.close(drain=False, timeout=0.0)
+    assert all(future.done() for future in futures), (first, second)
+    return not left
+
+
+def test_what_two_interrupts_left_is_told_by_the_next_worker_that_comes_by() -> None:
+    sender = waiting()
+    future = sender.submit(one("m"))
+    teller, end, strikes = sender._dispatcher._teller, sender._dispatcher._teller.end, [1, 2]
+
+    def struck(*args: Any, **kwargs: Any) -> None:
+        if strikes:
+            del strikes[0]
+            raise KeyboardInterrupt
+        end(*args, **kwargs)
+
+    teller.end = struck  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        future.cancel()
+    assert not strikes
+    other = sender.submit(one("other"), deadline=0.1)  # a worker comes by
+    assert not wait([future, other], PATIENCE).not_done
+    assert future.cancelled()
+    sender.close(drain=False, timeout=PATIENCE)
+
+
+# ---------------------------------------------------------------- a hook that keeps its thread
+
+
+def test_close_gives_back_what_a_hook_keeps_it_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can end a hook: `close` says what is known of its message, and its future has the end."""
+    monkeypatch.setattr("threadmail._closing.FAREWELL", 0.2)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hook(transaction: object, tag: object) -> None:
+        inside.set()
+        assert go_on.wait(PATIENCE)
+
+    with ScriptedServer([Serve()], last="repeat") as server:
+        sender = ThreadedSender(server.url, workers=1, before_final=hook)
+        future = sender.submit(one("m"))
+        assert inside.wait(PATIENCE)
+        (cut,) = sender.close(drain=False, timeout=0.0)
+        assert not future.done()
+        assert (cut.envelope.sender, cut.receipt.outcome) == ("from-m@example.org", Outcome.NOT_SENT)
+        assert "closed" in str(cut.receipt.error)
+        go_on.set()
+        error = future.exception(PATIENCE)
+    assert isinstance(error, MailError)
+    assert error.outcome is Outcome.NOT_SENT

@@ -1,0 +1,181 @@
+"""Calls that come at the wrong moment: before a dial has begun, in the midst of a step, behind a callback."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from math import inf
+from types import FrameType
+
+import pytest
+
+from tests.support.mail import envelope
+from threadmail import Envelope, MailError, Reentered, ThreadedSender
+from threadmail._deadline import Deadline
+from threadmail._timeheap import TimeHeap
+from threadmail._worker import Worker
+from threadmail.testing import CaptureServer
+
+PATIENCE = 20.0
+
+
+def one(name: str) -> Envelope:
+    """An envelope with a single recipient."""
+    return envelope(name).for_recipients(f"to-{name}@example.net")
+
+
+# ---------------------------------------------------------------- a dial that has not begun
+
+
+def test_a_dial_that_begins_as_the_sender_is_closed_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker was told to dial, and has not begun to: the abort of a call does not end the next one."""
+    told_to, go_on = threading.Event(), threading.Event()
+    dial = Worker._dial
+
+    def held_up(self: Worker) -> None:
+        told_to.set()
+        assert go_on.wait(PATIENCE)
+        dial(self)
+
+    monkeypatch.setattr(Worker, "_dial", held_up)
+    monkeypatch.setattr("threadmail._closing.FAREWELL", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = ThreadedSender(f"smtp://127.0.0.1:{server.getsockname()[1]}", workers=1)
+        future = sender.submit(one("m"))
+        assert told_to.wait(PATIENCE)
+        (worker,) = sender._dispatcher._schedule.workers
+        assert len(sender.close(drain=False, timeout=0.0)) == 1
+        assert future.done()
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("threadmail-lane"):
+                thread.join(PATIENCE / 4)
+        assert worker.buried
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+# ---------------------------------------------------------------- a finaliser in a worker's step
+
+
+@pytest.mark.parametrize("call", ["cancel", "abort", "submit", "stats", "result"])
+def test_a_finaliser_in_a_workers_step_is_refused_and_waits_for_nobody(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dispatcher's lock comes before the worker's: here another thread has the one, and wants the other."""
+    said: list[object] = []
+    inside, wants = threading.Event(), threading.Event()
+    claimed = Worker._claimed
+
+    def in_the_step(self: Worker, job: object) -> bool:
+        if threading.current_thread() is not threading.main_thread() and not inside.is_set() and armed:
+            inside.set()
+            assert wants.wait(PATIENCE)
+            try:
+                said.append(calls[call]())
+            except Reentered as error:
+                said.append(error)
+        return claimed(self, job)  # type: ignore[arg-type]
+
+    armed: list[bool] = []
+    monkeypatch.setattr(Worker, "_claimed", in_the_step)
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1) as sender:
+        sender.send(one("first"))
+        with sender._dispatcher._lock:
+            futures = [sender.submit(one(f"m{i}"), deadline=PATIENCE) for i in range(10)]
+            armed.append(True)
+        last = futures[-1]
+        calls: dict[str, Callable[[], object]] = {
+            "cancel": last.cancel,
+            "abort": lambda: sender.abort(last),
+            "submit": lambda: sender.submit(one("finaliser")),
+            "stats": sender.stats,
+            "result": lambda: last.result(),
+        }
+        assert inside.wait(PATIENCE)
+        with sender._dispatcher._lock:
+            wants.set()
+            worker = next(iter(sender._dispatcher._schedule.workers))
+            taken = worker.lock.acquire(timeout=PATIENCE)
+            if taken:
+                worker.lock.release()
+        assert taken
+        for future in futures:
+            future.result(PATIENCE)
+    assert len(said) == 1
+    assert isinstance(said[0], Reentered)
+
+
+# ---------------------------------------------------------------- a signal handler in the heap of deadlines
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_signal_handler_that_submits_in_the_middle_of_a_submit_gets_a_number_of_its_own() -> None:
+    """Two of one time and one number would be compared themselves, which jobs cannot be."""
+    places = 1
+    while _adds_inside_an_add(places):
+        places += 1
+    assert places > 3
+
+
+def _adds_inside_an_add(place: int) -> bool:
+    """Whether there is such a place, counted by what is called."""
+    end, left = Deadline.after(60.0), place
+    heap: TimeHeap[object] = TimeHeap()
+
+    def handler(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith("_timeheap.py"):
+            left -= 1
+            if not left:
+                sys.setprofile(None)
+                heap.add(object(), end.at)
+
+    sys.setprofile(handler)
+    try:
+        heap.add(object(), end.at)
+    finally:
+        sys.setprofile(None)
+    for _ in range(3):
+        heap.add(object(), end.at)
+    for thing in heap:
+        heap.discard(thing)
+    assert heap.first_at() == inf
+    return left <= 0
+
+
+# ---------------------------------------------------------------- a result behind a callback
+
+
+def test_a_result_comes_by_its_deadline_though_a_callback_of_the_one_ahead_takes_its_time() -> None:
+    """It was begun behind that one, and no worker comes by to see that its time has passed."""
+    first, go_on = threading.Event(), threading.Event()
+
+    def slow(_: object) -> None:
+        if not first.is_set():
+            first.set()
+            assert go_on.wait(PATIENCE)
+
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1, on_receipt=slow) as sender:
+        try:
+            with sender._dispatcher._lock:
+                ahead, *behind = (sender.submit(one(f"m{i}"), deadline=1.0) for i in range(3))
+            assert ahead.result(PATIENCE)
+            assert first.wait(PATIENCE)
+            for future in behind:
+                with pytest.raises(MailError):
+                    future.result()
+        finally:
+            go_on.set()
+    assert [message.sender for message in server.messages] == ["from-m0@example.org"]
