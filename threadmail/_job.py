@@ -291,8 +291,8 @@ class SendFuture(Future[Receipt]):
             for waiter in self._waiters:
                 if self not in waiter.finished_futures:
                     waiter.add_result(self)
-                else:
-                    # Told in part: it knows of this future, and perhaps was not woken. A `wait()` for several may come
-                    # back early now, which is better than never.
+                elif not getattr(waiter, "num_pending_calls", 0):
+                    # It knows of this future, and perhaps was not woken. One that waits for others as well is let be:
+                    # it would come back early.
                     waiter.event.set()
             self._condition.notify_all()

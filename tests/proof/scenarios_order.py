@@ -282,6 +282,7 @@ def told_in_part(run: Run) -> None:
             future._result, future._state = receipt, "FINISHED"
             for waiter in future._waiters:
                 waiter.finished_futures.append(future)
+                waiter.num_pending_calls -= 1  # type: ignore[attr-defined]
         future.settle(None, receipt)  # type: ignore[arg-type]
 
     threads.add(settle)
