@@ -32,11 +32,6 @@ from tests.proof.test_reproduce import raw
 
 SVG = "{http://www.w3.org/2000/svg}"
 
-#: The page is written anew when the mutants of the new locking have been searched for: until then it is of the code of
-#: before, says so, and is not held against this one.
-_STALE = True
-pytestmark = pytest.mark.skipif(_STALE, reason="docs/proof.md is to be written anew: python -m stress.report")
-
 
 @pytest.fixture(scope="module")
 def shown() -> dict[str, Shown]:
