@@ -135,7 +135,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         sync_root: Any,
     ) -> None:
         if isinstance(sync_root, _ONCE_ONLY):
-            raise InvalidConfig("sync_root must be a lock that its holder can take again: threading.RLock()")
+            raise InvalidConfig("sync_root must be a lock that its holder can take again: an RLock")
         Guarded.__init__(self, sync_root)
         self._wire: Wire | None = None
         self._pipeline: _delivery.Pipeline | None = None  # of this wire
