@@ -176,3 +176,12 @@ def test_a_slow_iterable_does_not_hold_back_what_it_gave(monkeypatch: pytest.Mon
     assert len(server.taken) == 9
     # The clock of a turn starts with it; the first message of the next one is pulled behind it.
     assert arrived == [0, 0, 0, 3, 3, 3, 6, 6, 6]
+
+
+def test_who_has_the_client_already_stands_in_no_line() -> None:
+    """The messages of the batch itself, above all: a place for each of them is a fifth of what it costs."""
+    line, root = Line(), new_rlock()
+    line.begin("batch")
+    with root:
+        assert line.entering(root, NEVER) is root
+    assert line.entering(root, NEVER) is not root

@@ -28,7 +28,9 @@ class Line:
 
     def entering(self, lock: Any, end: Deadline) -> AbstractContextManager[object]:
         """As `holding`: `with` the lock of the client, had before a deadline, and in line if there is one."""
-        return _InLine(lock, end, self._places) if self._batches else holding(lock, end)
+        if self._batches and not lock._is_owned():  # who has it, as the batch itself, waits for nobody
+            return _InLine(lock, end, self._places)
+        return holding(lock, end)
 
     def begin(self, batch: object) -> None:
         """From now on others are to be let in between turns."""
