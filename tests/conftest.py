@@ -37,7 +37,13 @@ ANOTHER_COPY = "THREADMAIL_TEST_INSTALLED"
 #: Which modules, as patterns below tests/, are marked how.
 MARKED = {
     "proof": ("proof/*", "test_decisions_*", "test_detsched_*", "test_judges_*", "test_report.py"),
-    "servers": ("test_postfix.py", "test_dovecot.py", "test_riding_counted.py", "reliability/test_real_servers.py"),
+    "servers": (
+        "test_postfix.py",
+        "test_dovecot.py",
+        "test_riding_counted.py",
+        "test_traps.py",
+        "reliability/test_real_servers.py",
+    ),
     "slow": (
         "reliability/*",
         "test_bench.py",
@@ -60,6 +66,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for patterns in MARKED.values():
+        for pattern in patterns:
+            assert any((ROOT / "tests").glob(pattern)), f"no module is called {pattern} any more"
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
         for mark, patterns in MARKED.items():

@@ -150,7 +150,8 @@ def sending(cls: Any, threads: int, messages: int, *args: int, bound: int | None
 
 
 def search(cls: type, program: Program, strategy: Any = None, **options: Any) -> Result:
-    with watched(cls, smtplib.SMTP):
+    # Said, not found: a name that is stored to anywhere in a loaded package is not taken for constant; `tests` is one.
+    with watched(cls, smtplib.SMTP, constant=("sync_root",)):
         return explore(program, strategy or DPOR(), scenario=cls.__name__, granularity="fields", **options)
 
 
@@ -158,10 +159,8 @@ def search(cls: type, program: Program, strategy: Any = None, **options: Any) ->
 def test_one_lock_around_all_gives_the_number_of_the_formula(threads: int, messages: int) -> None:
     strategy = DPOR()
     result = search(Guarded, sending(Guarded, threads, messages, bound=1), strategy)
-    assert (result.complete, result.failing) == (True, 0)
+    assert (result.complete, result.failing, result.pruned) == (True, 0, 0)
     assert result.runs == math.factorial(threads * messages) // math.factorial(messages) ** threads
-    # None is redundant, but where an object has the number of one that has gone: the two are taken for the same.
-    assert result.pruned <= result.runs
     # Nothing else is ever contended: every field and every socket operation is in the hands of the lock's owner.
     assert set(strategy.races) == {("lock1", "acquire", "acquire")}
     assert result.data_races == frozenset()

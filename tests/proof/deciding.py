@@ -108,7 +108,8 @@ ARGUED: dict[str, str] = {
     "threadmail._schedule:Schedule.sent: `>=` for `>` in `len(ends) > 0`": _IN_VAIN,
     "threadmail._schedule:Schedule.sent: -1 for 0": _IN_VAIN,
     "threadmail._schedule:Schedule.sent: `if True` for `if bounded`": _IN_VAIN,
-    "threadmail._schedule:Schedule.drained: `or` for `and` in `not self.take_out(job, out) and job in self.ready`": (
+    "threadmail._schedule:Schedule.drained: `or` for `and` in "
+    "`not self.take_out(job, out, ending) and job in self.ready`": (
         "what was taken out is in the queue no more, so the second question says no"
     ),
     "threadmail._schedule:Schedule.next_action: -1 for 0": "whatever is not positive means now",

@@ -141,8 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"score": {**asdict(result), "open": result.open}, "mutants": rows}, indent=1))
     else:
         print(f"mutation score: {result}; {time.perf_counter() - started:.0f} s")
-    if options.write and not (options.module or options.match or options.new):
-        SCORE.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    if options.write:  # of all that is on record, whichever part was searched now
+        whole = score(all_mutants(), read_killers())
+        SCORE.write_text(json.dumps(asdict(whole), indent=1) + "\n", encoding="utf-8")
     return int(result.open > 0)
 
 
