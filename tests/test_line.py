@@ -110,7 +110,88 @@ def test_who_gives_up_leaves_the_line() -> None:
         thread.join(10.0)
     assert len(gone) == 1
     assert not line._places
-    line.let_in(NEVER)  # waits for nobody
+    line.let_in("batch", NEVER)  # waits for nobody
+
+
+class Place(threading.Event):
+    """Of somebody who does not come to the lock; and how often he was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        return False
+
+
+def test_each_batch_waits_for_all_who_stand_there() -> None:
+    """Also for whom another one waits already: else its turns would pass him, one after another."""
+    line, place = Line(), Place()
+    line.begin("one")
+    line.begin("another")
+    line._places[place] = None
+    line.let_in("one", NEVER)
+    line.let_in("another", NEVER)
+    assert place.waits == 2
+
+
+def test_whoever_does_not_come_holds_up_each_batch_once_and_the_last_one_takes_the_place_away() -> None:
+    line, left, new = Line(), Place(), Place()
+    line.begin("one")
+    line.begin("another")
+    line._places[left] = None
+    for batch in ("one", "another", "one", "another"):
+        line.begin(batch)  # as each turn does
+        line.let_in(batch, NEVER)
+    assert left.waits == 2
+    line._places[new] = None
+    line.end("one")
+    assert list(line._places) == [left, new]
+    line.end("another")
+    assert list(line._places) == [new], "for whom the next batch is to wait"
+
+
+def in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, as after a fork that ran none of Python's hooks."""
+    monkeypatch.setattr("os.getpid", lambda: -1)
+
+
+def test_a_batch_in_a_child_waits_for_nobody_who_stands_in_the_line_of_its_parent(
+    server: NamingServer, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.set()
+    with Client(server.url) as client:
+        place = Place()
+        client._line.begin("of the parent")
+        client._line._places[place] = None
+        in_a_child(monkeypatch)
+        client.send_all([letter(f"bulk{n}") for n in range(12)]).raise_for_failures()
+    assert place.waits == 0
+    assert not client._line._batches
+
+
+def test_nor_one_that_was_begun_before_the_fork(
+    server: NamingServer, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the child has a line of its own, in which the others of the child stand."""
+    gate.set()
+    place = Place()
+    with Client(server.url) as client:
+
+        def messages() -> Iterator[Envelope]:
+            yield from (letter(f"a{n}") for n in range(5))
+            client._line._places[place] = None
+            in_a_child(monkeypatch)
+            yield from (letter(f"b{n}") for n in range(5))
+            assert client._line._batches, "others are to stand in line"
+            yield from (letter(f"c{n}") for n in range(5))
+
+        parents = client._line
+        client.send_all(messages()).raise_for_failures()
+        assert client._line is not parents
+    assert place.waits == 0
+    assert not client._line._batches
 
 
 def test_an_exception_from_outside_leaves_neither_a_place_nor_the_lock() -> None:

@@ -4,7 +4,7 @@ Owns the promise that a batch lets others in between its turns. A lock is not fa
 anybody who waits for it is awake. So while a batch of more than one turn runs, whoever comes for the client stands in
 line beside the lock as well, and between two turns the batch waits until all who stood there have had the lock.
 Guarantees: that costs nothing while there is no such batch; who is interrupted in the line holds nothing, and holds up
-a batch for `LONGEST` seconds at most, once. No lock of its own: single operations of a dict are atomic.
+each batch for `LONGEST` seconds at most, once. No lock of its own: single operations of a dict are atomic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Line:
     """Of one client."""
 
     def __init__(self) -> None:
-        self._batches: dict[object, None] = {}
+        self._batches: dict[object, set[threading.Event]] = {}  # and for which places each has waited
         self._places: dict[threading.Event, None] = {}
 
     def entering(self, lock: Any, end: Deadline) -> AbstractContextManager[object]:
@@ -34,17 +34,29 @@ class Line:
 
     def begin(self, batch: object) -> None:
         """From now on others are to be let in between turns."""
-        self._batches[batch] = None
+        self._batches.setdefault(batch, set())
 
     def end(self, batch: object) -> None:
         """The batch is over, if it had begun."""
-        self._batches.pop(batch, None)
+        waited = self._batches.pop(batch, set())
+        if not self._batches:
+            for place in waited:  # in vain, if it is there still: what an interrupted thread left goes with the last
+                self._places.pop(place, None)
 
-    def let_in(self, end: Deadline) -> None:
-        """Between two turns, without the lock: wait until those who stand here now have had it, or gave up."""
-        for place in list(self._places):
-            self._places.pop(place, None)  # whoever was interrupted there holds nobody up twice
-            place.wait(end.within(LONGEST).remaining())
+    def let_in(self, batch: object, end: Deadline) -> None:
+        """Between two turns, without the lock: wait until those who stand here now have had it, or gave up.
+
+        The places stay: other batches are to wait for them as well, else theirs would be the turns meanwhile.
+        """
+        waited = self._batches.get(batch)
+        if waited is None:
+            return  # it began in another process
+        here = list(self._places)
+        waited.intersection_update(here)
+        for place in here:
+            if place not in waited:
+                waited.add(place)  # first: whoever was interrupted there holds this batch up once
+                place.wait(end.within(LONGEST).remaining())
 
 
 class _InLine(HeldInTime):

@@ -262,7 +262,7 @@ class Client(KeptConnection):
         receipts: list[Receipt] = []
         last: Receipt | None = None
         source = iter(messages)
-        line, batch = self._line, object()
+        batch = object()
         before = self._last_abort
 
         def called_off() -> bool:
@@ -270,10 +270,13 @@ class Client(KeptConnection):
 
         try:
             while turn := Turn(source, TURN):
+                # The lock first, and both anew for each turn: in a forked child it makes the line that of the child.
+                root = self.sync_root
+                line = self._line
                 if turn.is_full:  # another one may follow
                     line.begin(batch)
                 try:
-                    with line.entering(self.sync_root, end):
+                    with line.entering(root, end):
                         try:
                             receipts += turn.taken_by(self, end, last, called_off)
                         finally:
@@ -285,9 +288,9 @@ class Client(KeptConnection):
                 if turn.failure is not None:
                     raise turn.failure
                 if turn.is_full and not self.sync_root._is_owned():  # else nobody could come in
-                    line.let_in(end)
+                    self._line.let_in(batch, end)
         finally:
-            line.end(batch)
+            self._line.end(batch)
         return Report(receipts)
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:

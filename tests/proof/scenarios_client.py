@@ -116,9 +116,10 @@ def left_in_line(run: Run) -> None:
 
     def turns() -> None:
         line._places[threading.Event()] = None
-        line.let_in(NEVER)
+        line.begin("batch")
+        line.let_in("batch", NEVER)
         begun = time.monotonic()
-        line.let_in(NEVER)
+        line.let_in("batch", NEVER)
         on_time(begun, "the next turn")
 
     threads.add(turns)
