@@ -35,10 +35,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 from tests.support.naming import NamingServer
 from tests.support.strikes import calm, strike, withdraw
@@ -54,6 +55,9 @@ from threadmail import (
     ThreadedSender,
     Timeouts,
 )
+from threadmail._locks import new_rlock
+from threadmail._starter import Starter
+from threadmail._worker import Worker
 
 from .ledger import Arrived, Fate, Ledger, make_envelope
 from .leftovers import open_descriptors
@@ -72,7 +76,8 @@ PATIENCE = 40.0  # seconds until what has not ended is taken for hanging
 PAUSE = 0.0002, 0.02  # seconds between two strikes
 FLOOR = 0.2  # of the messages whose fate is known must be sent
 OURS, NOT_OURS = "threadmail-", ("threadmail-capture", "threadmail-proxy")
-BEGUN = str(ROOT / "threadmail")  # where a thread of ours is, once it has begun
+LANES = "threadmail-lane"  # an executor's
+BORROWED_NUMBERS = sys.version_info < (3, 12)  # see `Ours`
 HOWS = ("async", "signal", "error", "memory")
 SWITCH = 1e-5
 STDERR = 2
@@ -83,21 +88,11 @@ class Strike(BaseException):
     """Comes from outside, as a KeyboardInterrupt does."""
 
 
-def strike_begun(thread: threading.Thread, kind: type[BaseException]) -> bool:
-    """As `strike`, for a thread of the product, which may end at any time, and its number be that of a new one."""
-    ident = thread.ident
-    if ident is None or not _has_begun(thread) or not strike(ident, kind):
-        return False
-    if not thread.is_alive():
-        withdraw(ident)  # it is meant for nobody who has just been born
-    return True
-
-
 class Shelter:
-    """One caller's thread: it can be struck while it is in a call of the product, and only then.
+    """One thread, a caller's or one of ours: it can be struck while it is in a call of the product, and only then.
 
-    What the harness itself does must not be struck, or it would lose its own accounts. `gate` is what the storm holds
-    while it strikes.
+    What the harness itself does must not be struck, or it would lose its own accounts; nor what the interpreter does
+    for a thread. `gate` is what the storm holds while it strikes: nobody leaves the call meanwhile.
 
     Args:
         starved: allocations fail in the whole process, so that whatever is raised may be of that.
@@ -105,7 +100,7 @@ class Shelter:
 
     def __init__(self, starved: bool = False) -> None:
         self.starved = starved
-        self.gate = threading.Lock()  # guards the two below
+        self.gate = new_rlock()  # guards the two below; whoever takes it may be struck in that very moment
         self.outside = False  # in a call of the product, where strikes may fall
         self.hit = False  # in this call
         self.thread = 0
@@ -116,6 +111,7 @@ class Shelter:
         It is struck once at most, so that what is caught here cannot be followed by another one.
         """
         self.thread, self.hit = threading.get_ident(), False
+        _here.shelter = self
         done, told = False, None
         try:
             try:
@@ -141,6 +137,19 @@ class Shelter:
                 self.outside = False
                 withdraw(threading.get_ident())
 
+    def go_on(self) -> None:
+        """By its own thread, in the call: what has struck it is dealt with, and it may be struck again."""
+        with self.gate:
+            withdraw(threading.get_ident())
+            self.hit = False
+
+    def shut(self) -> bool:
+        """By its own thread: from now on it is not struck. Returns whether it could be."""
+        with self.gate:
+            was_outside, self.outside = self.outside, False
+            withdraw(threading.get_ident())
+        return was_outside
+
     def struck(self, kind: type[BaseException]) -> bool:
         """By the storm: strike it, if it is outside and was not struck in this call."""
         with self.gate:
@@ -148,6 +157,96 @@ class Shelter:
                 return False
             self.hit = strike(self.thread, kind)
             return self.hit
+
+
+_here = threading.local()  # each thread's shelter
+
+
+class Ours:
+    """The threads of threadmail's own that run now, each in a shelter.
+
+    What the interpreter does before and behind their work is not to be struck. A thread that dies in its bootstrap is
+    waited for by `Thread.start()` without end, and an executor's thread that dies with the word to end in its hand
+    tells nobody else of it. Nor is it enough to look first and strike then: on a busy machine the thread may have ended
+    in between, and its number be that of a new one, which is in its bootstrap.
+
+    CPython 3.10 and 3.11 give a new thread the number of the one that starts it, until it runs; who strikes that one
+    strikes the new one, in its bootstrap. So there nobody is struck between the two.
+
+    Each is struck once, for what deals with a strike is not promised to bear another one; a worker once more each time
+    that it looks for its next message.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Shelter, str] = {}
+
+    @property
+    def running(self) -> list[tuple[Shelter, str]]:
+        """Each with the name of its thread."""
+        return list(self._running.items())
+
+    def shelter(self, act: Callable[[], Any]) -> None:
+        """Do the work of the calling thread."""
+        shelter = Shelter()
+        self._running[shelter] = threading.current_thread().name
+        try:
+            shelter.call(act)
+        finally:
+            del self._running[shelter]
+
+    @contextmanager
+    def sheltered(self) -> Iterator[None]:
+        """Meanwhile each that is started gets its shelter."""
+        run, work, next_job = threading.Thread.run, Starter.work, Worker._next_job
+
+        def run_sheltered(thread: threading.Thread) -> None:
+            if thread.name.startswith(OURS) and not thread.name.startswith((LANES, *NOT_OURS)):
+                self.shelter(lambda: run(thread))
+            else:
+                run(thread)
+
+        def work_sheltered(starter: Starter, worker: Worker) -> None:
+            self.shelter(lambda: work(starter, worker))
+
+        def next_job_struck_anew(worker: Worker) -> Any:
+            _here.shelter.go_on()
+            return next_job(worker)
+
+        with (
+            start_unstruck(),
+            patch.object(threading.Thread, "run", run_sheltered),
+            patch.object(Starter, "work", work_sheltered),
+            patch.object(Worker, "_next_job", next_job_struck_anew),
+        ):
+            yield
+
+
+@contextmanager
+def start_unstruck() -> Iterator[None]:
+    """Who starts a thread is not struck until that one has its own number; see `Ours`."""
+    if not BORROWED_NUMBERS:
+        yield
+        return
+    start_new = threading._start_new_thread  # type: ignore[attr-defined]
+
+    def start(bootstrap: Callable[[], object], arguments: tuple[()]) -> None:
+        runs = threading.Event()
+
+        def begin() -> None:
+            runs.set()
+            bootstrap()
+
+        shelter: Shelter | None = getattr(_here, "shelter", None)
+        was_outside = shelter is not None and shelter.shut()
+        try:
+            start_new(begin, arguments)
+            runs.wait()
+        finally:
+            if shelter is not None:
+                shelter.outside = was_outside
+
+    with patch.object(threading, "_start_new_thread", start):
+        yield
 
 
 # ---------------------------------------------------------------- what is struck
@@ -347,6 +446,7 @@ class Round:
         self.target = TARGETS[name](config, self.ledger, random.Random(f"{seed}/target"))
         self.stop = threading.Event()
         self.shelters: list[Shelter] = []
+        self.ours = Ours()
         self.strikes: Counter[str] = Counter()
         self.kind: type[BaseException] = Strike if how == "async" else MemoryError
 
@@ -356,14 +456,15 @@ class Round:
             threading.Thread(target=self._call, args=(number, shelter), name=f"caller-{number}", daemon=True)
             for number, shelter in enumerate(self._new_shelters(CALLERS))
         ]
-        for caller in callers:
-            caller.start()
+        storm = self._strike_threads
         if self.how == "signal":
-            self._be_struck_by_signals()
+            storm = self._be_struck_by_signals
         elif self.how == "memory" and _testcapi is not None:
-            self._starve()
-        else:
-            self._strike_threads()
+            storm = self._starve
+        with self.ours.sheltered() if storm == self._strike_threads else nullcontext():
+            for caller in callers:
+                caller.start()
+            storm()
         self.stop.set()
         end = time.monotonic() + PATIENCE
         for caller in callers:
@@ -394,13 +495,11 @@ class Round:
         end = time.monotonic() + self.seconds
         while time.monotonic() < end:
             time.sleep(self.rng.uniform(*PAUSE))
-            # One that dies before it has begun is waited for by `Thread.start()` without end: the interpreter's hole.
-            begun = [thread for thread in threading.enumerate() if _has_begun(thread)]
-            ours = [t for t in begun if t.name.startswith(OURS) and not t.name.startswith(NOT_OURS)]
+            ours = self.ours.running
             if ours and self.rng.random() < 0.5:
-                thread = self.rng.choice(ours)
-                if strike_begun(thread, self.kind):
-                    self._count(thread.name.rstrip("0123456789").rstrip("-_"))
+                shelter, name = self.rng.choice(ours)
+                if shelter.struck(self.kind):
+                    self._count(name.rstrip("0123456789").rstrip("-_"))
             elif self.rng.choice(self.shelters).struck(self.kind):
                 self._count("caller")
 
@@ -477,20 +576,6 @@ class Round:
             self.target.close(PATIENCE / 4)
         except BaseException as error:  # noqa: BLE001 - in peace nothing may be raised
             self.ledger.violated(f"close: {type(error).__name__}: {error}")
-
-
-def _has_begun(thread: threading.Thread) -> bool:
-    """Whether it is in code of ours.
-
-    Before and behind it is the interpreter's: one that dies in its bootstrap is waited for by `Thread.start()` without
-    end, and an executor's thread that dies with the word to end in its hand tells nobody else of it.
-    """
-    frame = sys._current_frames().get(thread.ident or 0) if thread.is_alive() else None
-    while isinstance(frame, FrameType):  # CPython 3.11 gives something else for one that is just being made
-        if frame.f_code.co_filename.startswith(BEGUN):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def storm_round(seed: str, name: str, how: str, seconds: float) -> tuple[Round, list[str], int]:
