@@ -21,6 +21,7 @@ from threadmail import (
 )
 from threadmail._deadline import NEVER
 from threadmail._dialogue import Dialogue
+from threadmail._wire import Wire
 from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve
 
 CONTENT = "Subject: x\r\n\r\nx\r\n"
@@ -196,6 +197,67 @@ def test_quit_with_a_reply_to_come_closes() -> None:
 
 
 # ---------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize("exchange", ["connect", "noop", "ehlo", "mail"])
+@pytest.mark.parametrize("intruder", ["getreply", "close", "noop", "quit", "ehlo", "connect", "__exit__"])
+def test_nobody_reads_or_closes_while_a_reply_is_waited_for(
+    exchange: str, intruder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that comes there, in this very thread: it is refused, and the exchange goes on unharmed."""
+    read, told = Wire.read_reply, list[type[BaseException]]()
+    with CaptureServer() as server:
+        smtp = SMTP(local_hostname="test", timeout=5.0)
+        place = (server.host, server.port)
+        exchanges: dict[str, Callable[[], Any]] = {
+            "connect": lambda: smtp.connect(*place),
+            "noop": smtp.noop,
+            "ehlo": smtp.ehlo,
+            "mail": lambda: smtp.mail("a@here.test"),
+        }
+        intruders: dict[str, Callable[[], object]] = {
+            **exchanges,
+            "getreply": smtp.getreply,
+            "close": smtp.close,
+            "quit": smtp.quit,
+            "__exit__": lambda: smtp.__exit__(None, None, None),
+        }
+
+        def interrupted(wire: Wire, timeout: float | None = None) -> Any:
+            monkeypatch.setattr(Wire, "read_reply", read)
+            with pytest.raises(Reentered) as info:
+                intruders[intruder]()
+            told.append(info.type)
+            return read(wire, timeout) if timeout is not None else read(wire)
+
+        if exchange != "connect":
+            smtp.connect(*place)
+            smtp.ehlo()
+        monkeypatch.setattr(Wire, "read_reply", interrupted)
+        assert exchanges[exchange]()[0] in (220, 250)
+        assert told == [Reentered]
+        assert smtp.rset()[0] == 250
+        assert smtp.docmd("VRFY", "a@here.test")[0] == 252, "each reply is that to its command"
+        smtp.close()
+
+
+def test_nobody_connects_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two connections would come of it, and one of them would be closed by nobody."""
+    dial = SMTP._dial
+    with CaptureServer() as server:
+        smtp = SMTP(local_hostname="test", timeout=5.0)
+
+        def interrupted(*given: Any) -> Any:
+            monkeypatch.setattr(SMTP, "_dial", dial)
+            for intruder in (smtp.close, smtp.noop, lambda: smtp.connect(server.host, server.port)):
+                with pytest.raises(Reentered):
+                    intruder()
+            return dial(*given)
+
+        monkeypatch.setattr(SMTP, "_dial", interrupted)
+        assert smtp.connect(server.host, server.port)[0] == 220
+        assert smtp.noop()[0] == 250
+        smtp.close()
 
 
 def test_a_content_may_be_streamed_by_hand() -> None:

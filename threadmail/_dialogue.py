@@ -254,8 +254,7 @@ class Dialogue(Guarded, smtplib.SMTP):
             Reentered: this very thread is inside an exchange on this client, which goes on unharmed.
         """
         with holding(self.sync_root, NEVER):
-            if self._state is State.DRIVING:
-                raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
+            self._require_turn(reading=not self._inside)
             self._drop()
 
     def _drop(self) -> None:
@@ -329,7 +328,16 @@ class Dialogue(Guarded, smtplib.SMTP):
     @exclusive_reading
     def getreply(self) -> Answer:
         """Read a whole reply: (code, text). Anything else closes the connection and raises."""
-        reply = self._connected().read_reply()
+        return self._next_reply()
+
+    def _next_reply(self) -> Answer:
+        """As `getreply`. Nobody else reads meanwhile: who came second would wait for what never comes."""
+        wire = self._connected()
+        before, self._state = self._state, State.DRIVING
+        try:
+            reply = wire.read_reply()
+        finally:
+            self._state = before
         if reply.code == 354:
             self._state = State.CONTENT
         elif self._state is State.AWAITING:

@@ -94,6 +94,16 @@ class _Client(Mailing):
         self._drop()
         if not self._for_one_dial:
             self._abort_requested = False
+        self._state = State.DRIVING  # the first reply is that of the greeting, whoever would ask for one meanwhile
+        try:
+            return self._connect(host, port, source_address)
+        except BaseException:
+            self._drop()  # a greeting that comes yet would be the reply to the first command
+            raise
+        finally:
+            self._state = State.IDLE
+
+    def _connect(self, host: str, port: int, source_address: Any) -> Answer:
         self.helo_resp = self.ehlo_resp = None
         self.esmtp_features = {}
         self.does_esmtp = False
@@ -107,11 +117,7 @@ class _Client(Mailing):
         port = port or self.default_port
         self._host = host
         sys.audit("smtplib.connect", self, host, port)
-        try:
-            answer = self._greeted(host, port)
-        except BaseException:
-            self._drop()  # a greeting that comes yet would be the reply to the first command
-            raise
+        answer = self._greeted(host, port)
         if self.debuglevel > 0:
             self._debug("connect:", repr(answer[1]))
         return answer
@@ -122,7 +128,7 @@ class _Client(Mailing):
         if self._abort_requested:
             wire.abort()
         try:
-            return self.getreply()
+            return self._next_reply()
         except ReplyTimedOut as error:
             silent = ConnectTimedOut(f"{host}:{port} accepted the connection but sent no greeting")
             silent.deadline_passed = error.deadline_passed
