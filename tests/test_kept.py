@@ -33,6 +33,7 @@ from threadmail import (
     TimedOut,
     _kept,
 )
+from threadmail._deadline import NEVER
 from threadmail._life import Life
 from threadmail.testing import CaptureServer, Drop, Pause, Reply, Script, ScriptedServer, Serve, Signal, Stall
 
@@ -485,3 +486,25 @@ def test_what_a_hook_raises_is_not_taken_for_a_stale_connection(error: MailError
         assert client.stats().closed.get("stale") is None
         assert len(server.messages) == 1
         assert client.send(envelope("c")).outcome is Outcome.SENT
+
+
+def test_what_is_said_goodbye_on_does_not_stay_open_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where none of Python's hooks ran: the server would not see the parent go."""
+    with CaptureServer() as server, Client(server.url) as client:
+        client.connect()
+        assert client._smtp is not None
+        sock = client._smtp.sock
+        assert sock is not None
+
+        def forked(*_: object, **__: object) -> None:
+            with monkeypatch.context() as child:
+                child.setattr("os.getpid", lambda: -1)
+                assert client.sync_root is not None  # the first use
+                assert sock.fileno() == -1
+
+        monkeypatch.setattr(type(client._smtp), "quit", forked)
+        leaving = client._taken_out("idle")
+        assert leaving is not None
+        client._say_goodbye(leaving, NEVER)
+        assert sock.fileno() == -1
+        assert not client._leaving

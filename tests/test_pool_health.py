@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -150,3 +151,30 @@ def test_the_idle_watch_looks_after_those_that_are_held_as_well() -> None:
         client.sync_root.release()
         assert pool.close_idle() is None
         assert not client.is_connected
+
+
+@pytest.mark.parametrize("closed_first", [False, True], ids=["lease ends first", "pool closed first"])
+def test_what_is_held_when_the_pool_is_closed_is_closed_when_it_is_let_go_of(closed_first: bool) -> None:
+    """Its socket stayed open until somebody called `close()` once more, and it was in no number."""
+    with NamingServer() as server:
+        pool = ClientPool(server.url, max_size=1)
+        with contextlib.ExitStack() as lease:
+            client = lease.enter_context(pool.lease())
+            client.send(message())
+            client.sync_root.acquire()
+            if closed_first:
+                pool.close()
+        pool.close()
+        assert client._smtp is not None
+        sock = client._smtp.sock
+        assert sock is not None
+        assert (pool.stats().opened, pool.stats().closed) == (1, {})
+        waiting = [each for each in threading.enumerate() if each.name == "threadmail-lingering"]
+        assert waiting
+        client.sync_root.release()
+        for each in waiting:
+            each.join(10.0)
+        assert sock.fileno() == -1
+        assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})
+        pool.close()
+        assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})

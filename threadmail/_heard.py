@@ -1,12 +1,13 @@
 """What the end of a message says of the server.
 
-Owns two questions about an error, which pure functions answer: did the server answer the MAIL, in whatever way, or did
-it take the session back before? Leaves to whoever counts dials what follows.
+Owns three questions about an error, which pure functions answer: did the server answer the MAIL, in whatever way, or
+did it take the session back before; is it what a connection ends with that the server had hung up on? Leaves to whoever
+counts dials, or keeps connections, what follows.
 """
 
 from __future__ import annotations
 
-from .errors import CONNECTING, Aborted, BadReply, ConnectionLost, MailError, Phase, ReplyError
+from .errors import CONNECTING, Aborted, BadReply, ConnectionLost, MailError, Phase, RecipientsRefused, ReplyError
 
 
 def mail_was_answered(error: MailError) -> bool:
@@ -21,6 +22,17 @@ def was_taken_back(error: MailError) -> bool:
     if error.phase is not Phase.MAIL or error._of_hook or error.deadline_passed or isinstance(error, Aborted):
         return False
     return isinstance(error, (ConnectionLost, BadReply)) or _is_closing(error)
+
+
+def was_stale(error: MailError) -> bool:
+    """Whether it is what a hung-up connection looks like, with nothing of the content handed over."""
+    if error._of_hook or isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
+        return False
+    if isinstance(error, RecipientsRefused):
+        return any(code == 421 for code, _ in error.recipients.values())
+    if isinstance(error, ReplyError) and not isinstance(error, BadReply):
+        return error.smtp_code == 421
+    return isinstance(error, (ConnectionLost, BadReply))
 
 
 def _is_reply(error: MailError) -> bool:

@@ -20,7 +20,7 @@ from typing import TypeAlias, TypeVar, cast
 
 from ._deadline import NEVER, Deadline, now
 from ._guard import Guarded, holding
-from ._heard import mail_was_answered, was_taken_back
+from ._heard import mail_was_answered, was_stale, was_taken_back
 from ._idle import IdleWatch
 from ._life import Life
 from ._line import Line
@@ -29,14 +29,10 @@ from ._threads import join_thread
 from .config import ServerConfig
 from .errors import (
     Aborted,
-    BadReply,
     Closed,
-    ConnectionLost,
     MailError,
     Phase,
-    RecipientsRefused,
     Reentered,
-    ReplyError,
     TimedOut,
     kept_copy,
     of_hook,
@@ -195,12 +191,13 @@ class KeptConnection(Guarded):
         for smtp in list(self._leaving):
             smtp.abort()
 
-    def _part(self, end: Deadline, reason: str = "closed") -> bool:
+    def _part(self, end: Deadline, reason: str = "closed", *, patience: Deadline = _AT_ONCE) -> bool:
         """For a pool, which does not wait for who may still use what it has to end: end the session, and for good.
 
         Args:
             end: by when the farewell is over.
             reason: for the statistics.
+            patience: until when who holds `sync_root` is waited for.
         Returns:
             Whether all is closed. Else somebody holds `sync_root`, or this very thread is in the middle of a call: the
             connection is dropped under them, they can make no other one, and `_part` is to be called again.
@@ -209,7 +206,7 @@ class KeptConnection(Guarded):
         root = self.sync_root
         if not root._is_owned():
             try:
-                with holding(root, _AT_ONCE):
+                with holding(root, patience):
                     self._finish(end, reason)
                 return True
             except TimedOut:
@@ -268,7 +265,7 @@ class KeptConnection(Guarded):
 
         Not with others under way there, content and all, whose replies are still to come.
         """
-        return not end.passed and smtp._aboard is None and _was_stale(error)
+        return not end.passed and smtp._aboard is None and was_stale(error)
 
     def _anew(self, end: Deadline) -> AnySMTP:
         """A connection in the place of one that was stale: nothing of value was on it, and nobody needs to know.
@@ -442,8 +439,10 @@ class KeptConnection(Guarded):
 
     def _after_fork(self) -> None:
         smtp, self._smtp = self._smtp, None
-        if smtp is not None:
-            smtp._drop()
+        leaving, self._leaving = list(self._leaving), {}
+        for inherited in (*leaving, smtp):
+            if inherited is not None:
+                inherited._drop()
         self._busy = self._logged_in = False
         self._line = Line()
         if self._watch is not None:
@@ -485,14 +484,3 @@ def _share(end: Deadline) -> Deadline:
     """By when what concerns the old connection must be over, so that a new one can still be made."""
     left = end.remaining()
     return NEVER if left is None else Deadline.after(min(left / 4, SHARE))
-
-
-def _was_stale(error: MailError) -> bool:
-    """Whether this is what a hung-up connection looks like, with nothing of the content handed over."""
-    if error._of_hook or isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
-        return False
-    if isinstance(error, RecipientsRefused):
-        return any(code == 421 for code, _ in error.recipients.values())
-    if isinstance(error, ReplyError) and not isinstance(error, BadReply):
-        return error.smtp_code == 421
-    return isinstance(error, (ConnectionLost, BadReply))

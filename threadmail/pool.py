@@ -53,6 +53,10 @@ FAREWELLS = 8
 #: Seconds for callers to come back whose connections were dropped by `close()`.
 GRACE = 1.0
 
+#: Seconds for whoever holds the `sync_root` of a client, when its pool is closed, to let go of it. Nobody waits for
+#: that but a thread of its own, which closes the socket then.
+LINGER = 60.0
+
 _T = TypeVar("_T")
 
 
@@ -302,6 +306,8 @@ class ClientPool(BornAnew):
                 except BaseException:
                     self._farewell_is_over(farewell)
                     raise
+            if farewell.lingers and self._keys.life is not Life.OPEN and farewell.client is not None:
+                self._see_off((farewell.client,))
         return result, more
 
     def _farewell_is_over(self, farewell: Farewell[Client]) -> bool:
@@ -312,19 +318,27 @@ class ClientPool(BornAnew):
         client = farewell.client
         assert client is not None
         if client in self._keys.ending:
-            stats = client.stats()
-            self._closed = self._closed + Counter(stats.closed)
-            self._opened += stats.opened
             if farewell.lingers:
-                self._lingering.append(client)
+                self._lingering.append(client)  # and counted when it is closed
+            else:
+                self._count(client)
         self._keys.gone(client, at)
         return self._keys.has_to_end
 
-    def _sweep(self, lingering: Sequence[Client]) -> None:
-        """Close what somebody held when it was to be ended, and holds no more."""
+    def _count(self, client: Client) -> None:
+        stats = client.stats()
+        self._closed = self._closed + Counter(stats.closed)
+        self._opened += stats.opened
+
+    def _sweep(self, lingering: Sequence[Client], seconds: float = 0.0) -> None:
+        """Close what somebody held when it was to be ended, and holds no more, or not for longer than `seconds`."""
         for client in lingering:
-            if client._part(AT_ONCE):
+            if client._part(AT_ONCE, patience=Deadline.after(seconds)):
                 self._steps.surely(self._swept, client)
+
+    def _see_off(self, lingering: Sequence[Client]) -> None:
+        """Have closed what somebody holds still, now that the pool is closed and nobody comes any more who looks."""
+        start_thread(self._sweep, name="threadmail-lingering", args=(lingering, LINGER))
 
     def _lingerers(self, _: float) -> Sequence[Client]:
         return tuple(self._lingering)
@@ -332,6 +346,7 @@ class ClientPool(BornAnew):
     def _swept(self, client: Client, _: float) -> None:
         if client in self._lingering:
             self._lingering.remove(client)
+            self._count(client)
 
     # ------------------------------------------------------------ idle clients
 
@@ -399,7 +414,7 @@ class ClientPool(BornAnew):
             begun = self._steps.surely(self._begin_close, closer)
             if begun is None:
                 return
-            to_end, watcher = begun
+            to_end, watcher, lingering = begun
             if to_end:
                 self._say_goodbye(to_end, end)
             if self._await(closer, end):
@@ -408,13 +423,15 @@ class ClientPool(BornAnew):
                 self._await(closer, Deadline.after(GRACE))  # they come back at once, unless they do something else
         finally:
             goodbyes = self._steps.surely(self._leave, closer)
-        self._sweep(self._steps.take(self._lingerers))
+        self._sweep(lingering)
+        if left := [each for each in self._steps.take(self._lingerers) if each in lingering]:
+            self._see_off(left)
         for thread in (watcher, *(goodbyes or ())):
             join_thread(thread, GRACE)
 
-    def _begin_close(self, closer: Closer[Client], at: float) -> tuple[int, threading.Thread | None]:
+    def _begin_close(self, closer: Closer[Client], at: float) -> tuple[int, threading.Thread | None, Sequence[Client]]:
         watcher = self._watch.stop() if self._watch is not None else None
-        return self._keys.close(closer, at), watcher
+        return self._keys.close(closer, at), watcher, self._lingerers(at)
 
     def _say_goodbye(self, clients: int, end: Deadline) -> None:
         """Side by side: servers that stall are waited for together."""
@@ -455,7 +472,7 @@ class ClientPool(BornAnew):
         self._check_process()
         with self._steps.lock:
             keys = self._keys
-            clients = keys.clients()
+            clients = [*keys.clients(), *self._lingering]
             leased = len(keys.leased) + len(keys.ending)
             numbers = len(keys.waiting), leased, len(keys.idle), self._opened, Counter(self._closed)
         waiting, leased, idle, opened, closed = numbers

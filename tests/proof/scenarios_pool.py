@@ -96,7 +96,7 @@ SCENARIOS = [
     _pool("pool of 1, 2x1, deadlines", pooled(1, 2, 1, deadline=5.0, failures=_LATE), 26),
     _pool("pool of 1, 3 threads that discard", discarding(1, 3), 150),
     _pool("pool of 2, 2x1, first dial fails", pooled(2, 2, 1, faults=_FIRST_DIAL_FAILS, failures=NOBODY_HOME), 82),
-    _pool("pool of 1, 1x1 beside close()", pooled(1, 1, 1, beside=ClientPool.close, failures=_ENDED), 5277),
+    _pool("pool of 1, 1x1 beside close()", pooled(1, 1, 1, beside=ClientPool.close, failures=_ENDED), 5832),
 ]
 
 LONG = [
