@@ -112,6 +112,23 @@ def test_nothing_is_kept_of_what_is_over(number: int) -> None:
     in_a_new_context(act)
 
 
+def test_nor_of_what_another_thread_has_ended() -> None:
+    """A lease that is handed over: its end is in a context of its own, and the notes here grew with each."""
+
+    def act() -> None:
+        lasting = Has[Any](KEYS)
+        have_here(lasting)
+        for _ in range(3):
+            handed_over = Has[Any](KEYS)
+            have_here(handed_over)
+            contextvars.Context().run(no_longer_here, handed_over)
+        last = Has[Any](KEYS)
+        have_here(last)
+        assert [each for _, each in _had_here.get()] == [lasting, last]
+
+    in_a_new_context(act)
+
+
 def test_what_ends_elsewhere_leaves_what_is_here() -> None:
     """A lease that was begun in another context, and one that nobody has noted."""
 

@@ -35,12 +35,17 @@ def held(keys: Keys[Client]) -> tuple[Has[Client], ...]:
 
 
 def have_here(has: Has[Client]) -> None:
-    _had_here.set((*_had_here.get(), (threading.get_ident(), has)))
+    _had_here.set((*_not_over(), (threading.get_ident(), has)))
 
 
 def no_longer_here(has: Has[Client]) -> None:
     has.over = True
-    _had_here.set(tuple([each for each in _had_here.get() if not each[1].over]))
+    _had_here.set(tuple(_not_over()))
+
+
+def _not_over() -> list[tuple[int, Has[Client]]]:
+    """What was noted in this context, but for what has ended since, here or in the context of another thread."""
+    return [each for each in _had_here.get() if not each[1].over]
 
 
 def is_refusal(error: MailError) -> bool:
