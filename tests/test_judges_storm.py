@@ -239,18 +239,40 @@ def test_that_on_receipt_is_never_called_is_seen_unless_a_strike_on_our_threads_
     assert sender_round([], {"threadmail-lane": 1}) == []
 
 
-def test_a_lease_that_is_left_when_the_callers_are_gone_is_seen() -> None:
+NO_CLIENT = SimpleNamespace(leased=0, waiting=0, idle=0)
+
+
+def pool_round(looks: list[SimpleNamespace]) -> list[str]:
+    """With a pool that looks like these in turn, like the last one until it is closed, and then like none."""
     round_ = Round.__new__(Round)
     round_.how, round_.ledger = "async", Ledger()
     target = interrupts.PoolTarget.__new__(interrupts.PoolTarget)
-    busy = SimpleNamespace(leased=1, waiting=0, idle=interrupts.WORKERS + 1)
-    stats = [busy, SimpleNamespace(leased=0, waiting=0, idle=0)]
-    target.pool = SimpleNamespace(stats=lambda: stats.pop(0), close=lambda **_: None)  # type: ignore[assignment]
-    round_.target = target
-    assert round_._end() == [
+    pool = SimpleNamespace(
+        stats=lambda: looks.pop(0) if len(looks) > 1 else looks[0],
+        close=lambda **_: looks.__setitem__(slice(None), [NO_CLIENT]),
+    )
+    target.pool, round_.target = pool, target  # type: ignore[assignment]
+    return round_._end()
+
+
+def test_a_lease_that_is_left_when_the_callers_are_gone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "PATIENCE", 0.5)
+    assert pool_round([SimpleNamespace(leased=1, waiting=0, idle=interrupts.WORKERS + 1)]) == [
         "1 clients leased left when callers are gone",
         "1 clients idle beyond left when callers are gone",
     ]
+
+
+def test_a_farewell_of_the_idle_watch_is_no_lease_that_is_left() -> None:
+    busy = SimpleNamespace(leased=1, waiting=0, idle=interrupts.WORKERS - 1)
+    assert pool_round([busy, busy, NO_CLIENT]) == []
+
+
+def test_clients_beyond_are_seen_although_the_idle_watch_closes_them_soon() -> None:
+    beyond = SimpleNamespace(leased=1, waiting=0, idle=interrupts.WORKERS)
+    assert pool_round([beyond, NO_CLIENT]) == []
+    beyond.idle += 1
+    assert pool_round([beyond, NO_CLIENT]) == ["1 clients idle beyond left when callers are gone"]
 
 
 def test_a_round_in_which_nobody_is_struck_is_seen(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mail import envelope, message
-from threadmail import Client, Outcome, ServerConfig, _lookup, _threads
+from threadmail import Client, ClientPool, Outcome, ServerConfig, _lookup, _threads
 from threadmail._deadline import Deadline
 from threadmail._threads import join_thread, start_thread
 from threadmail.testing import CaptureServer
@@ -125,20 +125,28 @@ def test_close_never_fails_for_a_watch_that_was_not_started(threads_fail: Callab
         assert server.quits == 1
 
 
+def break_watch(
+    monkeypatch: pytest.MonkeyPatch, owner: Client | ClientPool, ends_by: type[BaseException] = MemoryError
+) -> list[bool]:
+    """Whoever looks for what is idle ends by this, until the flag in the list is taken back."""
+    real, broken = owner.close_idle, [True]
+
+    def close_idle() -> float | None:
+        if broken[0]:
+            raise ends_by
+        return real()
+
+    monkeypatch.setattr(owner, "close_idle", close_idle)
+    return broken
+
+
 def test_a_watch_that_died_is_started_again_with_the_next_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever ended it: the idle time-out is not off for good."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with CaptureServer() as server, Client(dataclasses.replace(server.config, idle_timeout=0.05)) as client:
-        real, broken = client.close_idle, [True]
-
-        def close_idle() -> float | None:
-            if broken[0]:
-                raise MemoryError
-            return real()
-
-        monkeypatch.setattr(client, "close_idle", close_idle)
+        broken = break_watch(monkeypatch, client)
         client.send(message("a"))
         assert client._watch is not None
         join_thread(client._watch._thread, 10.0)
@@ -147,6 +155,48 @@ def test_a_watch_that_died_is_started_again_with_the_next_connection(
         client.send(message("b"))
         server.wait_for_connections(0)
         assert client.stats().closed == {"stale": 1, "idle": 1}
+
+
+class Struck(BaseException):
+    """From outside."""
+
+
+@pytest.mark.parametrize("ends_by", [MemoryError, Struck])
+def test_a_watch_of_a_pool_that_died_is_started_again_with_the_next_lease(
+    monkeypatch: pytest.MonkeyPatch, ends_by: type[BaseException]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with CaptureServer() as server, ClientPool(dataclasses.replace(server.config, idle_timeout=0.05)) as pool:
+        broken = break_watch(monkeypatch, pool, ends_by)
+        pool.send(message("a"))
+        assert pool._watch is not None
+        join_thread(pool._watch._thread, 10.0)
+        broken[0] = False
+        pool.send(message("b"))
+        server.wait_for_connections(0)
+        assert pool.stats().closed == {"idle": 1}
+
+
+def test_one_that_is_dying_is_not_taken_for_one_that_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is still there when the next one comes."""
+    dying, over = threading.Event(), threading.Event()
+
+    def die_slowly(_: object) -> None:
+        dying.set()
+        over.wait(10)
+
+    monkeypatch.setattr(threading, "excepthook", die_slowly)
+    with CaptureServer() as server, Client(dataclasses.replace(server.config, idle_timeout=0.05)) as client:
+        broken = break_watch(monkeypatch, client)
+        client.send(message("a"))
+        assert dying.wait(10)
+        broken[0] = False
+        try:
+            client.send(message("b"))
+            server.wait_for_connections(0)
+            assert client.stats().closed == {"idle": 1}
+        finally:
+            over.set()
 
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 from ._deadline import LONGEST
@@ -35,26 +36,34 @@ class IdleWatch:
         self._stop: queue.SimpleQueue[None] | None = None
         self._thread: threading.Thread | None = None
         self.is_missing = False  # it was wanted and could not be started
+        self.has_died = (
+            False  # by an exception, and another one is to be started; set by the thread itself, without the lock
+        )
 
     def start(self) -> None:
         """Watch, unless a thread does already; where none can be started, `is_missing` says so."""
         owner = self._owner()
-        if owner is None or (self._thread is not None and self._thread.is_alive()):
+        if owner is None or (self._thread is not None and not self.has_died and self._thread.is_alive()):
             return
-        self.is_missing = True
+        self.is_missing, self.has_died = True, False
         stop = self._stop = queue.SimpleQueue()
         # The thread holds this reference, so its callback comes although owner and watch are collected together.
         owner_ref = weakref.ref(owner, lambda _: stop.put(None))
         try:
-            self._thread = start_thread(_watch, name="threadmail-idle", args=(owner_ref, stop))
+            self._thread = start_thread(_watch, name="threadmail-idle", args=(owner_ref, stop, self._died))
         except BaseException:
             stop.put(None)  # an exception from outside: one that runs all the same is nobody's
             raise
         self.is_missing = self._thread is None
 
     def ended(self) -> None:
-        """The thread has been told that there is nothing left, and will not look again."""
+        """The thread has been told that there is nothing left, or has died, and will not look again."""
         self._thread = self._stop = None
+        self.has_died = False
+
+    def _died(self) -> None:
+        """By the thread: it ends too early."""
+        self.has_died = True
 
     def stop(self) -> threading.Thread | None:
         """Let the thread end now. Returns it, to be joined when the owner's lock has been released."""
@@ -63,14 +72,18 @@ class IdleWatch:
         return self._thread
 
 
-def _watch(owner_ref: weakref.ref[ClosesIdle], stop: queue.SimpleQueue[None]) -> None:
-    pause: float | None = 0.0
-    while pause is not None and not _wait_for(stop, pause):
-        owner = owner_ref()
-        if owner is None:
-            return
-        pause = owner.close_idle()
-        del owner  # while it sleeps, the thread must not keep its owner alive
+def _watch(owner_ref: weakref.ref[ClosesIdle], stop: queue.SimpleQueue[None], died: Callable[[], None]) -> None:
+    try:
+        pause: float | None = 0.0
+        while pause is not None and not _wait_for(stop, pause):
+            owner = owner_ref()
+            if owner is None:
+                return
+            pause = owner.close_idle()
+            del owner  # while it sleeps, the thread must not keep its owner alive
+    except BaseException:  # there is no memory, perhaps
+        died()
+        raise
 
 
 def _wait_for(stop: queue.SimpleQueue[None], seconds: float) -> bool:

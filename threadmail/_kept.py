@@ -285,7 +285,7 @@ class KeptConnection(Guarded):
         if self._smtp is not None:
             reason = self._why_replace(self._smtp, end)
             if reason is None:
-                if self._watch is not None and self._watch.is_missing:
+                if self._watch is not None and (self._watch.is_missing or self._watch.has_died):
                     self._watch.start()
                 # One that was dialled a moment ago and not used yet is as good as new: its failure is no staleness.
                 return self._smtp, self._sent_here == 0 and now() - self._dialled_at < PROBE_AFTER

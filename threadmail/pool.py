@@ -238,10 +238,12 @@ class ClientPool(BornAnew):
         farewell, lease = args
         self._keys.give_back(lease, at)
         self._keys.claim(farewell, at)
-        starts = self._watch is not None and not self._watching and bool(self._keys.idle)
-        if starts:
-            self._watching = True
-        return starts, self._lingerers(at)
+        watch = self._watch
+        if watch is None or not self._keys.idle or (self._watching and not watch.has_died):
+            return False, self._lingerers(at)
+        watch.ended()
+        self._watching = True
+        return True, self._lingerers(at)
 
     def _refused(self, args: tuple[Farewell[Client], Lease[Client], MailError], at: float) -> bool:
         farewell, lease, error = args
