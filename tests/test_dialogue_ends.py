@@ -16,8 +16,13 @@ from threadmail import (
     Client,
     InvalidAddress,
     InvalidConfig,
+    NotSupported,
+    Outcome,
+    Phase,
     Reentered,
+    ReplyError,
     ServerConfig,
+    TimedOut,
 )
 from threadmail._deadline import NEVER
 from threadmail._dialogue import Dialogue
@@ -184,6 +189,49 @@ def test_leaving_the_block_with_a_reply_to_come_closes_and_hides_nothing() -> No
         with pytest.raises(ZeroDivisionError):
             left()
         assert smtp.sock is None
+
+
+@pytest.mark.parametrize("reply", ["421 4.3.2 closing", "500 what", "250 ok"])
+def test_a_farewell_that_is_refused_says_that_nothing_is_to_be_sent_again(reply: str) -> None:
+    """smtplib raises here as well. Code that looks at `outcome` is not to take it for that of a message."""
+    with ScriptedServer([Serve(replies={"QUIT": reply})]) as server:
+        with pytest.raises(ReplyError) as info, client_of(server) as smtp:
+            assert smtp.sendmail("a@here.test", "b@there.test", CONTENT) == {}
+        assert smtp.sock is None
+    error = info.value
+    assert (error.smtp_code, error.phase, error.receipt) == (int(reply[:3]), Phase.DONE, None)
+    assert (error.outcome, error.may_resend) == (Outcome.IN_DOUBT, False)
+    assert str(error) == f"QUIT was answered {reply}"
+
+
+@pytest.mark.parametrize("reply", ["221 bye", "421 4.3.2 closing", "what"])
+def test_a_farewell_hides_nothing_that_ended_the_block(reply: str) -> None:
+    with ScriptedServer([Serve(replies={"QUIT": reply})]) as server:
+        with pytest.raises(ZeroDivisionError), client_of(server) as smtp:
+            raise ZeroDivisionError
+        assert smtp.sock is None
+
+
+def test_nor_does_one_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer([Serve()]) as server:
+        smtp = client_of(server)
+
+        def late(*_: object) -> Any:
+            raise TimedOut("too late")
+
+        monkeypatch.setattr(smtp, "docmd", late)
+        with pytest.raises(ZeroDivisionError), smtp:
+            raise ZeroDivisionError
+        assert smtp.sock is None
+
+
+def test_a_mail_by_hand_that_needs_what_is_not_offered_is_an_error_of_ours() -> None:
+    with ScriptedServer([Serve(extensions=())]) as server, client_of(server) as smtp:
+        smtp.ehlo()
+        with pytest.raises(NotSupported) as info:
+            smtp.mail("a@here.test", ["SMTPUTF8"])
+        assert (info.value.phase, info.value.outcome) == (Phase.MAIL, Outcome.NOT_SENT)
+        assert smtp.mail("a@here.test")[0] == 250, "nothing was written"
 
 
 def test_quit_with_a_reply_to_come_closes() -> None:

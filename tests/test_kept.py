@@ -28,6 +28,7 @@ from threadmail import (
     GreetingRefused,
     MailError,
     Outcome,
+    Phase,
     Reentered,
     ServerConfig,
     TimedOut,
@@ -79,6 +80,17 @@ def test_each_dial_is_asked_for_and_told_of() -> None:
             client.connect()
         assert owner.told == ["asked", None] * 2
         assert server.connections == 2
+
+
+def test_what_forbids_a_dial_says_nothing_of_a_mail() -> None:
+    """Whatever its owner raises: an error, say, that he has kept of another message."""
+    owner = Owner()
+    owner.forbids = DataRefused(554, b"5.7.1 no", phase=Phase.FINAL)
+    with ScriptedServer() as server, owner.client(config_of(server)) as client:
+        with pytest.raises(DataRefused) as info:
+            client.send(envelope("a"))
+        assert info.value.phase is Phase.CONNECT
+        assert client._answers == 0
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["first", "stale"])

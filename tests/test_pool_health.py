@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.mail import message
 from tests.support.naming import NamingServer
-from threadmail import ClientPool, MailError, Outcome, SenderRefused, ServerConfig, _kept, _opening
+from threadmail import ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig, _kept, _opening
 from threadmail._deadline import now
 from threadmail.testing import Expect, Reply, ScriptedServer, Serve, ehlo, greeting
 
@@ -74,6 +74,21 @@ def test_a_server_that_takes_its_sessions_back_is_not_dialled_again_at_once(
             use(pool)
         assert dials.number == 2
         assert pool._keys.breaker.failures == 2
+
+
+def test_a_message_that_is_too_large_makes_no_server_well(dials: Dials) -> None:
+    """Nothing of it is written. It forgot what had failed, and the pauses began anew."""
+    sized = [greeting(), ehlo("SIZE 1000"), Expect("MAIL"), Reply("421 4.3.0 not now")]
+    large = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\n" + b"x\r\n" * 1000)
+    with pool_of(*[sized] * 4) as pool:
+        for failures in (1, 2):
+            for _ in range(10):
+                with contextlib.suppress(MailError):
+                    pool.send(large)
+                send(pool)
+            assert dials.number == 2 * failures, "the one that was kept may have been hung up on, and is replaced"
+            assert pool._keys.breaker.failures == failures
+            dials.at += 100.0
 
 
 def test_nor_in_the_middle_of_a_lease(dials: Dials) -> None:

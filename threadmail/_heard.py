@@ -7,7 +7,17 @@ counts dials, or keeps connections, what follows.
 
 from __future__ import annotations
 
-from .errors import CONNECTING, Aborted, BadReply, ConnectionLost, MailError, Phase, RecipientsRefused, ReplyError
+from .errors import (
+    CONNECTING,
+    Aborted,
+    BadReply,
+    ConnectionLost,
+    MailError,
+    MessageTooLarge,
+    Phase,
+    RecipientsRefused,
+    ReplyError,
+)
 
 
 def mail_was_answered(error: MailError) -> bool:
@@ -36,7 +46,9 @@ def was_stale(error: MailError) -> bool:
 
 
 def _is_reply(error: MailError) -> bool:
-    return isinstance(error, ReplyError) and not isinstance(error, BadReply) and not error._of_hook
+    if isinstance(error, (BadReply, MessageTooLarge)):  # the one is none, the other was never asked for
+        return False
+    return isinstance(error, ReplyError) and not error._of_hook
 
 
 def _is_closing(error: MailError) -> bool:

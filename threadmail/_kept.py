@@ -28,6 +28,7 @@ from ._opening import AnySMTP, Pair, as_ours, open_session, pair_to_offer, uncon
 from ._threads import join_thread
 from .config import ServerConfig
 from .errors import (
+    CONNECTING,
     Aborted,
     Closed,
     MailError,
@@ -347,6 +348,8 @@ class KeptConnection(Guarded):
                 self._before_dial()
             except MailError as error:
                 of_hook(error)  # what was met some time ago is not heard once more
+                if error.phase not in (None, *CONNECTING, Phase.MAIL):
+                    error.phase = Phase.CONNECT  # no MAIL was answered here
                 raise
         try:
             smtp = self._dial(end, pair)

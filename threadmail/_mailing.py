@@ -8,6 +8,7 @@ I/O of a transaction to `_delivery`.
 
 from __future__ import annotations
 
+import smtplib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from email.message import Message
@@ -222,8 +223,15 @@ class Mailing(Dialogue):
 
     @exclusive
     def mail(self, sender: str, options: Sequence[str] = ()) -> Answer:
-        """Begin a transaction by hand. Hold `sync_root` from here to `data()` or `rset()`."""
-        answer = super().mail(sender_mailbox(sender), options)
+        """Begin a transaction by hand. Hold `sync_root` from here to `data()` or `rset()`.
+
+        Raises:
+            NotSupported: the options name SMTPUTF8, which the server does not offer.
+        """
+        try:
+            answer = super().mail(sender_mailbox(sender), options)
+        except smtplib.SMTPNotSupportedError as exc:
+            raise NotSupported(str(exc), phase=Phase.MAIL) from None
         if answer[0] == 250:
             self._state = State.OPEN
         return answer

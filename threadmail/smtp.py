@@ -34,10 +34,13 @@ from .errors import (
     InsecureLogin,
     MailError,
     NotSupported,
+    Outcome,
     Phase,
+    ReplyError,
     ReplyTimedOut,
     StartTLSRefused,
 )
+from .receipt import Reply
 
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -330,10 +333,31 @@ class _Client(Mailing):
 
     @exclusive_parting
     def __exit__(self, *exc: Any) -> None:
+        """Say goodbye and close.
+
+        Raises:
+            ReplyError: QUIT was answered anything but 221, as smtplib tells it; not where an error ended the block. It
+                is about no message, so `may_resend` is False: each has had an answer of its own.
+        """
         if self._state is State.AWAITING:
             self._drop()  # as for quit(); but what ended the block is not to be hidden
             return
-        self._together(partial(super().__exit__, *exc), deadline=self._limits().quit)
+        self._together(partial(self._leave, bool(exc and exc[0])), deadline=self._limits().quit)
+
+    def _leave(self, after_error: bool) -> None:
+        try:
+            code, text = self.docmd("QUIT")
+        except MailError as error:
+            if not (after_error or isinstance(error, smtplib.SMTPServerDisconnected)):
+                raise
+            return
+        finally:
+            self.close()
+        if code != 221 and not after_error:
+            refused = ReplyError(code, text, f"QUIT was answered {Reply(code, text)}", phase=Phase.DONE)
+            refused.outcome = Outcome.IN_DOUBT
+            refused.transient = False
+            raise refused
 
 
 def _in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None) -> _T:
