@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import InvalidConfig, Security, ServerConfig, Timeouts
+from threadmail import Client, ClientPool, InvalidConfig, Security, ServerConfig, ThreadedSender, Timeouts
 from threadmail.config import is_loopback
 from threadmail.testing import TestCA
 
@@ -132,6 +132,19 @@ def test_of_reads_a_url_and_leaves_a_config_alone() -> None:
     config = ServerConfig("mx.example.org")
     assert ServerConfig.of(config) is config
     assert ServerConfig.of("smtp://mx.example.org") == config
+
+
+@pytest.mark.parametrize("server", [None, 42, b"smtp://mx.example.org", ServerConfig])
+def test_what_names_no_server_is_refused(server: Any) -> None:
+    for use in (ServerConfig.of, Client, ClientPool, ThreadedSender):
+        with pytest.raises(InvalidConfig, match=f"no URL but a {type(server).__name__}$"):
+            use(server)
+
+
+def test_a_cafile_may_be_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    TestCA().write_ca(path)
+    assert len(ServerConfig("mx.example.org", cafile=path).make_ssl_context().get_ca_certs()) == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -396,6 +409,15 @@ def test_a_cafile_is_trusted_alone_and_read_again_when_it_changes(tmp_path: Path
         ("idle_timeout", "3"),
         ("max_age", "1"),
         ("max_messages", "5"),
+        ("lmtp", "false"),  # of an environment: each of these was a yes
+        ("lmtp", 0),
+        ("allow_plaintext_login", "no"),
+        ("allow_plaintext_login", "0"),
+        ("allow_plaintext_login", None),
+        ("port", "25"),
+        ("port", True),
+        ("window", True),
+        ("cafile", 42),
     ],
 )
 def test_a_setting_of_another_kind_is_named(name: str, value: object) -> None:

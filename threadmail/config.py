@@ -98,7 +98,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "username": (str, type(None)),
     "password": (str, type(None)),
     "auth": (str, type(None)),
+    "lmtp": (bool,),  # "no", as it comes from a file, would be a yes
+    "allow_plaintext_login": (bool,),
     "local_hostname": (str, type(None)),
+    "cafile": (str, os.PathLike, type(None)),
     "timeouts": (Timeouts,),
     "idle_timeout": (float, int, type(None)),
     "max_age": (float, int, type(None)),
@@ -196,13 +199,12 @@ class ServerConfig:
                 raise InvalidConfig(f"{name} must be more than 0, not {value!r}")
         if self.window < 1:
             raise InvalidConfig(f"window must be at least 1, not {self.window!r}")
-        object.__setattr__(self, "without", frozenset(name.lower() for name in self.without))
 
     def _check_kinds(self) -> None:
         """What would only be found out while a server is dialled. No value is shown: it may be a password."""
         for name, kinds in _KINDS.items():
             value = getattr(self, name)
-            if not isinstance(value, kinds):
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise InvalidConfig(f"{name} is no {kinds[0].__name__} but a {type(value).__name__}")
         names: object = self.without
         if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):  # of a str each letter would be a name
@@ -210,7 +212,7 @@ class ServerConfig:
         given_names = tuple(names)
         if not all(isinstance(name, str) for name in given_names):
             raise InvalidConfig("without holds what is no str")
-        object.__setattr__(self, "without", given_names)
+        object.__setattr__(self, "without", frozenset(name.lower() for name in given_names))
         if self.credentials is not None and not callable(self.credentials):
             raise InvalidConfig(f"credentials is no callable but a {type(self.credentials).__name__}")
         if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_socket"):
@@ -265,8 +267,17 @@ class ServerConfig:
 
     @classmethod
     def of(cls, server: str | ServerConfig) -> ServerConfig:
-        """The config itself, or that of a URL."""
-        return cls.from_url(server) if isinstance(server, str) else server
+        """The config itself, or that of a URL.
+
+        Raises:
+            InvalidConfig: it is neither, or the URL is wrong.
+        """
+        given: object = server
+        if isinstance(given, str):
+            return cls.from_url(given)
+        if not isinstance(given, ServerConfig):
+            raise InvalidConfig(f"the server is no ServerConfig and no URL but a {type(given).__name__}")
+        return given
 
     @classmethod
     def from_url(cls, url: str, **settings: Any) -> ServerConfig:
