@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -192,6 +194,34 @@ def test_a_connection_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(NamingServer, "wait_for_connections", wait)
     assert nothing_told(stormed(0.05)) == ["connection left: 1 connections are open"]
+
+
+@pytest.mark.usefixtures("forged")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_connection_that_only_an_exception_has_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was struck while he dialled has told; the socket is the exception's, and goes with it."""
+
+    def act(self: Target, shelter: Shelter, rng: random.Random) -> None:
+        def dial() -> None:
+            sock = socket.create_connection((self.config.host, self.config.port))
+            assert sock.recv(3) == b"220"  # the server has seen it
+            raise MemoryError
+
+        kept = None
+        try:
+            dial()
+        except MemoryError as error:
+            kept = error  # a cycle: it knows the frame that has it
+        assert kept is not None
+        time.sleep(0.01)
+
+    monkeypatch.setattr(Target, "act", act)
+    gc.disable()
+    try:
+        found = stormed(0.05)
+    finally:
+        gc.enable()
+    assert nothing_told(found) == []
 
 
 @pytest.mark.usefixtures("forged")
