@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -77,11 +78,24 @@ def door() -> Iterator[Door]:
     made.go.set()
 
 
-def all_greeted(server: ScriptedServer, number: int) -> Callable[[], bool]:
-    return lambda: sum(any(line.upper().startswith("EHLO") for line in lines) for lines in server.received) == number
+@pytest.fixture
+def at_the_turn(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Callable[[], bool]]:
+    """Whether so many have come to the turn: from there on nobody is at anything but to wait for it, or to log in."""
+    asked: list[bytes] = []
+    real = RefusedLogins.turn
+
+    def turn(known: RefusedLogins, marked: bytes) -> Any:
+        turn = real(known, marked)
+        asked.append(marked)
+        return turn
+
+    monkeypatch.setattr(RefusedLogins, "turn", turn)
+    return lambda number: lambda: len(asked) == number
 
 
-def test_a_wrong_password_is_offered_once_by_all_dials_under_way(door: Door) -> None:
+def test_a_wrong_password_is_offered_once_by_all_dials_under_way(
+    door: Door, at_the_turn: Callable[[int], Callable[[], bool]]
+) -> None:
     refusing = door.script(Reply("535 5.7.8 no"), Serve())
     with ScriptedServer(refusing, *[UNUSED] * 3) as server:
         fleet = Fleet(config_of(server), 4)
@@ -89,14 +103,16 @@ def test_a_wrong_password_is_offered_once_by_all_dials_under_way(door: Door) -> 
         assert door.reached.wait(10.0)
         for thread in fleet.threads[1:]:
             thread.start()
-        until(all_greeted(server, 4), "all have dialled")
+        until(at_the_turn(4), "all want to log in")
         door.go.set()
         fleet.ends()
         assert logins(server) == 1
         assert [type(error) for error in fleet.errors] == [LoginRefused] * 4
 
 
-def test_a_right_one_is_offered_by_all_once_the_server_took_it(door: Door) -> None:
+def test_a_right_one_is_offered_by_all_once_the_server_took_it(
+    door: Door, at_the_turn: Callable[[int], Callable[[], bool]]
+) -> None:
     accepting = door.script(Reply("235 2.7.0 ok"), Serve())
     others = [Serve(auth={"ann": SECRET}, mechanisms=("PLAIN",))]
     with ScriptedServer(accepting, *[others] * 3) as server:
@@ -105,7 +121,7 @@ def test_a_right_one_is_offered_by_all_once_the_server_took_it(door: Door) -> No
         assert door.reached.wait(10.0)
         for thread in fleet.threads[1:]:
             thread.start()
-        until(all_greeted(server, 4), "all have dialled")
+        until(at_the_turn(4), "all want to log in")
         assert logins(server) == 1
         door.go.set()
         fleet.ends()
@@ -125,13 +141,13 @@ def test_who_waits_for_another_ones_login_waits_until_his_own_deadline(door: Doo
         fleet.ends()
 
 
-def test_or_until_he_is_called_off(door: Door) -> None:
+def test_or_until_he_is_called_off(door: Door, at_the_turn: Callable[[int], Callable[[], bool]]) -> None:
     with ScriptedServer(door.script(Reply("235 2.7.0 ok"), Serve()), UNUSED) as server:
         fleet = Fleet(config_of(server), 2)
         fleet.threads[0].start()
         assert door.reached.wait(10.0)
         fleet.threads[1].start()
-        until(all_greeted(server, 2), "both have dialled")
+        until(at_the_turn(2), "both want to log in")
         fleet.clients[1].abort()
         fleet.threads[1].join(10.0)
         assert isinstance(fleet.errors[0], Aborted)
@@ -154,6 +170,25 @@ def test_or_as_long_as_a_command_may_take(door: Door, monkeypatch: pytest.Monkey
         fleet.ends()
 
 
+def test_who_has_another_pair_waits_for_nobody(door: Door) -> None:
+    """A token for each dial: none of them is ever proven, and eight clients logged in one after another."""
+    tokens = iter(["token 1", "token 2"])
+    others = [Serve(auth={"ann": "token 2"}, mechanisms=("PLAIN",))]
+    with ScriptedServer(door.script(Reply("235 2.7.0 ok"), Serve()), others) as server:
+        config = ServerConfig(
+            server.host, server.port, local_hostname="test", credentials=lambda: ("ann", next(tokens))
+        )
+        fleet = Fleet(config, 1)
+        fleet.threads[0].start()
+        assert door.reached.wait(10.0)
+        with Client(config) as client:
+            assert client.send(envelope(), deadline=8.0).outcome is Outcome.SENT
+        assert not fleet.receipts
+        door.go.set()
+        fleet.ends()
+        assert [receipt.outcome for receipt in fleet.receipts] == [Outcome.SENT]
+
+
 def test_how_long_a_pair_is_proven() -> None:
     known = RefusedLogins()
     ann, bob = mark("ann", SECRET), mark("bob", SECRET)
@@ -170,8 +205,21 @@ def test_how_long_a_pair_is_proven() -> None:
 
 def test_the_turn_of_a_parent_is_not_that_of_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody may hold it there who is not here."""
-    known = RefusedLogins()
-    assert known.turn is known.turn
-    parents = known.turn
+    known, ann = RefusedLogins(), mark("ann", SECRET)
+    parents = known.turn(ann)
+    assert known.turn(ann) is parents
     monkeypatch.setattr("threadmail._barred.os.getpid", lambda: -1)
-    assert known.turn is not parents
+    assert known.turn(ann) is not parents
+
+
+def test_each_pair_has_its_turn_and_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barred, "TURNS", 3)
+    known = RefusedLogins()
+    marks = [mark("ann", f"token {number}") for number in range(4)]
+    turns = [known.turn(marked) for marked in marks[:3]]
+    assert len(set(map(id, turns))) == 3
+    assert [known.turn(marked) for marked in marks[:3]] == turns
+    known.turn(marks[3])
+    assert len(known._turns) == 3
+    assert [known.turn(marked) for marked in marks[1:3]] == turns[1:]
+    assert known.turn(marks[0]) is not turns[0]

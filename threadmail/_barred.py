@@ -2,9 +2,10 @@
 
 Owns the memory of refused logins that all clients with one config share, so that a wrong password is offered once and
 not once for each client: servers lock accounts. It is the pair that is barred, not the login: another password or a new
-token is offered at once. And who may offer a pair: one thread at a time, unless the server took it a moment ago.
-Guarantees: nothing is kept in the clear, but a hash with a key that only this process has. Each operation on a dict is
-atomic; the one lock is `turn`, for whoever logs in to hold meanwhile. Time is an argument.
+token is offered at once. And who may offer a pair: one thread at a time, unless the server took it a moment ago; those
+with another pair, such as a token for each dial, do not wait for him. Guarantees: nothing is kept in the clear, but a
+hash with a key that only this process has. Each operation on a dict is atomic; the only locks are those of `turn`, for
+whoever logs in to hold meanwhile. Time is an argument.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _KEY = os.urandom(32)
 #: log in one by one. A password that is changed just then may be tried by each of them.
 PROVEN = 5.0
 
+#: Pairs whose turns are kept. Who has one that was dropped for a newer one may not be alone with his pair any more.
+TURNS = 64
+
 
 def mark(user: str, password: str) -> bytes:
     """What stands for a pair of user name and password or token."""
@@ -35,7 +39,8 @@ class RefusedLogins:
     def __init__(self) -> None:
         self._refused: dict[bytes, tuple[float, int, bytes]] = {}  # by mark: until when, and the server's answer
         self._taken: tuple[bytes, float] = (b"", 0.0)  # the mark that the server took last, and until when that counts
-        self._turns: dict[int, Any] = {}  # one for each process: the parent's may be held by a thread that is not here
+        # By process, for one of the parent may be held by a thread that is not here, and mark.
+        self._turns: dict[tuple[int, bytes], Any] = {}
 
     def bar(self, marked: bytes, refusal: LoginRefused, until: float, now: float) -> None:
         """Let the pair not be offered again before `until`."""
@@ -65,10 +70,15 @@ class RefusedLogins:
         proven, until = self._taken
         return proven == marked and now < until
 
-    @property
-    def turn(self) -> Any:
-        """Held by whoever offers a pair that is not proven."""
-        return self._turns.setdefault(os.getpid(), new_rlock())
+    def turn(self, marked: bytes) -> Any:
+        """Held by whoever offers this pair, as long as that is not proven."""
+        key = os.getpid(), marked
+        turn = self._turns.get(key)
+        if turn is None:
+            for old in list(self._turns)[: 1 - TURNS]:
+                self._turns.pop(old, None)
+            turn = self._turns.setdefault(key, new_rlock())
+        return turn
 
     def __reduce__(self) -> tuple[type[RefusedLogins], tuple[()]]:
         return RefusedLogins, ()

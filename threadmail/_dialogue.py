@@ -405,7 +405,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         return super().noop()
 
     @exclusive
-    def verify(self, address: str, *, deadline: float | Deadline | None = None) -> Answer:
+    def verify(self, address: str) -> Answer:
         return super().verify(self._one_line(address))
 
     vrfy = verify

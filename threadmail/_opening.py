@@ -132,8 +132,9 @@ def _log_in(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadline) -> N
 
 
 def _offer_in_turn(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadline) -> None:
-    """Offer the pair; with nobody beside, if the server has not taken it a moment ago."""
+    """Offer the pair; with nobody beside who offers it as well, if the server has not taken it a moment ago."""
     known, marked = config._refused_logins, pair.mark
+    turn = known.turn(marked)
     patience = Deadline.after(config.timeouts.command)
     wire = smtp._wire
     while not (known.is_proven(marked, now()) or patience.passed):
@@ -142,7 +143,7 @@ def _offer_in_turn(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadlin
             raise Aborted("the call was ended by abort()")
         is_mine = False
         try:
-            with holding(known.turn, end.within(patience).within(LOOK)):
+            with holding(turn, end.within(patience).within(LOOK)):
                 is_mine = True
                 if not known.is_proven(marked, now()):
                     _offer(smtp, config, pair)

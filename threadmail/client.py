@@ -299,7 +299,7 @@ class Client(KeptConnection):
 
     def verify(self, address: str, *, deadline: float | Deadline | None = None) -> Reply:
         """Ask the server about an address (VRFY). Most answer 252: they will not say."""
-        return self._ask(lambda smtp, end: smtp.verify(address, deadline=end), deadline)
+        return self._ask(lambda smtp, end: smtp._together(lambda: smtp.verify(address), deadline=end), deadline)
 
     def connect(self, *, deadline: float | Deadline | None = None) -> None:
         """Connect and log in now, unless a good connection is there."""

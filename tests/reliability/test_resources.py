@@ -54,7 +54,10 @@ def test_failures_leave_nothing_behind(way: str) -> None:
 
 # CPython drops a TLS socket whose peer resets it between two of its own steps, and what it held with it: once in some
 # hundred runs. What we leave behind ourselves, `test_failures_leave_nothing_behind` sees.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored.*<ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed <ssl.SSLSocket:ResourceWarning",
+)
 def test_memory_is_where_it_began() -> None:
     """By the interpreter's own count of what is allocated; what grows does so each time."""
     tracemalloc.start()
