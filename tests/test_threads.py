@@ -199,6 +199,21 @@ def test_one_that_is_dying_is_not_taken_for_one_that_watches(monkeypatch: pytest
             over.set()
 
 
+def test_one_that_is_taken_for_dead_ends_when_another_one_takes_its_place() -> None:
+    """CPython 3.11 calls a thread dead that runs, if an exception from outside strikes whoever asks."""
+    with CaptureServer() as server, Client(server.url) as client:
+        client.send(message("a"))
+        assert client._watch is not None
+        first = client._watch._thread
+        assert first is not None
+        first.is_alive = lambda: False  # type: ignore[method-assign]
+        server.drop_connections("fin")
+        client.send(message("b"))
+        assert client._watch._thread is not first
+        first.join(10.0)
+        assert not threading.Thread.is_alive(first)
+
+
 @pytest.mark.parametrize("in_a_cycle", [False, True])
 def test_a_forgotten_client_leaves_no_thread(in_a_cycle: bool) -> None:
     """Its idle watch ends when it is collected, not half a minute later."""

@@ -46,6 +46,8 @@ class IdleWatch:
         if owner is None or (self._thread is not None and not self.has_died and self._thread.is_alive()):
             return
         self.is_missing, self.has_died = True, False
+        # CPython 3.11 takes a thread for dead when whoever asks whether it lives is struck in that very moment.
+        self.stop()
         stop = self._stop = queue.SimpleQueue()
         # The thread holds this reference, so its callback comes although owner and watch are collected together.
         owner_ref = weakref.ref(owner, lambda _: stop.put(None))
