@@ -6,19 +6,22 @@ import contextvars
 import threading
 from collections.abc import Callable
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from threadmail import MailError, Phase, Receipt
+from threadmail import MailError, Phase, Receipt, _leases
 from threadmail._deadline import NEVER, Deadline
 from threadmail._has import Has
 from threadmail._heard import mail_was_answered, was_taken_back
 from threadmail._leases import (
     AT_ONCE,
+    LINE,
+    LINE_OF_HOLDERS,
     _had_here,
     have_here,
     held,
+    in_line,
     is_good,
     is_refusal,
     no_longer_here,
@@ -145,6 +148,28 @@ def test_what_ends_elsewhere_leaves_what_is_here() -> None:
         assert len(held(KEYS)) == 2
 
     in_a_new_context(act)
+
+
+def test_how_long_he_stands_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as he says; else less where he has something already, for which others may wait."""
+    monkeypatch.setattr(_leases, "Deadline", OneOf)
+    given, nothing, something = object(), (), (Has[Any](KEYS),)
+    asked: Any = in_line
+    for holds in (nothing, something):
+        assert asked(given, holds) is given
+    assert asked(NEVER, nothing) == OneOf(LINE)
+    assert asked(NEVER, something) == OneOf(LINE_OF_HOLDERS)
+    assert (LINE, LINE_OF_HOLDERS) == (60.0, 2.0)
+
+
+class OneOf(NamedTuple):
+    """A deadline after so many seconds."""
+
+    seconds: float
+
+    @classmethod
+    def after(cls, seconds: float) -> OneOf:
+        return cls(seconds)
 
 
 # What an error says ---------------------------------------------------------------------------------------------------

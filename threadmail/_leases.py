@@ -1,21 +1,30 @@
 """What a caller of a pool has, and what the use of it says.
 
 Owns questions that are asked outside the pool's lock: what does the calling thread have already, so that nobody has to
-wait for himself; was it the server that ended a dial; may a client be handed on. Leaves to `_keys` what follows from
-the answers.
+wait for himself, and how long does it wait in line; was it the server that ended a dial; may a client be handed on.
+Leaves to `_keys` what follows from the answers.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextvars import ContextVar
 
-from ._deadline import Deadline
+from ._deadline import NEVER, Deadline
 from ._guard import holding
 from ._has import Has
 from ._keys import Keys
 from .client import Client
 from .errors import CONNECTING, Aborted, Closed, MailError, Reentered, TimedOut
+
+#: Seconds in the line of those who name no time-out. Nobody in front of them waits longer for a reply to a command, by
+#: default; so who waits longer waits for a pool that is too small, or for a lease that somebody keeps.
+LINE = 60.0
+
+#: ... and of those who have a client of the pool already: others may wait for them, by a lock that the pool knows
+#: nothing of, such as a log handler's. Then nothing moves until one of them gives up.
+LINE_OF_HOLDERS = 2.0
 
 #: A deadline that has passed.
 AT_ONCE = Deadline(0.0)
@@ -46,6 +55,13 @@ def no_longer_here(has: Has[Client]) -> None:
 def _not_over() -> list[tuple[int, Has[Client]]]:
     """What was noted in this context, but for what has ended since, here or in the context of another thread."""
     return [each for each in _had_here.get() if not each[1].over]
+
+
+def in_line(end: Deadline, holds: Sequence[Has[Client]]) -> Deadline:
+    """When the wait for what others have is over, for a caller who has this much already."""
+    if end is not NEVER:
+        return end
+    return Deadline.after(LINE_OF_HOLDERS if holds else LINE)
 
 
 def is_refusal(error: MailError) -> bool:

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 from ._breaker import CircuitBreaker
 from ._deadline import NEVER, Deadline, now, out_of_time
 from ._guard import BornAnew
-from ._has import Answer, Closer, Farewell, Has, Lease, PoolStats
+from ._has import Answer, Closer, Farewell, Lease, PoolStats
 from ._idle import IdleWatch
 from ._keys import Keys
-from ._leases import AT_ONCE, have_here, held, is_good, is_refusal, no_longer_here
+from ._leases import AT_ONCE, have_here, held, in_line, is_good, is_refusal, no_longer_here
 from ._life import Life
 from ._redial import Redials
 from ._room import Room
@@ -38,14 +38,6 @@ from .envelope import Envelope
 from .errors import MailError, kept_copy
 from .receipt import Receipt
 from .retry import RetryPolicy
-
-#: Seconds in the line of those who name no time-out. Nobody in front of them waits longer for a reply to a command, by
-#: default; so who waits longer waits for a pool that is too small, or for a lease that somebody keeps.
-LINE = 60.0
-
-#: ... and of those who have a client of the pool already: others may wait for them, by a lock that the pool knows
-#: nothing of, such as a log handler's. Then nothing moves until one of them gives up.
-LINE_OF_HOLDERS = 2.0
 
 #: Threads that say goodbye side by side, the one that closes included: servers that stall are waited for together.
 FAREWELLS = 8
@@ -156,7 +148,7 @@ class ClientPool(BornAnew):
                         # was written on that, so this is as if there had been none from the beginning.
                         if not self._is_passing(error, client):
                             raise
-                        line = line or _in_line(end, ())  # one for all tries
+                        line = line or in_line(end, ())  # one for all tries
         except MailError as error:
             told = Receipt.after(envelope, error)
             if told is error.receipt or told.error is None:
@@ -170,7 +162,7 @@ class ClientPool(BornAnew):
         while True:
             answer = self._steps.take(self._keys.answer, lease)
             if answer.client is None:
-                line = line or _in_line(end, lease.holds)
+                line = line or in_line(end, lease.holds)
                 answer = self._wait(lease, line, answer)
             client, dials = answer.client, answer.dials
             assert client is not None
@@ -407,7 +399,7 @@ class ClientPool(BornAnew):
 
         Args:
             timeout: seconds for farewells, and to let leased clients finish before their connections are dropped under
-                them.
+                them. What somebody holds by its `sync_root` even then is closed when he lets go of it.
         """
         self._check_process()
         end = Deadline.after(timeout)
@@ -491,10 +483,3 @@ class ClientPool(BornAnew):
         raise TypeError(
             "a ClientPool holds live connections and cannot be pickled: send its config, and make one there"
         )
-
-
-def _in_line(end: Deadline, holds: Sequence[Has[Client]]) -> Deadline:
-    """When the wait for what others have is over, for a caller who has this much already."""
-    if end is not NEVER:
-        return end
-    return Deadline.after(LINE_OF_HOLDERS if holds else LINE)
