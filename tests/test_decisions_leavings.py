@@ -46,6 +46,7 @@ class Fake:
     """A worker, as far as is looked at here."""
 
     def __init__(self) -> None:
+        self.left: list[Job] = []
         self.connected, self.dialling, self.idle_since = True, False, 0.0
         self.run: deque[Job] = deque()
         self.prefetched: deque[Job] = deque()

@@ -6,13 +6,28 @@ import contextlib
 import sys
 import threading
 from concurrent.futures import wait
+from queue import Queue
 from types import FrameType
 from typing import Any
 
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import Envelope, MailError, Outcome, Receipt, RetryPolicy, ThreadedSender, Throttle
+from threadmail import (
+    Envelope,
+    MailError,
+    Outcome,
+    Receipt,
+    Report,
+    RetryPolicy,
+    ThreadedSender,
+    Throttle,
+    _dispatcher,
+    _leavings,
+)
+from threadmail._collector import Slot
+from threadmail._job import Job
+from threadmail._teller import Teller
 from threadmail.testing import ScriptedServer, Serve
 
 PATIENCE = 20.0
@@ -161,3 +176,47 @@ def test_close_gives_back_what_a_hook_keeps_it_from_ending(monkeypatch: pytest.M
         error = future.exception(PATIENCE)
     assert isinstance(error, MailError)
     assert error.outcome is Outcome.NOT_SENT
+
+
+class Strike(BaseException):
+    """Comes from outside."""
+
+
+@pytest.mark.parametrize("where", ["left_by", "announce"])
+def test_a_worker_that_is_struck_again_as_it_ends_leaves_nobody_waiting(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First as it tells that a message was sent, and then before it has told of what the first strike left behind."""
+    strikes = {"settle": 1, where: 1}
+
+    def struck(name: str) -> None:
+        if strikes.get(name, 0):
+            strikes[name] -= 1
+            raise Strike
+
+    settle, announce, left_by = Slot.settle, Teller.announce, _leavings.left_by
+
+    def settle_struck(slot: Slot, job: Job, receipt: Receipt) -> None:
+        struck("settle")
+        settle(slot, job, receipt)
+
+    def announce_struck(teller: Teller, jobs: list[Job]) -> None:
+        struck("announce")
+        announce(teller, jobs)
+
+    def left_by_struck(schedule: Any, worker: Any) -> list[Job]:
+        left = left_by(schedule, worker)
+        struck("left_by")
+        return left
+
+    monkeypatch.setattr(Slot, "settle", settle_struck)
+    monkeypatch.setattr(Teller, "announce", announce_struck)
+    monkeypatch.setattr(_dispatcher, "left_by", left_by_struck)
+    with ScriptedServer([Serve()], last="repeat") as server, ThreadedSender(server.url, workers=1) as sender:
+        told = Queue[Report]()
+        caller = threading.Thread(target=lambda: told.put(sender.send_all([one("a")])), daemon=True)
+        caller.start()
+        report = told.get(timeout=10.0)
+        assert [receipt.outcome for receipt in report] == [Outcome.SENT]
+        caller.join(10.0)
+    assert not any(strikes.values())

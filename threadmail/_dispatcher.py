@@ -354,10 +354,10 @@ class Dispatcher:
         """Forget a worker. Returns what is to be told of what it has left lying, perhaps again. Under the lock."""
         schedule = self._schedule
         worker.over = True
-        told = list(worker.finished)
+        worker.left += worker.finished
         schedule.give_back_run(worker)
         self._account(worker, False)
-        told += left_by(schedule, worker)
+        told = left_by(schedule, worker)
         if worker in schedule.workers:
             del schedule.workers[worker]
             self._opened += stats.opened

@@ -45,8 +45,12 @@ def lost_behind(schedule: Schedule[Worker], worker: Worker, resumable: Transacti
 
 
 def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
-    """Put back or finish what a worker that has ended has left lying. Returns what is to be told, perhaps again."""
-    told: list[Job] = []
+    """Put back or finish what a worker that has ended has left lying. Returns what is to be told, perhaps again.
+
+    That is noted with the worker before anything is forgotten: whoever is interrupted here, or behind it, finds it
+    there when he comes again.
+    """
+    told = worker.left
     left = [job for job, owner in list(schedule.in_flight.items()) if owner is worker]
     for job in left:
         if _ends_as_it_stands(schedule, worker, job):

@@ -270,11 +270,12 @@ class Schedule(Generic[_W]):
         self.unannounced += jobs
         return True
 
-    def some_unannounced(self) -> list[Job]:
-        some = [self.unannounced[i] for i in range(min(SLICE, len(self.unannounced)))]
-        for _ in some:
-            del self.unannounced[0]  # they stay among the untold: an interrupt loses none of them
-        return some
+    def some_unannounced(self, out: list[Job]) -> None:
+        """Take some out. `out` has each before it is taken, so that an interrupt loses none of them."""
+        while self.unannounced and len(out) < SLICE:
+            job = self.unannounced[0]
+            out += (job,)
+            del self.unannounced[0]
 
     def told(self, jobs: Iterable[Job]) -> None:
         """They were told: they are counted, and nobody's any more."""

@@ -93,9 +93,16 @@ class Teller:
 
     def announce_some(self) -> bool:
         """Call back for jobs that were handed over. Returns whether there were any."""
-        with self._lock:
-            jobs = self._schedule.some_unannounced()
-        self.announce(jobs)
+        jobs: list[Job] = []
+        try:
+            with self._lock:
+                self._schedule.some_unannounced(jobs)
+            self.announce(jobs)
+        except BaseException:
+            # From outside, perhaps: the rest is told of by whoever comes by when this worker ends. One operation of a
+            # deque, which needs no lock.
+            self._schedule.unannounced.extend([job for job in jobs if not (job.told and job.completion.all_told)])
+            raise
         return bool(jobs)
 
     def announce(self, jobs: list[Job]) -> None:

@@ -85,6 +85,7 @@ class Worker:
         prefetched: jobs that were begun behind the current one, in order.
         current: the job it is about.
         finished: sent at the first attempt and told, to be counted the next time it comes by.
+        left: what is to be told when it has ended.
         connected, dialling, idle_since, begun, over: as the dispatcher last saw it, and guarded by its lock.
         needed_until: how long the connection it is to make is of use to anybody.
     """
@@ -102,6 +103,7 @@ class Worker:
         self.prefetched: deque[Job] = deque()
         self.current: Job | None = None
         self.finished: list[Job] = []
+        self.left: list[Job] = []
         self.connected = self.dialling = self.begun = self.over = False
         self.buried = False  # nothing is left to be done about it
         self.idle_since = now()
