@@ -36,6 +36,7 @@ class Hand:
     def __init__(self) -> None:
         self.connected, self.dialling, self.idle_since = True, False, 0.0
         self.run: deque[Job] = deque()
+        self.left: list[Job] = []
         self.lock = threading.RLock()
 
 
@@ -143,7 +144,8 @@ class Run:
         run: list[Job] = []
         self._take(run, now)
         for job in run:
-            self._schedule.finish(job)
+            self._schedule.finish(job, RECEIPT, self._hand)
+            self._hand.left = []
         return self._told(run)
 
     def _expired(self, now: float) -> int:

@@ -57,6 +57,7 @@ class Fake:
         self.connected, self.dialling, self.idle_since = connected, False, 0.0
         self.run: deque[Job] = deque()
         self.current: Job | None = None
+        self.left: list[Job] = []
         self.lock = threading.RLock()
 
 
@@ -176,6 +177,17 @@ def test_without_a_session_it_is_the_first_in_the_queue_again(begun: bool) -> No
     assert case.worker.current is None
     assert case.returned == 1
     assert case.schedule.ends.at(case.job) == TAKEN_AT + POLICY.total
+    assert list(case.worker.run) == []
+
+
+def test_without_a_session_its_whole_run_goes_back_in_order() -> None:
+    """What is at the head of a run and in the queue would be two workers'."""
+    case = Case(begun=False)
+    behind = Job(LETTER, NEVER, keeper=None, completion=Completion())  # type: ignore[arg-type]
+    case.schedule.submit(behind)
+    case.schedule.take_run(cast(Worker, case.worker), TAKEN_AT)
+    assert not case.put(NO_SESSION)
+    assert (list(case.schedule.ready), list(case.worker.run)) == ([case.job, behind], [])
 
 
 def test_what_another_job_is_begun_with_stays_when_this_one_is_given_back() -> None:

@@ -34,6 +34,7 @@ class Worker:
         self.connected, self.dialling, self.idle_since = connected, False, idle_since
         self.run: deque[Job] = deque()
         self.current: Job | None = None
+        self.left: list[Job] = []
         self.lock = threading.RLock()
 
 
@@ -246,10 +247,13 @@ def test_what_was_taken_and_is_in_no_run_any_more_cannot_be_taken_out() -> None:
 
 def test_what_has_its_final_receipt_is_nowhere_but_among_the_untold() -> None:
     case = Case()
-    _, [job] = case.begun()
+    worker, [job] = case.begun()
     case.schedule.expires(job, 50.0)
-    case.schedule.finish(job)
+    receipt = Receipt(Outcome.PARTIAL, None, "s@example.org", ("r@example.org",))
+    case.schedule.finish(job, receipt, worker)
     assert (job.state, list(case.schedule.untold), list(case.schedule.in_flight)) == (JobState.DONE, [job], [])
+    assert job.receipt is receipt
+    assert worker.left == [job]
     assert (len(case.schedule.ends), case.schedule.is_empty) == (0, False)
 
 
@@ -310,8 +314,10 @@ def test_a_slice_of_new_ones_leaves_the_rest_and_the_retries() -> None:
 
 def test_what_was_told_is_counted_once_and_nobodys_any_more() -> None:
     case = Case()
-    _, (job, other) = case.begun(2)
-    case.schedule.finish(told(job, Outcome.PARTIAL))
+    worker, (job, other) = case.begun(2)
+    receipt = told(job, Outcome.PARTIAL).receipt
+    assert receipt is not None
+    case.schedule.finish(job, receipt, worker)
     case.schedule.told([job, told(other)])
     case.schedule.told([job])
     assert case.schedule.outcomes[Outcome.PARTIAL] == 1

@@ -12,7 +12,7 @@ from typing import SupportsIndex
 
 import pytest
 
-from threadmail import MailError, Receipt, _deadline, _exit
+from threadmail import Closed, MailError, Receipt, _deadline, _exit
 
 
 class Unsent:
@@ -58,6 +58,7 @@ def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders of other tests are none of ours; and no hook of the interpreter is set."""
     monkeypatch.setattr(_exit, "_open", weakref.WeakSet())
     monkeypatch.setattr(_exit, "_registered", [print])
+    monkeypatch.setattr(_exit, "_time_is_up", [])
 
 
 class InOrder(list[Sender]):
@@ -96,6 +97,26 @@ def test_a_sender_that_was_closed_is_left_alone() -> None:
     assert (one.asked, two.asked) == ([], [(True, _exit.GRACE)])
     _exit._close_all()
     assert len(two.asked) == 1
+
+
+def test_senders_that_bring_forth_others_end_when_the_time_is_over(clock: Clock) -> None:
+    """A callback that reports what was not sent by another sender, whose callback does: for ever."""
+    refused: list[Closed] = []
+    born: list[Sender] = []  # those at exit are known by weak references only
+
+    def another() -> None:
+        clock.passes(3.0)
+        born.append(Sender(another))
+        try:
+            _exit.close_at_exit(born[-1])
+        except Closed as error:
+            refused.append(error)
+
+    first = Sender(another)
+    _exit.close_at_exit(first)
+    _exit._close_all()
+    assert first.asked == [(True, _exit.GRACE)]
+    assert [str(error) for error in refused] == ["the interpreter ends, and takes no more messages"]
 
 
 def test_one_that_cannot_be_closed_spoils_nothing_for_the_others(

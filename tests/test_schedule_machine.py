@@ -45,6 +45,7 @@ class Worker:
         self.connected, self.dialling, self.idle_since = True, False, 0.0
         self.run: deque[Job] = deque()
         self.current: Job | None = None
+        self.left: list[Job] = []
         self.lock = threading.RLock()
 
 
@@ -278,7 +279,10 @@ class Beside(RuleBasedStateMachine):
         worker = self.busy(number)
         job = self.wire.pop(worker)
         worker.current = None
-        self.schedule.finish(job)
+        receipt = Receipt(Outcome.PARTIAL, None, LETTER.sender, LETTER.recipients)
+        self.schedule.finish(job, receipt, worker)
+        assert (job.receipt, worker.left) == (receipt, [job])
+        worker.left = []
         self.forget(job)
         self.told([job], Outcome.PARTIAL)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.mail import envelope
+from tests.support.servers import until
 from threadmail import (
     Envelope,
     MailError,
@@ -20,13 +21,17 @@ from threadmail import (
     Receipt,
     Report,
     RetryPolicy,
+    ServerConfig,
     ThreadedSender,
     Throttle,
     _dispatcher,
     _leavings,
 )
 from threadmail._collector import Slot
+from threadmail._dispatcher import Dispatcher
 from threadmail._job import Job
+from threadmail._schedule import Schedule
+from threadmail._starter import Starter
 from threadmail._teller import Teller
 from threadmail.testing import ScriptedServer, Serve
 
@@ -220,3 +225,94 @@ def test_a_worker_that_is_struck_again_as_it_ends_leaves_nobody_waiting(
         assert [receipt.outcome for receipt in report] == [Outcome.SENT]
         caller.join(10.0)
     assert not any(strikes.values())
+
+
+@pytest.mark.parametrize("where", ["announce", "forget"])
+def test_a_worker_that_is_struck_before_it_tells_of_a_refusal_leaves_nobody_waiting(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: as the message has its receipt, and nobody knows of it but the worker."""
+    struck: list[str] = []
+    announce, forget = Teller.announce, Schedule.forget
+
+    def strike(name: str) -> None:
+        if name == where and not struck:
+            struck.append(name)
+            raise Strike
+
+    def announce_struck(teller: Teller, jobs: list[Job]) -> None:
+        strike("announce")
+        announce(teller, jobs)
+
+    def forget_struck(schedule: Any, job: Job) -> None:
+        strike("forget")
+        forget(schedule, job)
+
+    def refuse(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(Teller, "announce", announce_struck)
+    monkeypatch.setattr(Schedule, "forget", forget_struck)
+    with (
+        ScriptedServer([Serve()], last="repeat") as server,
+        ThreadedSender(server.url, workers=1, before_final=refuse) as sender,
+    ):
+        told = Queue[Report]()
+        caller = threading.Thread(target=lambda: told.put(sender.send_all([one("a")])), daemon=True)
+        caller.start()
+        report = told.get(timeout=10.0)
+        assert [(receipt.outcome, str(receipt.error)) for receipt in report] == [
+            (Outcome.NOT_SENT, "it was held back before its last bytes: ValueError")
+        ]
+        caller.join(10.0)
+    assert struck == [where]
+
+
+@pytest.mark.parametrize("place", ["ended", "_over"])
+def test_a_worker_that_is_struck_at_its_very_end_costs_the_sender_no_thread(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the executor's callback: who raises there ends its thread, and the executor starts no other in its place."""
+    owner: type[Dispatcher] | type[Starter] = Dispatcher if place == "ended" else Starter
+    inner, calls = getattr(owner, place), list[object]()
+
+    def struck(self: object, *given: Any) -> None:
+        calls.append(self)
+        if len(calls) <= (2 if place == "ended" else 1):
+            raise Strike
+        inner(self, *given)
+
+    with ScriptedServer([Serve()], last="repeat") as server:
+        monkeypatch.setattr(owner, place, struck)
+        with ThreadedSender(ServerConfig("127.0.0.1", server.port, idle_timeout=0.01), workers=1) as sender:
+            sender.send(one("a"))
+            lanes = [thread for thread in threading.enumerate() if thread.name.startswith("threadmail-lane")]
+            until(lambda: len(calls) >= (3 if place == "ended" else 1), PATIENCE, "the worker's end")
+            if place == "_over":
+                for lane in lanes:
+                    lane.join(PATIENCE)
+            assert sender.submit(one("b")).result(PATIENCE).outcome is Outcome.SENT
+
+
+def test_callbacks_that_leave_tell_of_all_that_a_caller_has_taken_back() -> None:
+    """More of them than are told in one step; and the worker's thread is there for the next message."""
+    inside, go, heard = threading.Event(), threading.Event(), list[object]()
+
+    def leaving(receipt: Receipt) -> None:
+        heard.append(receipt)
+        inside.set()
+        assert go.wait(PATIENCE)
+        if len(heard) <= 601:
+            sys.exit(1)
+
+    with (
+        ScriptedServer([Serve()], last="repeat") as server,
+        ThreadedSender(server.url, workers=1, on_receipt=leaving) as sender,
+    ):
+        sender.submit(one("a"))
+        assert inside.wait(PATIENCE)
+        for number in range(600):
+            assert sender.submit(one(f"b{number}")).cancel()
+        go.set()
+        assert sender.submit(one("c")).result(PATIENCE).outcome is Outcome.SENT
+    assert len(heard) == 602

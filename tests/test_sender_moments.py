@@ -62,7 +62,7 @@ def test_a_dial_that_begins_as_the_sender_is_closed_is_not_made(monkeypatch: pyt
 # ---------------------------------------------------------------- a finaliser in a worker's step
 
 
-@pytest.mark.parametrize("call", ["cancel", "abort", "submit", "stats", "result"])
+@pytest.mark.parametrize("call", ["cancel", "abort", "submit", "stats", "result", "stop"])
 def test_a_finaliser_in_a_workers_step_is_refused_and_waits_for_nobody(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,12 +89,14 @@ def test_a_finaliser_in_a_workers_step_is_refused_and_waits_for_nobody(
             futures = [sender.submit(one(f"m{i}"), deadline=PATIENCE) for i in range(10)]
             armed.append(True)
         last = futures[-1]
+        stream = sender.send_each([one("streamed")])
         calls: dict[str, Callable[[], object]] = {
             "cancel": last.cancel,
             "abort": lambda: sender.abort(last),
             "submit": lambda: sender.submit(one("finaliser")),
             "stats": sender.stats,
             "result": lambda: last.result(),
+            "stop": stream.stop,
         }
         assert inside.wait(PATIENCE)
         with sender._dispatcher._lock:

@@ -490,6 +490,24 @@ def test_a_handler_does_not_stand_in_line_behind_its_own_thread(still: Still, vi
     assert still.line == []
 
 
+@pytest.mark.parametrize("whose", ["its own", "others'"])
+def test_a_handler_that_stops_the_stream_wakes_the_thread_under_it(still: Still, whose: str) -> None:
+    """Nobody else would: it waits for a place, and nothing gets one."""
+    if whose == "others'":
+        still.fill()
+    stream = still.sender.send_each([envelope(f"m{number}") for number in range(3)], deadline=PATIENCE)
+    handled_while_it_waits(still, stream.stop)
+    try:
+        receipts = list(stream)
+    finally:
+        sys.setprofile(None)
+    assert [str(receipt.error) for receipt in receipts] == [
+        "the sending was stopped before it was on the wire"
+    ] * stream._count
+    assert receipts
+    assert not stream._end.passed, "it slept until its deadline"
+
+
 class Waiter:
     def wake(self) -> None: ...
 

@@ -24,19 +24,22 @@ def put_where_it_belongs(
         return False  # it was taken from us before its MAIL: what was found out is about the server only
     until = job.taken_first + policy.total
     if verdict.no_session and not job.called_off:
-        schedule.give_back(job)
         if begun:
+            schedule.give_back(job)
             worker.current = None
+        else:
+            schedule.give_back_run(worker)  # all of it: what is in the queue must not be at the head of a run as well
         if policy.attempts > 1:
             schedule.expires(job, until)  # `total` runs from the first time it was taken, whatever came of that
         return False
     if not verdict.made:
         schedule.return_token()
     so_far = job.receipt if verdict.no_session else None
-    job.receipt = verdict.receipt if so_far is None else so_far.followed_by(verdict.receipt)
+    receipt = verdict.receipt if so_far is None else so_far.followed_by(verdict.receipt)
     if verdict.again is None or job.called_off:
-        schedule.finish(job)
+        schedule.finish(job, receipt, worker)
         return True
+    job.receipt = receipt
     job.spared += verdict.signs.spares
     job.envelope = verdict.again
     schedule.again(job, verdict.at, min(job.end.at, until))

@@ -18,7 +18,7 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ._breaker import CircuitBreaker, Dial
 from ._closing import LONGEST_WAIT, Closing
@@ -29,7 +29,7 @@ from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
 from ._locks import new_rlock
-from ._schedule import ON_WIRE, Do, Schedule
+from ._schedule import ON_WIRE, Do, Schedule, Waiter
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
 from ._teller import Teller
@@ -114,7 +114,6 @@ class Dispatcher:
         self._withdrawal = Withdrawal(self._lock, self._schedule, self._teller, self._closing, window=config.window)
         # What the parts do is asked of the whole: callers and workers know no others.
         self.fail_queue = self._withdrawal.fail_queue
-        self.put_some, self.leave_line = self._door.put_some, self._door.leave_line
         self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
         self.marked = self._teller.marked
         self._opened = 0  # connections of workers that have ended
@@ -134,6 +133,14 @@ class Dispatcher:
     def put(self, job: Job) -> None:
         self._require_no_step()
         self._door.put(job)
+
+    def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
+        self._require_no_step()
+        self._door.put_some(jobs, waiter)
+
+    def leave_line(self, waiter: Waiter) -> None:
+        self._require_no_step()
+        self._door.leave_line(waiter)
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
         self._require_no_step()
@@ -182,7 +189,8 @@ class Dispatcher:
         connected = worker.client.is_connected
         try:
             with self._lock:
-                worker.begun = True
+                if not worker.begun:
+                    self._starter.has_begun(worker)
                 if worker.over:
                     return Do.END
                 self._account(worker, connected)
@@ -293,6 +301,7 @@ class Dispatcher:
             self._schedule.wake_first()
         if final:
             self._teller.announce([job])
+            worker.left = []
         elif verdict.again is not None:
             job.completion.put_off()
         return not verdict.no_session
@@ -341,14 +350,29 @@ class Dispatcher:
                 self._wake_closers()
             if told:
                 self._teller.announce(told)
-            while nobody_else:
-                nobody_else = self.announce_some()
+            if nobody_else:
+                self._announce_all()
             if another:
                 self._starter.start()
         except BaseException:
             self._starter.abandon()
             raise
         worker.buried = True
+
+    def _announce_all(self) -> None:
+        """Call back for all jobs that were handed over. What a callback raises ends it when all were told."""
+        raised: BaseException | None = None
+        for _ in range(len(self._schedule.unannounced)):  # a round tells of one at least
+            try:
+                if not self.announce_some():
+                    break
+            except BaseException as exc:  # noqa: BLE001 - it is raised below
+                raised = raised or exc
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
 
     def _left_by(self, worker: Worker, stats: ClientStats) -> list[Job]:
         """Forget a worker. Returns what is to be told of what it has left lying, perhaps again. Under the lock."""

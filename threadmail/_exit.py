@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ._deadline import Deadline
-from .errors import Outcome
+from .errors import Closed, Outcome
 from .receipt import Receipt
 
 #: Seconds for all senders together.
@@ -41,10 +41,17 @@ class Closable(Protocol):
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 _registered: list[Callable[[], None]] = []
+_time_is_up: list[bool] = []  # if it holds anything: no sender is used for the first time now, or there would be no end
 
 
 def close_at_exit(sender: Closable) -> None:
-    """Have `sender` closed at interpreter exit, if it still exists then and was not closed before (`forget`)."""
+    """Have `sender` closed at interpreter exit, if it still exists then and was not closed before (`forget`).
+
+    Raises:
+        Closed: the interpreter ends, and the time that senders have for their ends is over.
+    """
+    if _time_is_up:
+        raise Closed("the interpreter ends, and takes no more messages")
     _open.add(sender)
     if not _registered:
         _registered.append(_close_all)
@@ -73,9 +80,12 @@ def in_words(cut_short: Sequence[CutShort]) -> str:
 def _close_all() -> None:
     end = Deadline.after(GRACE)
     interrupt: BaseException | None = None
+    _time_is_up.clear()
     while _open:  # a callback may use a sender that nobody had used: nobody else would close that
         parted: list[Closable] = []
         while (sender := _any_open()) is not None:
+            if end.passed:
+                _time_is_up.append(True)
             parted += (sender,)
             try:
                 sender._part(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())

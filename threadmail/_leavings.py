@@ -53,11 +53,10 @@ def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
     told = worker.left
     left = [job for job, owner in list(schedule.in_flight.items()) if owner is worker]
     for job in left:
-        if _ends_as_it_stands(schedule, worker, job):
-            job.receipt = as_it_stands(job)
-            schedule.finish(job)
         if job.state is DONE:
-            told.append(job)
+            told += (job,)
+        elif _ends_as_it_stands(schedule, worker, job):
+            schedule.finish(job, as_it_stands(job), worker)
     worker.current = None
     worker.prefetched.clear()
     for job in left:

@@ -39,6 +39,7 @@ from ._job import Ending, Job, JobState
 from ._limits import ConcurrencyLimit
 from ._timeheap import TimeHeap
 from .errors import Outcome
+from .receipt import Receipt
 
 NEW, READY, LATER, TAKEN, ON_WIRE, DONE = (
     JobState.NEW,
@@ -89,6 +90,7 @@ class Worker(Protocol):
     idle_since: float
     run: deque[Job]
     current: Job | None
+    left: list[Job]
 
     @property
     def lock(self) -> AbstractContextManager[object]: ...
@@ -216,7 +218,7 @@ class Schedule(Generic[_W]):
         job.state = DONE
         if job in self.ready:
             del self.ready[job]
-        self._forget(job)
+        self.forget(job)
         if taken:
             self.return_token()
         return True
@@ -228,7 +230,7 @@ class Schedule(Generic[_W]):
             return worker is not None and job in worker.run
         return job.state is READY or job.state is LATER
 
-    def _forget(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
         """Sweep up what is left of a job that is DONE."""
         worker = self.in_flight.pop(job, None)
         if worker is not None and job in worker.run:
@@ -257,11 +259,13 @@ class Schedule(Generic[_W]):
             self.take_out(later, out, ending)
             self.later.discard(later)
 
-    def finish(self, job: Job) -> None:
-        """A job that its worker has begun has its final receipt."""
+    def finish(self, job: Job, receipt: Receipt, worker: _W) -> None:
+        """A job that its worker has begun has its final receipt, and that worker is to tell of it."""
+        worker.left += (job,)  # first: whoever buries the worker finds it there, should it be struck before it has told
         self.untold[job] = None
+        job.receipt = receipt
         job.state = DONE
-        self._forget(job)
+        self.forget(job)
 
     def hand_over(self, jobs: list[Job]) -> bool:
         """Let a worker call back for them. False: there is none."""
@@ -440,8 +444,10 @@ class Schedule(Generic[_W]):
         """What a worker has not begun goes to whoever comes first. On its own thread, or with its lock held."""
         run = worker.run
         while run:
-            if run[-1].state is TAKEN:
-                self.give_back(run[-1])
+            job = run[-1]
+            # One that was given back before, and is another worker's by now, is only dropped here.
+            if job.state is TAKEN and self.in_flight.get(job) is worker:
+                self.give_back(job)
             del run[-1]
 
     def again(self, job: Job, at: float, until: float) -> None:

@@ -19,6 +19,9 @@ from typing import Any
 from ._schedule import Schedule
 from ._worker import Worker, is_owned, note
 
+#: How often it is tried to see to the end of a worker. What raises there has been told by then, or came from outside.
+_TRIES = 3
+
 
 class Starter:
     """Gives workers their threads.
@@ -53,7 +56,8 @@ class Starter:
         self._forgotten = not_begun
         self._is_over = is_over
         self._local = threading.local()  # each worker's thread keeps its worker, and so its client, here
-        self._executor: ThreadPoolExecutor | None = None
+        self._executors: list[ThreadPoolExecutor] = []  # the last one is in use
+        self._lanes: set[threading.Thread] = set()  # the threads of that one
         self._to_start: deque[Worker] = deque()  # wanted, and not with the executor yet; whoever comes by starts them
 
     @property
@@ -90,8 +94,6 @@ class Starter:
             or schedule.idle >= len(schedule.ready) + len(schedule.later)
         ):
             return bool(self._to_start)
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane")
         worker = self._make()
         self._to_start += (worker,)
         self._local.owes = True
@@ -107,9 +109,8 @@ class Starter:
         local.again = True
         while local.again and (worker := self._next_to_start()) is not None:
             try:
-                assert self._executor is not None
                 # The callback is for a worker that was interrupted where it cannot help itself: before its first line.
-                self._executor.submit(self.work, worker).add_done_callback(partial(self._over, worker))
+                self._able().submit(self.work, worker).add_done_callback(partial(self._over, worker))
             except (RuntimeError, MemoryError) as exc:  # the system gives no thread, or the interpreter is going
                 note(logging.WARNING, "no worker could be started: %s", exc)
                 local.starting = None
@@ -117,6 +118,14 @@ class Starter:
                     self._nobody(exc)
             local.starting = None
         local.owes = False
+
+    def _able(self) -> ThreadPoolExecutor:
+        """An executor that can start a thread. One that has lost one, struck in the executor's own lines, cannot."""
+        with self._lock:
+            if not self._executors or any(not lane.is_alive() for lane in list(self._lanes)):
+                self._executors += (ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane"),)
+                self._lanes = set()
+            return self._executors[-1]
 
     def _next_to_start(self) -> Worker | None:
         local = self._local
@@ -132,7 +141,18 @@ class Starter:
         return worker
 
     def _over(self, worker: Worker, _: object) -> None:
-        self._ended(worker)
+        """See to its end. Nothing may come out of here: the executor would lose its thread by it."""
+        for _ in range(_TRIES):
+            try:
+                self._ended(worker)
+                return
+            except BaseException:  # noqa: BLE001 - a callback's `sys.exit`, or from outside; the log says so
+                note(logging.ERROR, "a worker's end was interrupted", exc_info=True)
+
+    def has_begun(self, worker: Worker) -> None:
+        """A worker is on its thread. Under the lock."""
+        worker.begun = True
+        self._lanes.add(threading.current_thread())
 
     def work(self, worker: Worker) -> None:
         """Be a worker's thread."""
@@ -176,14 +196,13 @@ class Starter:
     def join(self) -> None:
         """See the threads off; each of those who close does, so that for all of them it is over."""
         with self._lock:
-            executor, ended = self._executor, not self._schedule.workers
+            executors, ended = list(self._executors), not self._schedule.workers
         if self.in_the_middle:
             self._local.again = True
             return
-        if executor is None:
-            return
         try:
             self._local.joining = True
-            executor.shutdown(wait=ended)
+            for executor in executors:
+                executor.shutdown(wait=ended)
         finally:
             self._local.joining = False

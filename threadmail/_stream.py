@@ -107,6 +107,7 @@ class ReceiptStream(Iterator[Receipt]):
         self._refuse_held(_stopped)
         self._collector.take_back(_stopped)
         self._dispatcher().leave_line(self._collector)
+        self._collector.wake()  # it may be the thread under this signal handler that waits for a place
 
     # ------------------------------------------------------------ feeding
 

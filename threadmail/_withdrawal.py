@@ -103,7 +103,7 @@ class Withdrawal:
         job.ending = ending
         job.state = DONE
         worker.prefetched.remove(job)
-        self._schedule.finish(job)
+        self._schedule.forget(job)
         self._schedule.return_token()
 
     def _hands_of(self, job: Job) -> AbstractContextManager[object]:

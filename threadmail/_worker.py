@@ -85,7 +85,7 @@ class Worker:
         prefetched: jobs that were begun behind the current one, in order.
         current: the job it is about.
         finished: sent at the first attempt and told, to be counted the next time it comes by.
-        left: what is to be told when it has ended.
+        left: what it is to tell of, and whoever buries it if it has not.
         connected, dialling, idle_since, begun, over: as the dispatcher last saw it, and guarded by its lock.
         needed_until: how long the connection it is to make is of use to anybody.
     """

@@ -345,8 +345,8 @@ class ThreadedSender(BornAnew):
         """The dispatcher of this process."""
         self._check_process()
         if opened and not self._closed_at_exit:
-            self._closed_at_exit = True
             _exit.close_at_exit(self)
+            self._closed_at_exit = True
         return self._dispatcher
 
 

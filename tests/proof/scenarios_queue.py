@@ -136,13 +136,10 @@ class _InLine(_Bare):
         self.in_line, self.let_in = threading.Event(), threading.Event()
         self.collector = Collector(1, 1, end)
         self.stream = ReceiptStream([LETTER], self.collector, end, lambda: self, lambda receipt: None)
-        put_some = self.put_some
 
-        def put(jobs: Any, waiter: Any) -> None:
-            put_some(jobs, waiter)
-            (self.in_line if jobs[0][1].state is JobState.NEW else self.let_in).set()
-
-        self.put_some = put
+    def put_some(self, jobs: Any, waiter: Any) -> None:
+        super().put_some(jobs, waiter)
+        (self.in_line if jobs[0][1].state is JobState.NEW else self.let_in).set()
 
 
 def woken_in_line(run: Run) -> None:

@@ -221,7 +221,7 @@ def start_is_interrupted(run: Run) -> None:
             raise KeyboardInterrupt
         return Future()
 
-    dispatcher._starter._executor = SimpleNamespace(submit=submit)  # type: ignore[assignment]
+    dispatcher._starter._executors = [SimpleNamespace(submit=submit)]  # type: ignore[list-item]
 
     def put() -> None:
         with contextlib.suppress(KeyboardInterrupt):
