@@ -90,3 +90,22 @@ def test_a_future_that_is_settled_twice_keeps_the_first_receipt_and_tells_once()
     for receipt in (SENT, failed()):
         job.completion.settle(job, receipt)
     assert (job.future.result(), called) == (SENT, [job.future])
+
+
+@pytest.mark.parametrize("how", ["sent", "not sent", "taken back"])
+def test_of_two_that_settle_in_one_moment_one_does_and_the_other_is_silent(
+    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both have looked, and seen that it is not settled: who closes, and the worker that he waits for no longer."""
+    job = Job(LETTER, NEVER, Keeper())
+    job.cancelled = how == "taken back"
+    future, called = job.future, list[Any]()
+    future.add_done_callback(called.append)
+    receipt = SENT if how == "sent" else failed()
+    future.settle(job, receipt)
+    with monkeypatch.context() as patched:
+        patched.setattr(future, "done", lambda: False)
+        patched.setattr(future, "_all_told", False)
+        future.settle(job, receipt)
+    assert (called, future.cancelled(), caplog.records) == ([future], job.cancelled, [])
+    assert future.receipt is receipt

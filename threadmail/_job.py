@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from typing import Any, Protocol, TypeAlias
 
 from ._deadline import Deadline
@@ -171,6 +171,7 @@ class SendFuture(Future[Receipt]):
         self._job: Job | None = job
         self._receipt: Receipt | None = None
         self._all_told = False  # that it is settled, all who wait know
+        self._cancel_told = False  # guarded by the future's own lock, which is for one thread twice
         self._pid = os.getpid()
 
     @property
@@ -275,15 +276,30 @@ class SendFuture(Future[Receipt]):
         self._job = None
         if job.cancelled:
             super().cancel()
-            self.set_running_or_notify_cancel()  # nobody will run it any more, so those who wait are told now
+            self._tell_cancelled()
             return
+        error: MailError | None = None
         try:
             receipt.raise_for_failure()
-        except MailError as error:
-            error.__traceback__ = None
-            self.set_exception(error)
-        else:
-            self.set_result(receipt)
+        except MailError as exc:
+            exc.__traceback__ = None
+            error = exc
+        try:
+            if error is None:
+                self.set_result(receipt)
+            else:
+                self.set_exception(error)
+        except InvalidStateError:  # another thread has told of it in this very moment: who closes, say
+            self._tell_again()
+        finally:
+            del error
+
+    def _tell_cancelled(self) -> None:
+        """Nobody will run it any more, so those who wait are told now."""
+        with self._condition:
+            if not self._cancel_told:
+                self.set_running_or_notify_cancel()
+                self._cancel_told = True
 
     def _tell_again(self) -> None:
         """Tell those who wait and were not told: an exception in the midst of `set_result` lets them wait for ever."""
