@@ -216,3 +216,55 @@ def test_the_error_speaks_as_well_as_the_replies_to_recipients() -> None:
 def test_an_error_without_a_code_is_no_reply() -> None:
     told = Receipt(Outcome.NOT_SENT, Phase.RCPT, "s@example.org", (), error=ConnectFailed("gr[ae]ylist"))
     assert read_signs(told) == NO_SIGNS
+
+
+# One connection is not let in, while others serve -----------------------------------------------------------------
+
+
+def test_one_that_is_not_let_in_is_one_too_many_for_a_while_which_doubles() -> None:
+    limit = ConcurrencyLimit(9)
+    assert (limit.stands_still, limit.again_at) == (False, 0.0)
+    pauses = []
+    now = 0.0
+    for _ in range(9):
+        limit.let_in_no_more(9, now)
+        assert limit.stands_still
+        pauses.append(limit.again_at - now)
+        now = limit.again_at
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert limit.workers == 1
+
+
+def test_those_that_are_not_let_in_at_one_moment_count_once_but_for_the_number() -> None:
+    limit = ConcurrencyLimit(9)
+    for running in (9, 8, 7):
+        limit.let_in_no_more(running, 5.0)
+    assert (limit.again_at, limit.workers) == (5.0 + SHORTEST_PAUSE, 6)
+    limit.let_in_no_more(6, 5.9)
+    assert limit.again_at == 5.0 + SHORTEST_PAUSE
+    limit.let_in_no_more(6, 6.0)
+    assert limit.again_at == 6.0 + 2 * SHORTEST_PAUSE
+
+
+@pytest.mark.parametrize("moved", ["sent", "answered"])
+def test_when_the_others_move_it_begins_anew(moved: str) -> None:
+    limit = ConcurrencyLimit(9)
+    limit.let_in_no_more(9, 0.0)
+    limit.let_in_no_more(8, 1.0)
+    if moved == "sent":
+        limit.count_good(1)
+    else:
+        limit.learn(Signs(), running=3, pauses_seen=0)
+    assert not limit.stands_still
+    limit.let_in_no_more(3, 1.5)
+    assert (limit.stands_still, limit.again_at) == (True, 1.5 + SHORTEST_PAUSE)
+
+
+def test_one_more_is_tried_up_to_the_number_asked_for() -> None:
+    limit = ConcurrencyLimit(3)
+    limit.fewer(2)
+    counted = []
+    for _ in range(3):
+        limit.one_more()
+        counted.append(limit.workers)
+    assert counted == [2, 3, 3]

@@ -793,3 +793,101 @@ def test_what_has_expired_in_a_run_is_taken_out_under_the_lock_of_its_worker() -
 
 def test_only_a_wait_has_a_time() -> None:
     assert all(Action(do).seconds == 0.0 for do in Do)
+
+
+# One worker too many, where the others stand still ------------------------------------------------------------
+
+
+class StandingStill(Case):
+    """One worker is connected and waits for its server, which did not let the other one in; there is more to do."""
+
+    def __init__(self) -> None:
+        super().__init__(workers=4)
+        self.busy, self.spare = self.worker(), self.worker(connected=False)
+        self.queued()
+        self.schedule.limit.let_in_no_more(2, 0.0)
+
+    @property
+    def again_at(self) -> float:
+        return self.schedule.limit.again_at
+
+    @property
+    def limit(self) -> int:
+        return self.schedule.limit.workers
+
+
+def test_one_that_was_not_let_in_waits_for_the_others_to_move_as_one_that_leaves() -> None:
+    case = StandingStill()
+    assert action(case, case.spare, 0.25) == Action(Do.WAIT, case.again_at - 0.25)
+    assert list(case.schedule.leaving) == [case.spare]
+    assert action(case, case.spare, 0.5) == Action(Do.WAIT, case.again_at - 0.5)
+    assert action(case, case.busy) == Action(Do.SEND)
+    assert case.limit == 1
+
+
+def test_where_they_do_not_move_it_is_tried_with_one_more() -> None:
+    case = StandingStill()
+    action(case, case.spare)
+    assert action(case, case.spare, case.again_at) == Action(Do.DIAL)
+    assert (list(case.schedule.leaving), case.limit) == ([], 2)
+
+
+def test_it_may_be_tried_at_once_though_it_never_waited() -> None:
+    case = StandingStill()
+    assert action(case, case.spare, case.again_at + 1.0) == Action(Do.DIAL)
+    assert case.limit == 2
+
+
+def test_who_is_wanted_does_not_have_one_more_tried() -> None:
+    case = StandingStill()
+    case.schedule.leaving[case.spare] = None
+    assert action(case, case.busy, case.again_at + 1.0) == Action(Do.SEND)
+    assert case.limit == 1
+
+
+@pytest.mark.parametrize("reason", ["closed", "they move", "connected", "one has nothing to do", "nothing to do"])
+def test_one_too_many_that_nobody_needs_ends(reason: str) -> None:
+    case = StandingStill()
+    if reason == "closed":
+        case.schedule.working = False
+    elif reason == "they move":
+        case.schedule.limit.count_good(1)
+    elif reason == "connected":
+        case.spare.connected = True
+    elif reason == "one has nothing to do":
+        case.schedule.idle = 1
+    else:
+        case.schedule.ready.clear()
+    assert action(case, case.spare) == Action(Do.END)
+    assert list(case.schedule.leaving) == []
+
+
+def test_one_that_waits_with_the_others_settles_what_is_too_late() -> None:
+    case = StandingStill()
+    case.queued(end=0.5)
+    assert action(case, case.spare, 0.25) == Action(Do.WAIT, 0.25)
+    assert action(case, case.spare, 0.5) == Action(Do.EXPIRE)
+
+
+# Interrupted by their own thread ------------------------------------------------------------------------------
+
+
+def test_one_that_a_signal_handler_has_refused_as_it_was_queued_is_nowhere() -> None:
+    case = Case()
+    job = case.job(end=10.0)
+    job.state = JobState.DONE
+    case.schedule.submit(job)
+    assert (job.state, len(case.schedule), len(case.schedule.ends)) == (JobState.DONE, 0, 0)
+
+
+def test_of_a_run_what_is_another_workers_by_now_is_only_dropped() -> None:
+    """It was given back before, and taken by another one, who may be about to send it."""
+    case = Case()
+    first = loaded(case, 1)
+    [job] = list(first.run)
+    case.schedule.give_back(job)
+    second = case.worker()
+    case.schedule.take_run(second, 0.0)
+    case.schedule.give_back_run(first)
+    assert (list(first.run), list(second.run), job.state) == ([], [job], JobState.TAKEN)
+    assert list(case.schedule.ready) == []
