@@ -190,14 +190,6 @@ def test_without_a_session_its_whole_run_goes_back_in_order() -> None:
     assert (list(case.schedule.ready), list(case.worker.run)) == ([case.job, behind], [])
 
 
-def test_what_another_job_is_begun_with_stays_when_this_one_is_given_back() -> None:
-    case = Case(begun=False)
-    other = Job(LETTER, NEVER, keeper=None, completion=Completion())  # type: ignore[arg-type]
-    case.worker.current = other
-    assert not case.put(NO_SESSION)
-    assert case.worker.current is other
-
-
 def test_one_that_is_tried_once_waits_for_a_session_until_its_own_deadline() -> None:
     case = Case(policy=ONCE)
     assert not case.put(NO_SESSION)

@@ -194,3 +194,33 @@ def test_a_report_is_equal_to_a_report_and_to_nothing_else() -> None:
 def test_the_final_reply_is_there_for_people_too_where_there_was_one() -> None:
     assert partly(TAKEN).to_dict()["reply"] == "250 2.0.0 queued as 17"
     assert Receipt.not_sent(None, TimedOut("late")).to_dict()["reply"] is None
+
+
+# An error that is raised more than once ------------------------------------------------------------------------------
+
+
+def test_the_receipt_that_an_error_carries_is_that_of_its_message() -> None:
+    letter = Envelope("s@example.org", ["r@example.org"], b"x")
+    error = MailError("x")
+    first = Receipt.not_sent(letter, error)
+    assert error.receipt is first
+    assert Receipt.after(letter, error) is first
+
+
+def test_one_that_carries_none_gets_one() -> None:
+    letter = Envelope("s@example.org", ["r@example.org"], b"x")
+    error = MailError("x")
+    assert Receipt.after(letter, error) is error.receipt
+
+
+@pytest.mark.parametrize("other", ["sender", "recipients", "both"])
+def test_of_another_message_it_is_not_taken(other: str) -> None:
+    """A hook raises the same object again and again. Equal addresses do not make it the same message."""
+    first, second = (Envelope("".join(["s@example", ".org"]), ["r@example.org"], b"x") for _ in range(2))
+    if other != "both":
+        same = "recipients" if other == "sender" else "sender"
+        object.__setattr__(second, same, getattr(first, same))
+    error = MailError("x")
+    carried = Receipt.not_sent(first, error)
+    assert Receipt.after(second, error) is not carried
+    assert Receipt.after(second, error).recipients is second.recipients

@@ -80,7 +80,7 @@ class Closing:
             schedule.working = False
             self._farewell = self._farewell or Deadline.after(FAREWELL)
             farewell = self._farewell if stay else Deadline(0.0)
-            while schedule.workers and not farewell.passed:
+            while (schedule.workers or schedule.ending) and not farewell.passed:
                 self.settled.wait(farewell.remaining())
             return list(schedule.untold)
 

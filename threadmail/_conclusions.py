@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._job import Job
 from ._limits import has_enough
-from ._schedule import TAKEN, Schedule
+from ._schedule import ON_WIRE, TAKEN, Schedule
 from ._verdict import Verdict
 from ._worker import Worker
 from .errors import Aborted, GreetingRefused, MailError
@@ -19,16 +19,19 @@ def put_where_it_belongs(
     schedule: Schedule[Worker], worker: Worker, job: Job, verdict: Verdict, policy: RetryPolicy
 ) -> bool:
     """Have a job where it belongs after an attempt. Returns whether it is to be told."""
-    begun = worker.current is job
-    if not begun and not (worker.run and worker.run[0] is job and job.state is TAKEN):
-        return False  # it was taken from us before its MAIL: what was found out is about the server only
+    if worker.current is not job:
+        if not worker.run or worker.run[0] is not job or job.state is not TAKEN:
+            return False  # it was taken from us before its MAIL: what was found out is about the server only
+        # Nothing of it was written, and nobody has claimed it. It is begun with here, in plain statements: wherever it
+        # goes from here, it must not be at the head of a run as well, to be sent by two.
+        worker.current = job
+        job.state = ON_WIRE
+        del worker.run[0]
     until = job.taken_first + policy.total
     if verdict.no_session and not job.called_off:
-        if begun:
-            schedule.give_back(job)
-            worker.current = None
-        else:
-            schedule.give_back_run(worker)  # all of it: what is in the queue must not be at the head of a run as well
+        schedule.give_back_run(worker)  # else it would stand ahead of this one, which came before
+        schedule.give_back(job)
+        worker.current = None
         if policy.attempts > 1:
             schedule.expires(job, until)  # `total` runs from the first time it was taken, whatever came of that
         return False

@@ -38,7 +38,7 @@ from ._withdrawal import Withdrawal
 from ._worker import BeforeFinal, Worker, is_owned, note
 from .client import Client, ClientStats
 from .config import ServerConfig
-from .errors import Closed, MailError, Outcome, Reentered
+from .errors import Aborted, Closed, MailError, Outcome, Reentered
 from .receipt import Receipt
 from .retry import RetryPolicy
 from .throttle import Throttle
@@ -99,6 +99,7 @@ class Dispatcher:
             workers,
             make=lambda: Worker(self, config, rng, before_final),
             ended=self.ended,
+            over=self._over,
             nobody=self._no_threads,
             not_begun=self._wake_closers,
             is_over=lambda: self._closing.life is Life.CLOSED,
@@ -126,32 +127,33 @@ class Dispatcher:
     # A finaliser may come up on a worker's thread in a step under that worker's lock. The dispatcher's comes before
     # that: who asked for it there could wait for one who has it, and wants the worker's.
 
-    def _require_no_step(self) -> None:
+    def require_no_step(self) -> None:
+        """Raises Reentered where a finaliser asks that came up in the middle of a worker's step."""
         if self._starter.in_step and not is_owned(self._lock):
             raise Reentered("a finaliser came up in the middle of a worker's step, and must not call its sender there")
 
     def put(self, job: Job) -> None:
-        self._require_no_step()
+        self.require_no_step()
         self._door.put(job)
 
     def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
-        self._require_no_step()
+        self.require_no_step()
         self._door.put_some(jobs, waiter)
 
     def leave_line(self, waiter: Waiter) -> None:
-        self._require_no_step()
+        self.require_no_step()
         self._door.leave_line(waiter)
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
-        self._require_no_step()
+        self.require_no_step()
         return self._withdrawal.withdraw(job, error, cancelled=cancelled)
 
     def abort(self, job: Job) -> bool:
-        self._require_no_step()
+        self.require_no_step()
         return self._withdrawal.abort(job)
 
     def settle_overdue(self) -> None:
-        self._require_no_step()
+        self.require_no_step()
         self._withdrawal.settle_overdue()
 
     # ------------------------------------------------------------ telling
@@ -308,11 +310,20 @@ class Dispatcher:
 
     def _not_made(self, worker: Worker, job: Job) -> None:
         """It was cancelled or stolen, or the breaker does not let its connection be replaced now."""
+        called_off = False
+        aborted = job.ended_by(Aborted("the message was called off"))
         with self._lock:
             if worker.current is job:
-                self._schedule.give_back(job)
+                called_off = job.called_off
+                if called_off:
+                    self._schedule.finish(job, aborted, worker)
+                else:
+                    self._schedule.give_back(job)
                 worker.current = None
             self._wake_closers()
+        if called_off:
+            self._teller.announce([job])
+            worker.left = []
 
     # ------------------------------------------------------------ workers: connecting
 
@@ -358,6 +369,13 @@ class Dispatcher:
             self._starter.abandon()
             raise
         worker.buried = True
+        self._over(worker)
+
+    def _over(self, worker: Worker) -> None:
+        """Nothing more is done about a worker."""
+        with self._lock:
+            self._schedule.ending.pop(worker, None)
+            self._settled.notify_all()
 
     def _announce_all(self) -> None:
         """Call back for all jobs that were handed over. What a callback raises ends it when all were told."""
@@ -383,6 +401,7 @@ class Dispatcher:
         self._account(worker, False)
         told = left_by(schedule, worker)
         if worker in schedule.workers:
+            schedule.ending[worker] = None
             del schedule.workers[worker]
             self._opened += stats.opened
             self._closed.update(stats.closed)
@@ -440,7 +459,7 @@ class Dispatcher:
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
-        self._require_no_step()
+        self.require_no_step()
         with self._lock:
             stats = seen(self._schedule)
             workers, opened, closed = list(self._schedule.workers), self._opened, Counter(self._closed)

@@ -167,7 +167,12 @@ class Door:
         if not self._is_open() and job.state is READY:
             schedule.take_back(job)  # a signal handler has closed in the middle of this, and nobody would come by
             raise Closed("this sender is closed")
-        return self._starter.wanted()
+        try:
+            return self._starter.wanted()
+        except BaseException:  # there is no memory, or from outside: who gets an exception has not queued it
+            if job.state is READY:
+                schedule.take_back(job)
+            raise
 
 
 def _full() -> QueueFull:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ._deadline import Deadline
-from .errors import Closed, Outcome
+from .errors import Outcome
 from .receipt import Receipt
 
 #: Seconds for all senders together.
@@ -47,11 +47,11 @@ _time_is_up: list[bool] = []  # if it holds anything: no sender is used for the 
 def close_at_exit(sender: Closable) -> None:
     """Have `sender` closed at interpreter exit, if it still exists then and was not closed before (`forget`).
 
-    Raises:
-        Closed: the interpreter ends, and the time that senders have for their ends is over.
+    At once, if the interpreter ends already and the time that senders have for their ends is over.
     """
     if _time_is_up:
-        raise Closed("the interpreter ends, and takes no more messages")
+        sender._part(drain=False, timeout=0.0)
+        return
     _open.add(sender)
     if not _registered:
         _registered.append(_close_all)

@@ -171,7 +171,11 @@ class SendFuture(Future[Receipt]):
         self._job: Job | None = job
         self._receipt: Receipt | None = None
         self._all_told = False  # that it is settled, all who wait know
-        self._cancel_told = False  # guarded by the future's own lock, which is for one thread twice
+        self._called_back = False  # they were told, and the callbacks are being run
+        self._cancel_begun = self._cancel_told = (
+            False  # guarded by the future's own lock, which is for one thread twice
+        )
+        self.add_done_callback(_note_told)  # the first one: those who wait are told before
         self._pid = os.getpid()
 
     @property
@@ -264,11 +268,17 @@ class SendFuture(Future[Receipt]):
 
     def _set(self, job: Job, receipt: Receipt) -> None:
         if self._all_told:
-            return  # once more would have `as_completed` come to it twice, which it does not stand
-        if self.done():
-            self._tell_again()
-        else:
-            self._set_first(job, receipt)
+            return
+        if not self.done():
+            try:
+                self._set_first(job, receipt)
+            except InvalidStateError:
+                return  # another thread has told of it in this very moment: who closes, say
+        # Nobody is told once more who may know it: `as_completed` would come to it twice, which it does not stand.
+        if self.cancelled():
+            self._tell_cancelled()
+        elif not self._called_back:
+            self._tell_the_others()
         self._all_told = True
 
     def _set_first(self, job: Job, receipt: Receipt) -> None:
@@ -276,32 +286,28 @@ class SendFuture(Future[Receipt]):
         self._job = None
         if job.cancelled:
             super().cancel()
-            self._tell_cancelled()
             return
-        error: MailError | None = None
         try:
             receipt.raise_for_failure()
-        except MailError as exc:
-            exc.__traceback__ = None
-            error = exc
-        try:
-            if error is None:
-                self.set_result(receipt)
-            else:
-                self.set_exception(error)
-        except InvalidStateError:  # another thread has told of it in this very moment: who closes, say
-            self._tell_again()
-        finally:
-            del error
+        except MailError as error:
+            error.__traceback__ = None
+            self.set_exception(error)
+        else:
+            self.set_result(receipt)
 
     def _tell_cancelled(self) -> None:
         """Nobody will run it any more, so those who wait are told now."""
         with self._condition:
-            if not self._cancel_told:
+            if self._cancel_told:
+                return
+            if not self._cancel_begun:
+                self._cancel_begun = True
                 self.set_running_or_notify_cancel()
-                self._cancel_told = True
+            else:
+                self._tell_the_others()
+            self._cancel_told = True
 
-    def _tell_again(self) -> None:
+    def _tell_the_others(self) -> None:
         """Tell those who wait and were not told: an exception in the midst of `set_result` lets them wait for ever."""
         with self._condition:
             for waiter in self._waiters:
@@ -312,3 +318,8 @@ class SendFuture(Future[Receipt]):
                     # it would come back early.
                     waiter.event.set()
             self._condition.notify_all()
+
+
+def _note_told(future: Future[Receipt]) -> None:
+    assert isinstance(future, SendFuture)
+    future._called_back = True

@@ -146,6 +146,7 @@ class Schedule(Generic[_W]):
         self.unannounced: deque[Job] = deque()  # of them: settled by a caller, whose callbacks a worker is to run
         self.workers: dict[_W, None] = {}  # running, or about to
         self.leaving: dict[_W, None] = {}  # of them: told to end. Each counts until its connection is gone
+        self.ending: dict[_W, None] = {}  # none of them any more; their threads still tell of what they have left
         self.idle = 0  # workers that wait
         self.line: OrderedDict[Waiter, int] = OrderedDict()  # who waits for a place, in that order; and on which thread
         self.working = True

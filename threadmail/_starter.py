@@ -30,6 +30,7 @@ class Starter:
         lock: guards the schedule, and the executor.
         make: makes a worker, which is not started yet.
         ended: called when a worker's thread is over, whatever it met; perhaps again.
+        over: called when that was tried for the last time.
         nobody: called with the reason where no thread could be had and no worker is left.
         not_begun: called under the lock when a worker is forgotten before it began.
         is_over: whether the sender is closed; asked under the lock.
@@ -43,6 +44,7 @@ class Starter:
         *,
         make: Callable[[], Worker],
         ended: Callable[[Worker], None],
+        over: Callable[[Worker], None],
         nobody: Callable[[Exception], None],
         not_begun: Callable[[], None],
         is_over: Callable[[], bool],
@@ -52,6 +54,7 @@ class Starter:
         self._workers = workers
         self._make = make
         self._ended = ended
+        self._given_up = over
         self._nobody = nobody
         self._forgotten = not_begun
         self._is_over = is_over
@@ -62,14 +65,16 @@ class Starter:
 
     @property
     def in_worker(self) -> bool:
-        """Whether the calling thread is a worker's."""
-        return getattr(self._local, "worker", None) is not None
+        """Whether the calling thread is one of those that workers have, one after another."""
+        return getattr(self._local, "is_lane", False)
 
     @property
     def in_step(self) -> bool:
-        """Whether the calling thread is a worker's, in a step under its own lock: then a finaliser asks."""
-        worker: Worker | None = getattr(self._local, "worker", None)
-        return worker is not None and is_owned(worker.lock)
+        """Whether the calling thread is a worker's, in a step under its own lock; or between two workers, in the lines
+        of the executor, whose locks are not for one thread twice: then a finaliser asks."""
+        local = self._local
+        worker: Worker | None = getattr(local, "worker", None)
+        return is_owned(worker.lock) if worker is not None else getattr(local, "is_lane", False)
 
     @property
     def in_the_middle(self) -> bool:
@@ -121,11 +126,16 @@ class Starter:
 
     def _able(self) -> ThreadPoolExecutor:
         """An executor that can start a thread. One that has lost one, struck in the executor's own lines, cannot."""
+        unable: ThreadPoolExecutor | None = None
         with self._lock:
             if not self._executors or any(not lane.is_alive() for lane in list(self._lanes)):
+                unable = self._executors[-1] if self._executors else None
                 self._executors += (ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane"),)
                 self._lanes = set()
-            return self._executors[-1]
+            able = self._executors[-1]
+        if unable is not None:
+            unable.shutdown(wait=False)  # what it has begun it ends
+        return able
 
     def _next_to_start(self) -> Worker | None:
         local = self._local
@@ -141,13 +151,29 @@ class Starter:
         return worker
 
     def _over(self, worker: Worker, _: object) -> None:
-        """See to its end. Nothing may come out of here: the executor would lose its thread by it."""
-        for _ in range(_TRIES):
-            try:
-                self._ended(worker)
-                return
-            except BaseException:  # noqa: BLE001 - a callback's `sys.exit`, or from outside; the log says so
-                note(logging.ERROR, "a worker's end was interrupted", exc_info=True)
+        """See to its end. Nothing may come out of here: the executor would lose its thread by it.
+
+        On the worker's thread; or, if that was over in no time, on the one that has started it.
+        """
+        local = self._local
+        before = getattr(local, "worker", None)
+        try:
+            local.worker = worker
+            self._end(worker)
+        except BaseException:  # noqa: BLE001 - out of a log handler, or from outside; all that can be done was tried
+            pass
+        finally:
+            local.worker = before
+
+    def _end(self, worker: Worker) -> None:
+        try:
+            for _ in range(_TRIES):
+                try:
+                    return self._ended(worker)
+                except BaseException:  # noqa: BLE001 - a callback's `sys.exit`, or from outside; the log says so
+                    note(logging.ERROR, "a worker's end was interrupted", exc_info=True)
+        finally:
+            self._given_up(worker)
 
     def has_begun(self, worker: Worker) -> None:
         """A worker is on its thread. Under the lock."""
@@ -156,11 +182,12 @@ class Starter:
 
     def work(self, worker: Worker) -> None:
         """Be a worker's thread."""
-        self._local.worker = worker
+        local = self._local
+        local.worker, local.is_lane = worker, True
         try:
             worker.work()
         finally:
-            self._local.worker = None
+            local.worker = None
 
     def abandon(self) -> None:
         """This thread was to start workers, and perhaps was interrupted before it had."""
@@ -196,7 +223,8 @@ class Starter:
     def join(self) -> None:
         """See the threads off; each of those who close does, so that for all of them it is over."""
         with self._lock:
-            executors, ended = list(self._executors), not self._schedule.workers
+            schedule = self._schedule
+            executors, ended = list(self._executors), not (schedule.workers or schedule.ending or self.in_worker)
         if self.in_the_middle:
             self._local.again = True
             return

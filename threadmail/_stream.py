@@ -8,6 +8,7 @@ come.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
@@ -64,6 +65,7 @@ class ReceiptStream(Iterator[Receipt]):
         self._held: deque[tuple[int, Job]] = deque()  # waiting for their places
         self._untold: deque[Receipt] = deque()  # of those that were refused, as long as nobody was told
         self._stopped = False
+        self._pid = os.getpid()
         self._failure: BaseException | None = None  # what the iterable raised, or that the sender was closed
 
     def __iter__(self) -> ReceiptStream:
@@ -78,9 +80,12 @@ class ReceiptStream(Iterator[Receipt]):
         Raises:
             StopIteration: there are no more.
             Reentered: called by a callback of the sender, and there is none yet.
+            MailError: called in a forked child; the messages are the parent's.
             Exception: what the iterable raised, or Closed, when those that were pulled are settled.
         """
         collector = self._collector
+        if self._pid != os.getpid():
+            raise MailError("these messages are sent by the process that gave them in, and their receipts come there")
         came = collector.came
         self._tell_refused()
         while not came:
@@ -103,6 +108,9 @@ class ReceiptStream(Iterator[Receipt]):
 
     def stop(self) -> None:
         """Pull no more messages, and take back what no worker has begun. What is still to come tells of all of them."""
+        if self._pid != os.getpid():
+            return  # a forked child: the messages are its parent's, whose locks are not to be touched here
+        self._dispatcher().require_no_step()
         self._stopped, self._source = True, None
         self._refuse_held(_stopped)
         self._collector.take_back(_stopped)

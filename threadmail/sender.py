@@ -136,7 +136,9 @@ class ThreadedSender(BornAnew):
         try:
             dispatcher.put(job)
         except MailError as error:
-            Receipt.not_sent(envelope, error)
+            receipt = Receipt.not_sent(envelope, error)
+            if tag is not None:
+                receipt.__dict__["tag"] = tag
             raise
         return future
 
@@ -253,7 +255,9 @@ class ThreadedSender(BornAnew):
 
     def _announce_refused(self, receipts: deque[Receipt]) -> None:
         """Tell of what was refused at the door. Each is taken out in the moment before: nobody is told of it twice."""
-        self._here(opened=False).marked(self._announce_first, [receipts] * len(receipts))
+        dispatcher = self._here(opened=False)
+        dispatcher.require_no_step()
+        dispatcher.marked(self._announce_first, [receipts] * len(receipts))
 
     def _announce_first(self, receipts: deque[Receipt]) -> None:
         if receipts:  # else a signal handler has

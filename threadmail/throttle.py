@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 from ._deadline import LONGEST, Deadline, now, out_of_time
@@ -46,6 +47,8 @@ class Throttle:
         if not per > 0 or burst < 1:
             raise InvalidConfig("per must be more than 0 seconds, and burst at least 1")
         self._rate = None if messages is None else messages / per
+        if self._rate is not None and not 0.0 < self._rate < inf:
+            raise InvalidConfig(f"{messages!r} messages in {per!r} seconds is no rate that can be kept")
         self._burst = float(burst)
         self._begin(os.getpid())
         self._bucket = _Bucket(self._burst, now())
