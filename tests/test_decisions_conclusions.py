@@ -233,6 +233,14 @@ def test_an_attempt_that_was_none_gives_its_token_back() -> None:
     assert (case.returned, case.place) == (1, DONE)
 
 
+def test_one_whose_attempt_never_got_to_its_mail_waits_for_another_in_one_place_only() -> None:
+    """At the head of the run as well it would be claimed by the one, when another one sends it by then."""
+    case = Case(begun=False)
+    assert not case.put(Verdict(receipt(), REST, 30.0))
+    assert case.place == LATER
+    assert list(case.worker.run) == []
+
+
 @pytest.mark.parametrize("end", [NEVER, Deadline(60.0)])
 def test_another_attempt_is_made_before_the_deadline_and_the_end_of_patience(end: Deadline) -> None:
     case = Case(end=end)

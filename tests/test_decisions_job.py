@@ -109,3 +109,37 @@ def test_of_two_that_settle_in_one_moment_one_does_and_the_other_is_silent(
         future.settle(job, receipt)
     assert (called, future.cancelled(), caplog.records) == ([future], job.cancelled, [])
     assert future.receipt is receipt
+
+
+class Swapping:
+    """Who waits as `as_completed` does: what it was told of it has taken away already."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    @property
+    def finished_futures(self) -> list[Any]:
+        return []
+
+    def add_result(self, future: Any) -> None:
+        self.told += 1
+
+    add_exception = add_cancelled = add_result
+
+
+@pytest.mark.parametrize("how", ["sent", "not sent", "taken back"])
+def test_who_waits_is_told_once_though_a_callback_leaves_and_it_is_settled_again(how: str) -> None:
+    job = Job(LETTER, NEVER, Keeper())
+    job.cancelled = how == "taken back"
+    future, receipt, waiter = job.future, SENT if how == "sent" else failed(), Swapping()
+    future._waiters.append(waiter)  # type: ignore[arg-type]
+
+    def callback(_: object) -> None:
+        future.settle(job, receipt)  # who closes meanwhile
+        raise SystemExit
+
+    future.add_done_callback(callback)
+    with pytest.raises(SystemExit):
+        future.settle(job, receipt)
+    future.settle(job, receipt)
+    assert (waiter.told, future.all_told, future.cancelled()) == (1, True, job.cancelled)

@@ -15,6 +15,7 @@ import pytest
 from tests.support.mail import envelope
 from tests.support.servers import until
 from threadmail import (
+    Closed,
     Envelope,
     MailError,
     Outcome,
@@ -24,6 +25,7 @@ from threadmail import (
     ServerConfig,
     ThreadedSender,
     Throttle,
+    _closing,
     _dispatcher,
     _leavings,
 )
@@ -316,3 +318,71 @@ def test_callbacks_that_leave_tell_of_all_that_a_caller_has_taken_back() -> None
         go.set()
         assert sender.submit(one("c")).result(PATIENCE).outcome is Outcome.SENT
     assert len(heard) == 602
+
+
+@pytest.mark.parametrize("calls", ["nothing", "submit"])
+def test_closing_waits_no_longer_than_it_says_for_a_callback_of_a_worker_that_has_ended(
+    calls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells of what a caller has taken back when it is no worker any more; its thread is waited for all the same."""
+    monkeypatch.setattr(_closing, "FAREWELL", 0.1)
+    first, last, go = threading.Event(), threading.Event(), threading.Event()
+    met: list[Exception] = []
+
+    def on_receipt(receipt: Receipt) -> None:
+        if not first.is_set():
+            first.set()
+            return
+        last.set()
+        assert go.wait(PATIENCE)
+        if calls == "submit":
+            try:
+                sender.submit(one("late"))
+            except (MailError, RuntimeError) as error:
+                met.append(error)
+
+    throttle = Throttle()
+    with ScriptedServer([Serve()], last="repeat") as server:
+        sender = ThreadedSender(server.url, workers=1, on_receipt=on_receipt, throttle=throttle)
+        try:
+            sender.send(one("a"))
+            assert first.wait(PATIENCE)
+            throttle.pause(3600.0)
+            with sender._dispatcher._lock:  # the worker is told to end before it is told to announce
+                assert sender.submit(one("b")).cancel()
+                sender._dispatcher._schedule.limit.workers = 0
+            assert last.wait(PATIENCE)
+            assert sender.stats().lanes == 0
+            assert sender.close(timeout=0.0) == []
+            assert not go.is_set()
+            with pytest.raises(Closed):
+                sender.submit(one("c"), deadline=PATIENCE)
+        finally:
+            go.set()
+            sender.close(timeout=PATIENCE)
+    until(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("threadmail-lane")], PATIENCE, "its thread"
+    )
+    assert [type(error) for error in met] == ([Closed] if calls == "submit" else [])
+
+
+def test_threads_that_are_lost_one_after_another_are_not_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = Starter._over
+    lost = list[threading.Thread]()
+
+    def struck(starter: Starter, *given: Any) -> None:
+        over(starter, *given)
+        lost.append(threading.current_thread())
+        raise Strike
+
+    def lanes() -> int:
+        return len([thread for thread in threading.enumerate() if thread.name.startswith("threadmail-lane")])
+
+    monkeypatch.setattr(Starter, "_over", struck)
+    with ScriptedServer([Serve()], last="repeat") as server:
+        with ThreadedSender(ServerConfig("127.0.0.1", server.port, idle_timeout=0.01), workers=2) as sender:
+            for number in range(4):
+                assert sender.submit(one(f"m{number}")).result(PATIENCE).outcome is Outcome.SENT
+                assert lanes() <= 2
+                until(lambda: len(lost) > number, PATIENCE, "the strike")  # noqa: B023
+                lost[number].join(PATIENCE)

@@ -13,11 +13,26 @@ from types import FrameType
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import Envelope, MailError, Reentered, ThreadedSender
-from threadmail._deadline import Deadline
+from tests.support.servers import until
+from threadmail import (
+    Aborted,
+    ConnectFailed,
+    Envelope,
+    MailError,
+    Outcome,
+    Receipt,
+    Reentered,
+    RetryPolicy,
+    ServerConfig,
+    ThreadedSender,
+)
+from threadmail._collector import Collector
+from threadmail._deadline import NEVER, Deadline, now
+from threadmail._dispatcher import Dispatcher
+from threadmail._stream import ReceiptStream
 from threadmail._timeheap import TimeHeap
 from threadmail._worker import Worker
-from threadmail.testing import CaptureServer
+from threadmail.testing import CaptureServer, Drop, Reply, ScriptedServer, Serve
 
 PATIENCE = 20.0
 
@@ -89,7 +104,10 @@ def test_a_finaliser_in_a_workers_step_is_refused_and_waits_for_nobody(
             futures = [sender.submit(one(f"m{i}"), deadline=PATIENCE) for i in range(10)]
             armed.append(True)
         last = futures[-1]
-        stream = sender.send_each([one("streamed")])
+        told: list[Receipt] = []
+        stream = ReceiptStream([one("s")], Collector(9, 1, NEVER), NEVER, lambda: sender._dispatcher, told.extend)
+        stream._pull(1)
+        stream._make_job()  # it is held, and would be refused
         calls: dict[str, Callable[[], object]] = {
             "cancel": last.cancel,
             "abort": lambda: sender.abort(last),
@@ -110,6 +128,92 @@ def test_a_finaliser_in_a_workers_step_is_refused_and_waits_for_nobody(
             future.result(PATIENCE)
     assert len(said) == 1
     assert isinstance(said[0], Reentered)
+    assert (told, len(stream._held)) == ([], 1)
+
+
+@pytest.mark.parametrize("call", ["submit", "stop", "close"])
+def test_a_finaliser_between_two_workers_is_refused_and_waits_for_nobody(call: str) -> None:
+    """The executor's own locks are not for one thread twice; and one of them is that of all executors."""
+    with (
+        CaptureServer() as server,
+        ThreadedSender(ServerConfig("127.0.0.1", server.port, idle_timeout=0.01), workers=1) as sender,
+    ):
+        sender.send(one("first"))
+        until(lambda: sender.stats().lanes == 0, PATIENCE, "the worker's end")
+        stream = sender.send_each([one("streamed")])
+        calls: dict[str, Callable[[], object]] = {
+            "submit": lambda: sender.submit(one("finaliser")),
+            "stop": stream.stop,
+            "close": sender.close,
+        }
+        [executor] = sender._dispatcher._starter._executors
+        error = executor.submit(calls[call]).exception(PATIENCE)
+        assert isinstance(error, Reentered)
+        assert sender.submit(one("second")).result(PATIENCE).outcome is Outcome.SENT
+
+
+def test_who_goes_on_with_the_stream_of_a_parent_process_is_told_so_and_waits_for_nobody() -> None:
+    def nobody() -> Dispatcher:
+        raise AssertionError("the parent's locks are not to be touched")
+
+    stream = ReceiptStream([one("a")], Collector(9, 1, NEVER), NEVER, nobody, lambda _: None)
+    stream._pid -= 1
+    with pytest.raises(MailError, match="by the process that gave them in"):
+        next(stream)
+    stream.stop()
+
+
+def test_one_that_could_not_be_queued_whole_is_not_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory for its worker: who gets an exception has not handed the message over."""
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1) as sender:
+
+        def no_memory() -> Worker:
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sender._dispatcher._starter, "_make", no_memory)
+            with pytest.raises(MemoryError):
+                sender.submit(one("a"))
+        assert sender.stats().queued == 0
+        sender.send(one("b"))
+    assert [message.recipients for message in server.messages] == [one("b").recipients]
+
+
+def test_one_that_is_called_off_as_its_connection_is_to_be_replaced_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The breaker lets nobody dial just then, for another lane's dial has failed: it went back into the queue."""
+    may_dial, aborted = Dispatcher.may_dial, list[bool]()
+
+    def called_off(self: Dispatcher, worker: Worker) -> bool:
+        if not aborted:
+            with self._lock:
+                self._schedule.breaker.failed(ConnectFailed("another lane's", transient=True), now())
+            aborted.append(sender.abort(future))
+        return may_dial(self, worker)
+
+    stale = [Serve(until="."), Reply("250 ok"), Serve(until="MAIL"), Drop()]
+    with ScriptedServer(stale, [Serve()], last="repeat") as server:
+        config = ServerConfig("127.0.0.1", server.port, without=frozenset({"pipelining"}))
+        with ThreadedSender(config, workers=1, retry=RetryPolicy(base=0.01, longest=0.01)) as sender:
+            sender.send(one("first"))
+            monkeypatch.setattr(Dispatcher, "may_dial", called_off)
+            with sender._dispatcher._lock:
+                future = sender.submit(one("called-off"))
+            error = future.exception(PATIENCE)
+        assert aborted == [True]
+        assert isinstance(error, Aborted)
+        assert error.outcome is Outcome.NOT_SENT
+        assert len(server.messages) == 1
+
+
+def test_a_refusal_at_the_door_carries_the_tag() -> None:
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1) as sender:
+        sender.close()
+        with pytest.raises(MailError) as raised:
+            sender.submit(one("a"), tag="order 17")
+    assert raised.value.receipt is not None
+    assert raised.value.receipt.tag == "order 17"
 
 
 # ---------------------------------------------------------------- a signal handler in the heap of deadlines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from math import inf
 from typing import Any
 
 import pytest
@@ -21,7 +22,18 @@ def taken(throttle: Throttle, tries: int) -> int:
     return sum(throttle.take() == 0.0 for _ in range(tries))
 
 
-@pytest.mark.parametrize("values", [{"messages": 0}, {"messages": -1}, {"messages": 1, "per": 0}, {"burst": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": 0},
+        {"messages": -1},
+        {"messages": 1, "per": 0},
+        {"burst": 0},
+        {"messages": 1, "per": inf},
+        {"messages": inf},
+        {"messages": 1e-320, "per": 1e10},
+    ],
+)
 def test_a_throttle_that_gives_nothing_is_refused(values: dict[str, Any]) -> None:
     """It would make everybody wait for ever."""
     with pytest.raises(InvalidConfig):
