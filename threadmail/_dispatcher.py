@@ -311,9 +311,11 @@ class Dispatcher:
     def _not_made(self, worker: Worker, job: Job) -> None:
         """It was cancelled or stolen, or the breaker does not let its connection be replaced now."""
         called_off = False
-        aborted = job.ended_by(Aborted("the message was called off"))
+        aborted: Receipt | None = None
+        if worker.current is job:  # nobody else changes that
+            aborted = job.ended_by(Aborted("the message was called off"))
         with self._lock:
-            if worker.current is job:
+            if aborted is not None:
                 called_off = job.called_off
                 if called_off:
                     self._schedule.finish(job, aborted, worker)
@@ -356,6 +358,9 @@ class Dispatcher:
             with self._lock:
                 told = self._left_by(worker, stats)
                 nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
+                tells = bool(told) or nobody_else or worker in self._schedule.ending
+                if tells:  # it is no worker any more, and its thread is still to be waited for
+                    self._schedule.ending[worker] = None
                 another = len(self._schedule) and self._starter.wanted()
                 self._not_empty.notify_all()
                 self._wake_closers()
@@ -368,8 +373,9 @@ class Dispatcher:
         except BaseException:
             self._starter.abandon()
             raise
+        if tells:
+            self._over(worker)
         worker.buried = True
-        self._over(worker)
 
     def _over(self, worker: Worker) -> None:
         """Nothing more is done about a worker."""
@@ -401,7 +407,6 @@ class Dispatcher:
         self._account(worker, False)
         told = left_by(schedule, worker)
         if worker in schedule.workers:
-            schedule.ending[worker] = None
             del schedule.workers[worker]
             self._opened += stats.opened
             self._closed.update(stats.closed)

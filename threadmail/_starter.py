@@ -166,14 +166,13 @@ class Starter:
             local.worker = before
 
     def _end(self, worker: Worker) -> None:
-        try:
-            for _ in range(_TRIES):
-                try:
-                    return self._ended(worker)
-                except BaseException:  # noqa: BLE001 - a callback's `sys.exit`, or from outside; the log says so
-                    note(logging.ERROR, "a worker's end was interrupted", exc_info=True)
-        finally:
-            self._given_up(worker)
+        for _ in range(_TRIES):
+            try:
+                self._ended(worker)
+                return
+            except BaseException:  # noqa: BLE001 - a callback's `sys.exit`, or from outside; the log says so
+                note(logging.ERROR, "a worker's end was interrupted", exc_info=True)
+        self._given_up(worker)
 
     def has_begun(self, worker: Worker) -> None:
         """A worker is on its thread. Under the lock."""

@@ -90,7 +90,7 @@ class Interrupter:
             pass  # where the worker cannot help itself the executor's future says so
         finally:
             sys.setprofile(None)
-        dispatcher.ended(worker)
+        dispatcher._starter._over(worker, None)
 
 
 def _is_place(frame: FrameType, event: str) -> bool:
