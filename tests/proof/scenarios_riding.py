@@ -164,7 +164,7 @@ SCENARIOS = [
     riding("1 lane, 3 messages", 1, 1, 3),
     riding("1 lane, 3 messages, 2 of them late", 30, 1, 3, late=2),
     riding("2 lanes, 2 messages", 500, 2, 2, connected=True),
-    riding("the one aboard cancelled", 40, 1, 2, cancel(1), failures=["cancelled"]),
+    riding("the one aboard cancelled", 46, 1, 2, cancel(1), failures=["cancelled"]),
     riding("the one aboard called off", 49, 1, 3, abort(1), failures=["Aborted"]),
     riding("the one ahead called off", 44, 1, 3, abort(0), failures=["Aborted"]),
     riding("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
@@ -175,7 +175,7 @@ SCENARIOS = [
     ),
     riding(
         "dropped at the final reply, the one aboard cancelled",
-        62,
+        68,
         1,
         2,
         cancel(1),
@@ -239,7 +239,7 @@ SCENARIOS = [
     riding("interrupted as one comes aboard", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     riding(
         "interrupted as one comes aboard, which is cancelled",
-        53,
+        57,
         1,
         2,
         cancel(1),

@@ -56,7 +56,7 @@ SCENARIOS = [
     windowed("1 lane, 3 messages at once", 1, 1, 3, window=3),
     windowed("1 lane, 3 messages, 2 of them late", 30, 1, 3, late=2),
     windowed("2 lanes, 2 messages", 500, 2, 2, connected=True),
-    windowed("the one behind cancelled", 51, 1, 3, cancel(1), failures=["cancelled"]),
+    windowed("the one behind cancelled", 58, 1, 3, cancel(1), failures=["cancelled"]),
     windowed("the one behind called off", 38, 1, 3, abort(1), failures=_DOUBT),
     windowed("the one ahead called off", 43, 1, 3, abort(0), failures=_DOUBT),
     windowed("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
@@ -90,7 +90,7 @@ SCENARIOS = [
     windowed("interrupted as one comes aboard", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     windowed(
         "interrupted as one comes aboard, which is cancelled",
-        53,
+        57,
         1,
         2,
         cancel(1),
