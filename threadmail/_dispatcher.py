@@ -381,7 +381,7 @@ class Dispatcher:
         """Nothing more is done about a worker."""
         with self._lock:
             self._schedule.ending.pop(worker, None)
-            self._settled.notify_all()
+            self._wake_closers()
 
     def _announce_all(self) -> None:
         """Call back for all jobs that were handed over. What a callback raises ends it when all were told."""

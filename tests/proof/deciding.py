@@ -103,6 +103,7 @@ ARGUED: dict[str, str] = {
         "no two entries are equal, but one that is in both heaps, and then either is it"
     ),
     "threadmail._limits:ConcurrencyLimit.count_good: -1 for 0": "less than nothing is less than the shortest",
+    "threadmail._limits:ConcurrencyLimit.__init__: -1 for 0 #5": "twice less than nothing is less than the shortest",
     "threadmail._limits:read_signs: `if False` for `if receipt.error is None`": "None has no code, and so is no reply",
     "threadmail._limits:_reply_of: `if False` for `if code is None`": "a reply without a code and a text has no sign",
     "threadmail._schedule:Schedule.sent: `>=` for `>` in `len(ends) > 0`": _IN_VAIN,

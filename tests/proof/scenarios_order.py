@@ -30,7 +30,7 @@ from threadmail import (
 )
 from threadmail._job import SendFuture
 
-from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
+from .scenario import CONFIG, LETTER, no_exit_hook, of_sender, small
 from .stage import EXTENSIONS, MORE_COMMANDS, Later, Server, Threads, no_thread_left, on_time
 
 
@@ -289,6 +289,20 @@ def told_in_part(run: Run) -> None:
     threads.add(lambda: wait([future]))
 
 
+def taken_back_by_two(run: Run) -> None:
+    """Who takes a message back, and who closes meanwhile, tell of it in one moment: who waits is told once."""
+    threads = Threads(run, ModelServer())
+    future = SendFuture(None, None)  # type: ignore[arg-type]
+    receipt = Receipt.not_sent(LETTER, MailError("no"))
+    future._state = "CANCELLED"
+
+    def settle() -> None:
+        future.settle(None, receipt)  # type: ignore[arg-type]
+
+    threads.add(settle)
+    threads.add(settle)
+
+
 def in_batches(callers: int) -> Program:
     """Callers of `send_all` on a queue with one place: each has all its receipts."""
 
@@ -337,6 +351,7 @@ def batch_out_of_time(run: Run) -> None:
 SMALL = [
     of_sender("settled again", settled_again),
     of_sender("settled again, told in part", told_in_part),
+    small("sender, settled by two, taken back", taken_back_by_two, SendFuture),
     of_sender("a batch in a small queue", in_batches(1), limit=300),
     of_sender("two batches in a small queue", in_batches(2), limit=300),
     of_sender("a batch that runs out of time", batch_out_of_time, limit=300),
