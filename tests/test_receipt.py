@@ -536,6 +536,8 @@ def test_a_report_is_a_sequence_of_receipts() -> None:
     assert report.failures == (receipts[1], receipts[3])
     assert str(report) == "4 messages: 2 sent, 1 not sent, 1 in doubt"
     assert str(Report()) == "no messages"
+    assert str(Report(receipts[:1])).startswith("1 message: 1 ")
+    assert str(Report(receipts[:2])).startswith("2 messages: ")
     assert pickle.loads(pickle.dumps(report)) == report
 
 

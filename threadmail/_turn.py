@@ -6,8 +6,9 @@ receipt for each message, in order; nothing that may have been accepted is sent 
 
 from __future__ import annotations
 
+import email.message
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
 from ._deadline import Deadline, now
@@ -23,6 +24,17 @@ PATIENCE = 0.5
 
 #: What can be sent.
 Message: TypeAlias = "Envelope | AnyMessage | bytes"
+
+
+def require_many(messages: Iterable[Message], call: str) -> None:
+    """Refuse one message where an iterable of them is wanted: an `EmailMessage` iterates over its header's names, bytes
+    over numbers, and each of those would be a message that cannot be sent.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if isinstance(messages, (Envelope, email.message.Message, bytes, bytearray, memoryview, str)):
+        raise TypeError(f"{call}() takes messages, and this is one: use send(), or [message]")
 
 
 class Taker(Protocol):

@@ -19,7 +19,7 @@ from ._kept import AfterDial, BeforeDial, KeptConnection
 from ._life import Life
 from ._opening import AnySMTP
 from ._turn import Message as Message
-from ._turn import Turn
+from ._turn import Turn, require_many
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, MailError, TimedOut, detach
@@ -256,8 +256,10 @@ class Client(KeptConnection):
         Returns:
             One receipt for each message, in input order.
         Raises:
+            TypeError: it is one message, and no iterable of them.
             Exception: what the iterable raised, once the messages it gave before have been sent.
         """
+        require_many(messages, "send_all")
         end = Deadline.after(deadline)
         receipts: list[Receipt] = []
         last: Receipt | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.errors import MessageError
 from email.message import Message
@@ -196,6 +196,11 @@ class Envelope:
             return message
         if isinstance(message, (bytes, bytearray, memoryview)):
             return cls.from_bytes(bytes(message))
+        given: object = message
+        if not isinstance(given, Message):
+            kind = type(given).__name__
+            hint = ": use send_all()" if isinstance(given, (list, tuple, Iterator)) else ""
+            raise InvalidEnvelope(f"a message is an EmailMessage, bytes or an Envelope, not {kind}{hint}")
         try:
             return cls.from_message(message)
         except MailError:

@@ -397,7 +397,8 @@ class Report(Sequence[Receipt]):
 
     def __str__(self) -> str:
         parts = [f"{count} {outcome.value}" for outcome, count in self.counts().items() if count]
-        return f"{len(self)} messages: {', '.join(parts)}" if parts else "no messages"
+        noun = "message" if len(self) == 1 else "messages"
+        return f"{len(self)} {noun}: {', '.join(parts)}" if parts else "no messages"
 
     def __repr__(self) -> str:
         return f"<Report of {self}>"

@@ -24,6 +24,7 @@ from ._job import Job, SendFuture
 from ._life import Life
 from ._sender_stats import SenderStats as SenderStats
 from ._stream import ReceiptStream
+from ._turn import require_many
 from ._worker import BeforeFinal, note, seen_from_outside
 from .client import Client, Message
 from .config import ServerConfig
@@ -184,7 +185,10 @@ class ThreadedSender(BornAnew):
             progress: called on this thread with the number of settled messages and the total (None if unknown).
         Returns:
             One receipt for each message, in input order.
+        Raises:
+            TypeError: it is one message, and no iterable of them.
         """
+        require_many(messages, "send_all")
         total = len(messages) if isinstance(messages, Sized) else None
         receipts: dict[int, Receipt] = {}
         stream = self._stream(messages, deadline, to_the_end=True)
@@ -216,7 +220,10 @@ class ThreadedSender(BornAnew):
 
         Args:
             deadline: seconds in which all must be settled.
+        Raises:
+            TypeError: it is one message, and no iterable of them.
         """
+        require_many(messages, "send_each")
         return self._stream(messages, deadline)
 
     def _stream(
