@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
-from copy import copy
 from typing import Any, NamedTuple
 
 import pytest
@@ -257,8 +256,7 @@ def test_only_the_server_takes_a_session_back() -> None:
     "error", [SenderRefused(550, b"5.7.1 no", "s@example.org"), CLOSING, ConnectionLost("it hung up")]
 )
 def test_what_a_hook_raises_says_nothing_before_the_mail_was_answered(error: MailError) -> None:
-    raised = copy(error)
-    of_hook(raised)
+    raised = of_hook(error)
     assert said(at(Phase.MAIL, raised)) == NOTHING
     assert said(at(Phase.CONTENT, raised)) == ANSWERED
 

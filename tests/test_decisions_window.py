@@ -180,9 +180,16 @@ def test_what_a_hook_raises_says_nothing_of_the_connection(in_turn: bool) -> Non
     def no(_: Transaction) -> None:
         raise told
 
+    passage = case.passage()
     with contextlib.suppress(ConnectionLost):
-        case.window.write(case.passage(), no, in_turn=in_turn)
-    assert told._of_hook
+        try:
+            case.window.write(passage, no, in_turn=in_turn)
+        except ConnectionLost as error:
+            passage.refusal = error
+            raise
+    assert isinstance(passage.refusal, ConnectionLost)
+    assert passage.refusal._of_hook
+    assert not told._of_hook, "the hook's own object is left alone"
     assert case.window.has_room(10)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from threadmail import (
     MailError,
     Outcome,
     Phase,
+    Receipt,
     Reentered,
     ServerConfig,
     TimedOut,
@@ -105,7 +108,7 @@ def test_a_dial_that_is_forbidden_is_not_made(stale: bool) -> None:
         owner.forbids = ConnectFailed("the server is dead, others say")
         with pytest.raises(ConnectFailed) as info:
             client.send(envelope("b"))
-        assert info.value is owner.forbids
+        assert str(info.value) == str(owner.forbids)
         assert info.value.outcome is Outcome.NOT_SENT
         assert info.value.receipt is not None
         assert owner.told == ["asked"]
@@ -477,6 +480,65 @@ def test_a_call_in_a_callback_of_the_message_is_refused() -> None:
 # ---------------------------------------------------------------- what a hook says is none of the connection
 
 
+def of_another_message() -> MailError:
+    """What a hook raises that sends mail of its own: that message is in doubt."""
+    error = ConnectionLost("another message was lost", phase=Phase.FINAL)
+    error.outcome = Outcome.IN_DOUBT
+    error.receipt = Receipt(Outcome.IN_DOUBT, Phase.FINAL, "other@example.org", ("another@example.org",), "<other@id>")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("hook", "how"),
+    [
+        *itertools.product(["before_dial", "after_dial"], ["send", "transmit", "send_all"]),
+        ("before_mail", "transmit"),
+        ("before_final", "transmit"),
+    ],
+)
+def test_what_a_hook_raises_of_another_message_is_told_of_none_of_ours(hook: str, how: str) -> None:
+    """Nothing of ours was written: it is NOT_SENT, and the receipt, if there is one, is its own."""
+    raised = of_another_message()
+    before = dict(vars(raised))
+
+    def objects(*_: object) -> None:
+        raise raised
+
+    hooks: dict[str, Any] = {hook: objects}
+    dials = hook.endswith("dial")
+    with CaptureServer() as server, Client(config_of(server), **(hooks if dials else {})) as client:
+        if how == "send_all":
+            [receipt] = client.send_all([envelope("a")])
+            told = receipt.error
+        else:
+            call: Callable[..., object] = (
+                client.send if how == "send" else partial(client.transmit, **({} if dials else hooks))
+            )
+            with pytest.raises(ConnectionLost) as info:
+                call(envelope("a"))
+            told = info.value
+        assert told is not None
+        assert told.outcome is Outcome.NOT_SENT
+        assert told.may_resend
+        assert told.phase is {"before_mail": Phase.MAIL, "before_final": Phase.CONTENT}.get(hook, Phase.CONNECT)
+        assert (told.receipt is None) is (dials and how == "transmit"), "a dial has no receipt"
+        assert told.receipt is None or told.receipt.recipients == envelope("a").recipients
+        assert not server.messages
+    assert vars(raised) == before, "the hook's own object is left alone"
+
+
+def test_what_a_hook_raises_shows_where_it_came_from() -> None:
+    """The copy has the frames of the hook, and its cause."""
+
+    def objects(_: object) -> None:
+        raise ConnectionLost("mine") from ValueError("the cause")
+
+    with CaptureServer() as server, Client(config_of(server)) as client, pytest.raises(ConnectionLost) as info:
+        client.transmit(envelope(), before_mail=objects)
+    assert "objects" in [entry.name for entry in info.traceback]
+    assert isinstance(info.value.__cause__, ValueError)
+
+
 @pytest.mark.parametrize("error", [ConnectionLost("mine"), BadReply("mine"), DataRefused(421, b"mine")], ids=repr)
 @pytest.mark.parametrize("hook", ["before_mail", "before_final"])
 @pytest.mark.parametrize("window", [1, 4])
@@ -493,7 +555,11 @@ def test_what_a_hook_raises_is_not_taken_for_a_stale_connection(error: MailError
         hooks: dict[str, Any] = {hook: objects}
         with pytest.raises(type(error)) as info:
             client.transmit(envelope("b"), **hooks)
-        assert info.value is error
+        told = info.value
+        assert (told is not error, str(told)) == (True, str(error)), "the hook's own object is left alone"
+        assert told.receipt is not None
+        assert told.receipt.recipients == envelope("b").recipients
+        assert (error.receipt, error._of_hook) == (None, False)
         assert len(called) == 1
         assert client.stats().closed.get("stale") is None
         assert len(server.messages) == 1

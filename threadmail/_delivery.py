@@ -21,7 +21,7 @@ from ._passage import Passage
 from ._window import Window
 from ._wire import Wire, joined
 from .envelope import Envelope
-from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase, ReplyTimedOut, of_hook
+from .errors import BadReply, ConnectionLost, DataRefused, MailError, Phase, ReplyTimedOut, call_hook
 from .receipt import Receipt, Reply
 from .transaction import Command, Terms, Transaction
 
@@ -102,7 +102,10 @@ class Pipeline:
         if passage is None:
             passage = Passage(envelope, terms)
             if passage.refusal is None and before_mail is not None:
-                _tell(before_mail, passage.transaction)
+                try:
+                    call_hook(before_mail, passage.transaction)
+                except MailError as error:
+                    raise passage.transaction.blame(error) from error.__cause__
         assert passage.envelope is envelope
         transaction = passage.transaction
         if passage.refusal is not None:
@@ -165,7 +168,7 @@ class Pipeline:
         passage = Passage(follower[0], terms)
         self.aboard.append(passage)
         if follower[1] is not None:
-            _tell(follower[1], passage.transaction)
+            call_hook(follower[1], passage.transaction)
         return passage
 
     def _take_behind(self, terms: Terms, follow: Follow | None) -> list[str]:
@@ -333,7 +336,7 @@ class Pipeline:
             behind.append("quit")
         data = last + joined(behind) if behind else last
         if before_final is not None:
-            _tell(before_final, transaction)
+            call_hook(before_final, transaction)
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
         try:
             wire.write_content(data, behind, len(last))
@@ -377,15 +380,6 @@ class Pipeline:
                 self._back_at_the_start(dot + _RESET)
         except MailError:
             wire.close()
-
-
-def _tell(hook: Callable[[Transaction], None], transaction: Transaction) -> None:
-    """Call a hook. What it raises is its own, whatever it looks like: a ConnectionLost is none of this connection."""
-    try:
-        hook(transaction)
-    except Exception as exc:
-        of_hook(exc)
-        raise
 
 
 def _write_most(wire: Wire, content: Content) -> bytes:

@@ -35,8 +35,8 @@ from .errors import (
     Phase,
     Reentered,
     TimedOut,
+    call_hook,
     kept_copy,
-    of_hook,
 )
 from .transaction import Terms, Transaction
 
@@ -344,22 +344,16 @@ class KeptConnection(Guarded):
     def _connect(self, end: Deadline) -> AnySMTP:
         pair = pair_to_offer(self.config)
         if self._before_dial is not None:
-            try:
-                self._before_dial()
-            except MailError as error:
-                of_hook(error)  # what was met some time ago is not heard once more
-                if error.phase not in (None, *CONNECTING, Phase.MAIL):
-                    error.phase = Phase.CONNECT  # no MAIL was answered here
-                raise
+            _ask(self._before_dial)
         try:
             smtp = self._dial(end, pair)
         except BaseException as exc:
             if self._after_dial is not None:
                 interrupted = Aborted(f"the dial was interrupted by {type(exc).__name__}", phase=Phase.CONNECT)
-                self._after_dial(exc if isinstance(exc, MailError) else interrupted)
+                _ask(self._after_dial, exc if isinstance(exc, MailError) else interrupted)
             raise
         if self._after_dial is not None:
-            self._after_dial(None)
+            _ask(self._after_dial, None)
         return smtp
 
     def _dial(self, end: Deadline, pair: Pair | None) -> AnySMTP:
@@ -481,6 +475,16 @@ class KeptConnection(Guarded):
                 return limit  # somebody is using it
             self._say_goodbye(leaving, NEVER)
         return None
+
+
+def _ask(hook: Callable[..., None], *args: object) -> None:
+    """Call a hook of a dial. Whatever it raises was met before the message, and is not heard once more."""
+    try:
+        call_hook(hook, *args)
+    except MailError as error:
+        if error.phase not in (None, *CONNECTING, Phase.MAIL):
+            error.phase = Phase.CONNECT  # no MAIL was answered here
+        raise
 
 
 def _share(end: Deadline) -> Deadline:

@@ -15,7 +15,7 @@ from copy import copy
 
 from ._passage import IN_FLIGHT, Passage
 from ._wire import Wire
-from .errors import BadReply, ConnectionLost, MailError, Phase, of_hook
+from .errors import BadReply, ConnectionLost, MailError, Phase, call_hook
 from .receipt import Reply
 from .transaction import Transaction
 
@@ -74,9 +74,8 @@ class Window:
         assert passage.chunk is not None
         if before_final is not None:
             try:
-                before_final(transaction)
+                call_hook(before_final, transaction)
             except Exception as exc:
-                of_hook(exc)
                 if in_turn:
                     raise
                 passage.refusal = exc

@@ -132,8 +132,9 @@ class Client(KeptConnection):
                 written; if it raises, nothing is. Called again if the connection proves stale and is replaced.
             before_final: called with the transaction of a message as the very last thing before the write that holds
                 its end of data: between the two there is no I/O, no lock and no look at the socket. If it raises, the
-                message is surely not sent, and the exception is that of the call for this message. In a `window` it is
-                called for the messages behind this one as well, each in its order.
+                message is surely not sent, and the exception is that of the call for this message (of a `MailError` a
+                copy, with its receipt). In a `window` it is called for the messages behind this one as well, each in
+                its order.
             follow: asked, where the server offers PIPELINING, for the message that the next call will be for, or None.
                 Its commands leave with the content of this one, which saves a round trip. Nothing of its content does
                 before that call, unless the config has a `window`: then it is asked for so many, and content leaves

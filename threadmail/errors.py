@@ -21,7 +21,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .receipt import Receipt, Report
 
@@ -176,11 +176,24 @@ def _of_this_module(name: str) -> type[MailError] | None:
     return cls if isinstance(cls, type) and issubclass(cls, MailError) and cls is not DeliveryFailed else None
 
 
-def of_hook(exc: Exception) -> Exception:
-    """Note that a hook raised it. What it says of a connection, it says of none of ours."""
-    if isinstance(exc, MailError):
-        exc._of_hook = True
-    return exc
+def of_hook(error: MailError) -> MailError:
+    """What a hook raised, as it is told of a message that is surely not sent: a copy.
+
+    The hook's own object is none of ours: it may be that of another message, with its receipt, or be raised once more.
+    What it says of a connection, it says of none of ours.
+    """
+    told = kept_copy(error)
+    told._of_hook = True
+    told.outcome = Outcome.NOT_SENT
+    return told.with_traceback(error.__traceback__)
+
+
+def call_hook(hook: Callable[..., object], *args: object) -> None:
+    """Call a hook that can stop a message. A MailError that it raises comes out as `of_hook` has it."""
+    try:
+        hook(*args)
+    except MailError as error:
+        raise of_hook(error) from error.__cause__
 
 
 def detach(error: MailError) -> MailError:
