@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 
 #: From left to right. A new module needs a place here, and a sentence of its own at its head.
 ORDER = [
-    *("errors", "_life", "_deadline", "_locks", "_threads"),
+    *("errors", "_life", "_numbers", "_deadline", "_locks", "_threads"),
     *("_address", "_address_field", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
     *("envelope", "receipt", "_barred", "_riding", "config"),
     *("_tls", "_socket", "_wire", "transaction", "_passage", "_window", "_delivery"),

@@ -41,6 +41,28 @@ def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None
         RetryPolicy(**values)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"attempts": "5"}, "attempts is no int but a str"),
+        ({"attempts": 2.5}, "attempts is no int but a float"),
+        ({"attempts": True}, "attempts is no int but a bool"),
+        ({"base": "1"}, "base is no number of seconds but a str"),
+        ({"longest": float("nan")}, "longest must be a number of seconds, not nan"),
+        ({"total": float("nan")}, "total must be a number of seconds, not nan"),
+        ({"total": None}, "total is no number of seconds but a NoneType"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        RetryPolicy(**settings)
+    assert str(caught.value) == said
+
+
+def test_a_policy_may_be_without_limits() -> None:
+    assert RetryPolicy(total=float("inf"), longest=float("inf"), base=0).attempts == 5
+
+
 def test_the_pause_doubles_up_to_the_longest() -> None:
     """With the least luck: base, twice, four times, and never more than `longest`."""
     policy = RetryPolicy(base=1.0, longest=10.0)

@@ -40,6 +40,24 @@ def test_a_throttle_that_gives_nothing_is_refused(values: dict[str, Any]) -> Non
         Throttle(**values)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"messages": "10"}, "messages is no number but a str"),
+        ({"messages": True}, "messages is no number but a bool"),
+        ({"messages": float("nan")}, "messages must be a number, not nan"),
+        ({"messages": 10, "per": "1"}, "per is no number but a str"),
+        ({"messages": 10, "per": None}, "per is no number but a NoneType"),
+        ({"messages": 10, "burst": "5"}, "burst is no number but a str"),
+        ({"messages": 10, "burst": float("nan")}, "burst must be a number, not nan"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        Throttle(**settings)
+    assert str(caught.value) == said
+
+
 def test_messages_are_spaced_evenly_by_default(clock: Clock) -> None:
     """Without a burst the second token comes an interval after the first."""
     t = Throttle(60, per=60.0)

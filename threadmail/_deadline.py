@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from math import inf
 
+from ._numbers import require_number
 from .errors import TimedOut
 
 #: What locks and sockets can still count, in seconds: 23 days. Nobody waits longer than that, whatever was asked for.
@@ -36,13 +37,16 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | Deadline | None) -> Deadline:
-        """The deadline `seconds` from now; None means never, and a Deadline is itself."""
+        """The deadline `seconds` from now; None means never, and a Deadline is itself.
+
+        Raises:
+            InvalidConfig: it is no number.
+        """
         if seconds is None:
             return NEVER
         if isinstance(seconds, Deadline):
             return seconds
-        if seconds != seconds:
-            raise ValueError("a deadline must be a number of seconds, not nan")  # it is neither before nor after others
+        require_number("deadline or timeout", seconds, unit=" of seconds")
         return cls(now() + seconds)
 
     def within(self, seconds: float | Deadline | None) -> Deadline:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from ._numbers import require_number, require_whole
 from .errors import InvalidConfig, Outcome
 from .receipt import Receipt
 
@@ -40,9 +41,11 @@ class RetryPolicy:
     resend_in_doubt: bool = False
 
     def __post_init__(self) -> None:
+        require_whole("attempts", self.attempts)
         if self.attempts < 1:
             raise InvalidConfig(f"attempts must be at least 1, not {self.attempts}")
         for name in ("base", "longest", "total"):
+            require_number(name, getattr(self, name), unit=" of seconds")
             if getattr(self, name) < 0:
                 raise InvalidConfig(f"{name} must not be negative")
 

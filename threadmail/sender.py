@@ -22,6 +22,7 @@ from ._dispatcher import Dispatcher
 from ._guard import BornAnew
 from ._job import Job, SendFuture
 from ._life import Life
+from ._numbers import require_whole
 from ._sender_stats import SenderStats as SenderStats
 from ._stream import ReceiptStream
 from ._turn import require_many
@@ -29,7 +30,7 @@ from ._worker import BeforeFinal, note, seen_from_outside
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import Aborted, MailError, Outcome, Reentered, printable
+from .errors import Aborted, InvalidConfig, MailError, Outcome, Reentered, printable
 from .receipt import Receipt, Report
 from .retry import RetryPolicy
 from .throttle import Throttle
@@ -62,7 +63,7 @@ class ThreadedSender(BornAnew):
             surely not sent. Whoever keeps the transaction can ask it what is known (`receipt()`).
         rng: chance, for jitter.
     Raises:
-        InvalidConfig: the URL is wrong.
+        InvalidConfig: the URL is wrong, or a setting.
     """
 
     def __init__(
@@ -78,8 +79,16 @@ class ThreadedSender(BornAnew):
         rng: random.Random | None = None,
     ) -> None:
         self.config = ServerConfig.of(server)
+        require_whole("workers", workers)
+        require_whole("queue_size", queue_size)
         if workers < 1 or queue_size < 1:
-            raise ValueError(f"workers and queue_size must be at least 1, not {workers} and {queue_size}")
+            raise InvalidConfig(f"workers and queue_size must be at least 1, not {workers} and {queue_size}")
+        for name, given, kind in (("retry", retry, RetryPolicy), ("throttle", throttle, Throttle)):
+            if given is not None and not isinstance(given, kind):
+                raise InvalidConfig(f"{name} is no {kind.__name__} but a {type(given).__name__}")
+        for name, hook in (("on_receipt", on_receipt), ("before_final", before_final)):
+            if hook is not None and not callable(hook):
+                raise InvalidConfig(f"{name} is no callable but a {type(hook).__name__}")
         self.workers = workers
         self.queue_size = queue_size
         self.retry = retry or RetryPolicy()

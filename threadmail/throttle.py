@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 from ._deadline import LONGEST, Deadline, now, out_of_time
 from ._guard import after_fork
 from ._locks import new_rlock
+from ._numbers import require_number
 from .errors import InvalidConfig, TimedOut
 
 
@@ -42,6 +43,10 @@ class Throttle:
     """
 
     def __init__(self, messages: float | None = None, per: float = 1.0, burst: int = 1) -> None:
+        if messages is not None:
+            require_number("messages", messages)
+        require_number("per", per)
+        require_number("burst", burst)
         if messages is not None and not messages > 0:
             raise InvalidConfig(f"messages must be more than 0, not {messages!r}")
         if not per > 0 or burst < 1:
