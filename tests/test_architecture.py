@@ -19,7 +19,7 @@ ORDER = [
     *("_lookup", "_guard", "_line", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
     *("retry", "throttle", "_breaker"),
     *("_opening", "_idle", "_heard", "_kept", "_turn", "client"),
-    *("_steps", "_room", "_has", "_keys", "_leases", "_redial", "pool"),
+    *("_steps", "_room", "_has", "_keys", "_leases", "_redial", "_departed", "pool"),
     *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker"),
     *(
         "_sender_stats",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from tests.support.mail import message
 from tests.support.naming import NamingServer
-from threadmail import ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig, _kept, _opening
+from threadmail import Client, ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig, _kept, _opening
 from threadmail._deadline import now
+from threadmail._departed import Departed
 from threadmail.testing import Expect, Reply, ScriptedServer, Serve, ehlo, greeting
 
 #: Lets everybody in, and takes each session back at MAIL.
@@ -151,10 +153,10 @@ def test_clients_that_are_held_when_their_lease_ends_do_not_pile_up() -> None:
                     client.sync_root.acquire()
                 client.sync_root.release()
             assert [each.is_connected for each in clients[:-1]] == [False] * 4
-            assert len(pool._lingering) <= 1
+            assert len(pool._departed.lingering) <= 1
             with pool.lease():
                 pass
-            assert not pool._lingering
+            assert not pool._departed.lingering
 
 
 def test_the_idle_watch_looks_after_those_that_are_held_as_well() -> None:
@@ -191,5 +193,131 @@ def test_what_is_held_when_the_pool_is_closed_is_closed_when_it_is_let_go_of(clo
             each.join(10.0)
         assert sock.fileno() == -1
         assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})
+        pool.close()
+        assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})
+
+
+class Held:
+    """Clients of a pool whose leases have ended while the main thread holds their `sync_root`."""
+
+    def __init__(self, pool: ClientPool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gone: queue.SimpleQueue[Client] = queue.SimpleQueue()
+        real = Departed._swept
+
+        def swept(departed: Departed, client: Client, at: float) -> None:
+            real(departed, client, at)
+            self.gone.put(client)
+
+        monkeypatch.setattr(Departed, "_swept", swept)
+        with contextlib.ExitStack() as leases:
+            self.clients = [leases.enter_context(pool.lease()) for _ in range(count)]
+            for client in self.clients:
+                client.send(message())
+                client.sync_root.acquire()
+
+    def let_go(self, client: Client) -> None:
+        client.sync_root.release()
+        assert self.gone.get(timeout=10.0) is client
+        assert not client.is_connected
+
+
+def seeing_off() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "threadmail-lingering"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_holds_on_to_a_client_of_a_closed_pool_keeps_no_other_one_open(
+    first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were waited for one after another, each for a minute."""
+    with NamingServer() as server:
+        pool = ClientPool(server.url, max_size=2)
+        held = Held(pool, 2, monkeypatch)
+        pool.close()
+        [thread] = seeing_off()
+        held.let_go(held.clients[first])
+        assert held.clients[1 - first] in pool._departed.lingering
+        held.let_go(held.clients[1 - first])
+        thread.join(10.0)
+        assert (pool.stats().opened, pool.stats().closed) == (2, {"closed": 2})
+
+
+def test_one_thread_sees_to_what_is_held_however_often_the_pool_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with NamingServer() as server:
+        pool = ClientPool(server.url, max_size=1)
+        held = Held(pool, 1, monkeypatch)
+        for _ in range(3):
+            pool.close()
+        [thread] = seeing_off()
+        pool._departed._see_all_off()  # of one that was started beside it: it ends at once
+        held.let_go(held.clients[0])
+        thread.join(10.0)
+        assert not thread.is_alive()
+        pool.close()
+        assert not seeing_off()
+
+
+def test_what_is_held_for_too_long_is_closed_by_the_next_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread waits for a minute at most."""
+    monkeypatch.setattr("threadmail._departed.LINGER", 0.0)
+    with NamingServer() as server:
+        pool = ClientPool(server.url, max_size=1)
+        held = Held(pool, 1, monkeypatch)
+        pool.close()
+        for thread in seeing_off():
+            thread.join(10.0)
+        [client] = held.clients
+        client.sync_root.release()
+        assert pool._departed.lingering == (client,)
+        pool.close()
+        assert held.gone.get(timeout=10.0) is client
+        assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})
+
+
+def test_a_pool_that_is_closed_in_the_middle_of_a_step_sees_to_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal handler, which leaves the closing to the thread that it came to."""
+    with NamingServer() as server:
+        pool = ClientPool(server.url, max_size=2)
+        held = Held(pool, 1, monkeypatch)
+        real = pool._keys.answer
+
+        def answer(*args: Any) -> Any:
+            monkeypatch.setattr(pool._keys, "answer", real)
+            pool.close()
+            return real(*args)
+
+        monkeypatch.setattr(pool._keys, "answer", answer)
+        with contextlib.suppress(MailError), pool.lease():
+            pass
+        [thread] = seeing_off()
+        held.let_go(held.clients[0])
+        thread.join(10.0)
+        assert pool.stats().closed == {"closed": 2}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_exception_from_outside_has_no_connection_counted_twice(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes up behind the numbers, before the client's place is free; then the step is taken once more."""
+    with NamingServer() as server:
+        pool = ClientPool(server.url, max_size=1)
+        real = pool._keys.gone
+
+        def gone(*args: Any) -> None:
+            monkeypatch.setattr(pool._keys, "gone", real)
+            raise KeyboardInterrupt
+
+        lease = contextlib.ExitStack()
+        client = lease.enter_context(pool.lease())
+        client.send(message())
+        if held:
+            client.sync_root.acquire()
+        else:
+            client.close()
+        monkeypatch.setattr(pool._keys, "gone", gone)
+        with pytest.raises(KeyboardInterrupt):
+            lease.close()
+        if held:
+            assert pool._departed.lingering == (client,)
+            client.sync_root.release()
         pool.close()
         assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})

@@ -82,13 +82,14 @@ class Farewell(Has[C]):
 
     Attributes:
         lingers: somebody else held it, and it is to be closed later.
+        counted: noted among those that are gone, or that linger.
     """
 
-    __slots__ = ("lingers",)
+    __slots__ = ("counted", "lingers")
 
     def __init__(self, keys: Keys[C]) -> None:
         super().__init__(keys)
-        self.lingers = False
+        self.lingers = self.counted = False
 
 
 class Closer(Generic[C]):

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from ._breaker import CircuitBreaker
 from ._deadline import NEVER, Deadline, now, out_of_time
+from ._departed import Departed
 from ._guard import BornAnew
 from ._has import Answer, Closer, Farewell, Lease, PoolStats
 from ._idle import IdleWatch
@@ -44,10 +45,6 @@ FAREWELLS = 8
 
 #: Seconds for callers to come back whose connections were dropped by `close()`.
 GRACE = 1.0
-
-#: Seconds for whoever holds the `sync_root` of a client, when its pool is closed, to let go of it. Nobody waits for
-#: that but a thread of its own, which closes the socket then.
-LINGER = 60.0
 
 _T = TypeVar("_T")
 
@@ -75,7 +72,7 @@ class ClientPool(BornAnew):
         super().__init__()
 
     def _inherited(self) -> list[Client]:
-        return [*self._keys.clients(), *self._lingering]
+        return [*self._keys.clients(), *self._departed.lingering]
 
     def _reset(self) -> None:
         # Also in a forked child, which begins anew.
@@ -84,9 +81,7 @@ class ClientPool(BornAnew):
         breaker, room = CircuitBreaker(RetryPolicy(), self._rng), Room(self._rng)
         self._keys = Keys(self.max_size, breaker, room, lambda: Redials(self, self.config, self._rng).client, life)
         self._steps = Steps(self._keys.wake_first)  # the one lock: guards the keys, and all that is below
-        self._opened = 0
-        self._closed: Counter[str] = Counter()
-        self._lingering: list[Client] = []  # ended, but under somebody who holds their `sync_root`
+        self._departed = Departed(self._steps)
         self._goodbyes: list[threading.Thread] = []
         self._watch = IdleWatch(self) if self.config.idle_timeout is not None else None
         self._watching = False  # or about to
@@ -223,7 +218,9 @@ class ClientPool(BornAnew):
         starts, lingering = self._decide(end, self._returned, lease) or (False, ())
         if starts:
             self._start_watch()
-        self._sweep(lingering)
+        self._departed.sweep(lingering)
+        if lingering and self._keys.life is not Life.OPEN:
+            self._departed.see_off()  # closed in the middle of a step, by a signal handler: it left this to us
 
     def _returned(self, args: tuple[Farewell[Client], Lease[Client]], at: float) -> tuple[bool, Sequence[Client]]:
         """Returns whether the calling thread is to start the watch of idle clients, and whom it may have to close."""
@@ -232,10 +229,10 @@ class ClientPool(BornAnew):
         self._keys.claim(farewell, at)
         watch = self._watch
         if watch is None or not self._keys.idle or (self._watching and not watch.has_died):
-            return False, self._lingerers(at)
+            return False, self._departed.held(at)
         watch.ended()
         self._watching = True
-        return True, self._lingerers(at)
+        return True, self._departed.held(at)
 
     def _refused(self, args: tuple[Farewell[Client], Lease[Client], MailError], at: float) -> bool:
         farewell, lease, error = args
@@ -300,8 +297,8 @@ class ClientPool(BornAnew):
                 except BaseException:
                     self._farewell_is_over(farewell)
                     raise
-            if farewell.lingers and self._keys.life is not Life.OPEN and farewell.client is not None:
-                self._see_off((farewell.client,))
+            if farewell.lingers and self._keys.life is not Life.OPEN:
+                self._departed.see_off()
         return result, more
 
     def _farewell_is_over(self, farewell: Farewell[Client]) -> bool:
@@ -312,35 +309,9 @@ class ClientPool(BornAnew):
         client = farewell.client
         assert client is not None
         if client in self._keys.ending:
-            if farewell.lingers:
-                self._lingering.append(client)  # and counted when it is closed
-            else:
-                self._count(client)
+            self._departed.add(farewell, client)
         self._keys.gone(client, at)
         return self._keys.has_to_end
-
-    def _count(self, client: Client) -> None:
-        stats = client.stats()
-        self._closed = self._closed + Counter(stats.closed)
-        self._opened += stats.opened
-
-    def _sweep(self, lingering: Sequence[Client], seconds: float = 0.0) -> None:
-        """Close what somebody held when it was to be ended, and holds no more, or not for longer than `seconds`."""
-        for client in lingering:
-            if client._part(AT_ONCE, patience=Deadline.after(seconds)):
-                self._steps.surely(self._swept, client)
-
-    def _see_off(self, lingering: Sequence[Client]) -> None:
-        """Have closed what somebody holds still, now that the pool is closed and nobody comes any more who looks."""
-        start_thread(self._sweep, name="threadmail-lingering", args=(lingering, LINGER))
-
-    def _lingerers(self, _: float) -> Sequence[Client]:
-        return tuple(self._lingering)
-
-    def _swept(self, client: Client, _: float) -> None:
-        if client in self._lingering:
-            self._lingering.remove(client)
-            self._count(client)
 
     # ------------------------------------------------------------ idle clients
 
@@ -352,7 +323,7 @@ class ClientPool(BornAnew):
         """
         limit = self.config.idle_timeout
         assert limit is not None
-        self._sweep(self._steps.take(self._lingerers))
+        self._departed.sweep(self._steps.take(self._departed.held))
         while self._end_one(NEVER, "idle", self._claim_due, now() - limit)[0]:
             pass
         return self._steps.take(self._next_look, limit)
@@ -364,7 +335,7 @@ class ClientPool(BornAnew):
     def _next_look(self, limit: float, at: float) -> float | None:
         if self._keys.idle:
             return max(0.0, self._keys.idle[0][1] + limit - at)
-        if self._keys.leased or self._keys.ending or self._lingering:
+        if self._keys.leased or self._keys.ending or self._departed.lingering:
             return limit
         if self._watch is not None:
             self._watch.ended()
@@ -399,7 +370,8 @@ class ClientPool(BornAnew):
 
         Args:
             timeout: seconds for farewells, and to let leased clients finish before their connections are dropped under
-                them. What somebody holds by its `sync_root` even then is closed when he lets go of it.
+                them. What somebody holds by its `sync_root` even then is closed when he lets go of it within a minute
+                (`LINGER`), and else by the next `close()` after that.
         """
         self._check_process()
         end = Deadline.after(timeout)
@@ -417,15 +389,14 @@ class ClientPool(BornAnew):
                 self._await(closer, Deadline.after(GRACE))  # they come back at once, unless they do something else
         finally:
             goodbyes = self._steps.surely(self._leave, closer)
-        self._sweep(lingering)
-        if left := [each for each in self._steps.take(self._lingerers) if each in lingering]:
-            self._see_off(left)
+        self._departed.sweep(lingering)
+        self._departed.see_off()
         for thread in (watcher, *(goodbyes or ())):
             join_thread(thread, GRACE)
 
     def _begin_close(self, closer: Closer[Client], at: float) -> tuple[int, threading.Thread | None, Sequence[Client]]:
         watcher = self._watch.stop() if self._watch is not None else None
-        return self._keys.close(closer, at), watcher, self._lingerers(at)
+        return self._keys.close(closer, at), watcher, self._departed.held(at)
 
     def _say_goodbye(self, clients: int, end: Deadline) -> None:
         """Side by side: servers that stall are waited for together."""
@@ -466,9 +437,9 @@ class ClientPool(BornAnew):
         self._check_process()
         with self._steps.lock:
             keys = self._keys
-            clients = [*keys.clients(), *self._lingering]
+            clients = [*keys.clients(), *self._departed.lingering]
             leased = len(keys.leased) + len(keys.ending)
-            numbers = len(keys.waiting), leased, len(keys.idle), self._opened, Counter(self._closed)
+            numbers = len(keys.waiting), leased, len(keys.idle), self._departed.opened, Counter(self._departed.closed)
         waiting, leased, idle, opened, closed = numbers
         for client in clients:  # outside the lock: a client's numbers are behind its own
             stats = client.stats()
