@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import EmailMessage, Message
 from pathlib import Path
 from typing import Any
@@ -1045,6 +1045,45 @@ def test_options_by_hand_are_those_of_smtplib() -> None:
         client.data(CONTENT)
         assert client.command_encoding == "ascii"
         client.noop()
+
+
+_UTF8_TRANSACTION = [greeting(), ehlo("SMTPUTF8"), answer("MAIL", "250 ok")]
+
+
+@pytest.mark.parametrize(
+    ("script", "ends"),
+    [
+        ([*_UTF8_TRANSACTION, Stall()], lambda client: client.close()),
+        ([*_UTF8_TRANSACTION, Expect("NOOP"), Drop()], lambda client: client.noop()),
+        ([*_UTF8_TRANSACTION, answer("NOOP", "421 closing")], lambda client: client.noop()),
+        ([*_UTF8_TRANSACTION, answer("EHLO", "250 ok"), Stall()], lambda client: client.ehlo()),
+        ([*_UTF8_TRANSACTION, answer("HELO", "250 ok"), Stall()], lambda client: client.helo()),
+        ([*_UTF8_TRANSACTION, answer("RSET", "250 ok"), Stall()], lambda client: client.rset()),
+        ([*_UTF8_TRANSACTION, answer("RSET", "250 ok"), Stall()], lambda client: client.docmd("RSET")),
+        ([greeting(), ehlo("SMTPUTF8"), answer("MAIL", "550 no"), Stall()], lambda client: None),
+    ],
+    ids=["close", "lost", "421", "ehlo", "helo", "rset", "docmd", "refused"],
+)
+def test_smtputf8_by_hand_ends_with_its_transaction(script: Any, ends: Callable[[SMTP], object]) -> None:
+    """Else an address beyond ASCII reaches a server, the next one among them, that was not told of SMTPUTF8."""
+    with ScriptedServer(script, [greeting(), ehlo(), Stall()]) as server, client_of(server) as client:
+        client.ehlo()
+        client.mail("grüße@x.test", ["SMTPUTF8"])
+        with suppress(MailError):
+            ends(client)
+        if client.sock is not None:
+            no_way_beyond_ascii(client)
+            client.close()
+        client.connect(server.host, server.port)
+        client.ehlo()
+        no_way_beyond_ascii(client)
+        client.close()
+
+
+def no_way_beyond_ascii(client: SMTP) -> None:
+    for beyond in (client.mail, client.verify, lambda text: client.docmd("NOOP", text)):
+        with pytest.raises((InvalidEnvelope, UnicodeEncodeError)):
+            beyond("grüße@x.test")
 
 
 @pytest.mark.parametrize("code", [450, 550, 421])

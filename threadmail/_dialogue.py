@@ -264,6 +264,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         self.file = None
         self._state = self._resume = State.IDLE
         self._challenged = False
+        self.command_encoding = "ascii"  # SMTPUTF8 was for a message on this connection
         if wire is not None:
             wire.close()
         if sock is not None:
@@ -315,6 +316,8 @@ class Dialogue(Guarded, smtplib.SMTP):
         sys.audit("smtplib.send", self, data)
         wire.require_quiet()
         ends = self._state is State.CONTENT or line[:4].upper() in _ENDING
+        if ends:
+            self.command_encoding = "ascii"  # SMTPUTF8 was for that transaction
         self._resume, self._state = State.IDLE if ends else self._state, State.AWAITING
         wire.write(data, self._masked(line))
 

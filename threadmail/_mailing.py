@@ -234,6 +234,8 @@ class Mailing(Dialogue):
             raise NotSupported(str(exc), phase=Phase.MAIL) from None
         if answer[0] == 250:
             self._state = State.OPEN
+        else:
+            self.command_encoding = "ascii"  # SMTPUTF8 was for this message
         return answer
 
     @exclusive
