@@ -56,6 +56,8 @@ def test_each_scheme_has_its_security_and_its_usual_port(url: str, security: Sec
         ("smtp://[::1]", "::1", 25, "[::1]:25"),
         ("smtp://[::1]:26", "::1", 26, "[::1]:26"),
         ("smtp://[fe80::1%25eth0]", "fe80::1%eth0", 25, "[fe80::1%eth0]:25"),
+        ("smtp://[fe80::1%25eth0.100]", "fe80::1%eth0.100", 25, "[fe80::1%eth0.100]:25"),
+        ("smtp://[fe80::1%25br-lan]", "fe80::1%br-lan", 25, "[fe80::1%br-lan]:25"),
         ("smtp://127.0.0.1", "127.0.0.1", 25, "127.0.0.1:25"),
         ("smtp://b%C3%BCcher.example", "bücher.example", 25, "bücher.example:25"),
         ("lmtp:///run/dovecot/lmtp", "/run/dovecot/lmtp", 0, "/run/dovecot/lmtp"),
@@ -440,3 +442,23 @@ def test_lmtp_with_starttls_reads_back_as_that() -> None:
     config = ServerConfig("mx.example.org", lmtp=True, security=Security.STARTTLS)
     assert config.url == "lmtp+starttls://mx.example.org:24"
     assert ServerConfig.from_url(config.url) == config
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), 2.5, "4", None, True, 0, -1])
+def test_the_size_of_a_pool_is_a_number_of_connections(size: Any) -> None:
+    """Of a nan there were never enough, and a pool without end; the others came up as a bare TypeError, or later."""
+    with pytest.raises(InvalidConfig, match="max_size"):
+        ClientPool("smtp://mx.example.org", max_size=size)
+
+
+@pytest.mark.parametrize("url", [None, 5, b"smtp://mx.example.org"])
+def test_what_is_no_text_is_no_url(url: Any) -> None:
+    with pytest.raises(InvalidConfig, match="URL"):
+        ServerConfig.from_url(url)
+
+
+@pytest.mark.parametrize("path", ["a\0b", Path("a\0b")])
+def test_a_path_holds_no_nul(path: Any) -> None:
+    """It came up as a ValueError when the server was dialled."""
+    with pytest.raises(InvalidConfig, match="cafile"):
+        ServerConfig("mx.example.org", cafile=path)

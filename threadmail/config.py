@@ -108,7 +108,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_messages": (int, float, type(None)),
     "window": (int,),
 }
-_HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9]+)?")
+# With the scope of a link-local address, which is the name of an interface: `eth0.100`, `br-lan` (RFC 6874 section 2).
+_HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9_\-.~]+)?")
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ class ServerConfig:
             value = getattr(self, name)
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise InvalidConfig(f"{name} is no {kinds[0].__name__} but a {type(value).__name__}")
+        if self.cafile is not None and "\0" in os.fsdecode(self.cafile):
+            raise InvalidConfig("cafile is no path: it holds a NUL")
         names: object = self.without
         if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):  # of a str each letter would be a name
             raise InvalidConfig(f"without is no set of names but a {type(names).__name__}")
@@ -295,6 +298,9 @@ class ServerConfig:
         Raises:
             InvalidConfig: naming what is wrong, never quoting user or password.
         """
+        given_url: object = url
+        if not isinstance(given_url, str):
+            raise InvalidConfig(f"the URL is no str but a {type(given_url).__name__}")
         scheme, separator, rest = url.strip().partition("://")
         if not separator or scheme.lower() not in _SCHEMES:
             # Quote only what can be no password: the URL may have been pasted without its scheme.

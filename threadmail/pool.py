@@ -36,7 +36,7 @@ from ._threads import join_thread, start_thread
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope
-from .errors import MailError, kept_copy
+from .errors import InvalidConfig, MailError, kept_copy
 from .receipt import Receipt
 from .retry import RetryPolicy
 
@@ -59,13 +59,16 @@ class ClientPool(BornAnew):
         max_size: connections at most. Servers allow few: Exchange Online three for a mailbox.
         rng: chance, for jitter.
     Raises:
-        InvalidConfig: the URL is wrong.
+        InvalidConfig: the URL is wrong, or `max_size` is no number of connections.
     """
 
     def __init__(self, server: str | ServerConfig, *, max_size: int = 4, rng: random.Random | None = None) -> None:
         self.config = ServerConfig.of(server)
+        given: object = max_size
+        if not isinstance(given, int) or isinstance(given, bool):
+            raise InvalidConfig(f"max_size is no int but a {type(given).__name__}")
         if max_size < 1:
-            raise ValueError(f"max_size must be at least 1, not {max_size}")
+            raise InvalidConfig(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
         self._rng = rng or random.Random()
         self._reset()
