@@ -185,6 +185,7 @@ def test_what_ends_a_dial_is_a_refusal_unless_the_caller_ended_it(phase: Phase) 
     assert is_refusal(at(phase, ConnectFailed("nobody")))
     assert not is_refusal(at(phase, TimedOut("too late"), late=True))
     assert not is_refusal(at(phase, Aborted("called off")))
+    assert not is_refusal(at(phase, Reentered("in the middle of a login")))
 
 
 @pytest.mark.parametrize("phase", [None, Phase.MAIL, Phase.FINAL])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,20 @@ from typing import Any
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import Aborted, Client, LoginRefused, MailError, Outcome, Receipt, ServerConfig, TimedOut, _opening
+from threadmail import (
+    Aborted,
+    Client,
+    ClientPool,
+    LoginRefused,
+    MailError,
+    Outcome,
+    Phase,
+    Receipt,
+    Reentered,
+    ServerConfig,
+    TimedOut,
+    _opening,
+)
 from threadmail import _barred as barred
 from threadmail._barred import RefusedLogins, mark
 from threadmail.testing import Expect, Pause, Reply, ScriptedServer, Serve, Signal, Step, ehlo, greeting
@@ -223,3 +237,40 @@ def test_each_pair_has_its_turn_and_so_many_are_kept(monkeypatch: pytest.MonkeyP
     assert len(known._turns) == 3
     assert [known.turn(marked) for marked in marks[1:3]] == turns[1:]
     assert known.turn(marks[0]) is not turns[0]
+
+
+@pytest.mark.parametrize("mails_through", [Client, ClientPool], ids=["client", "pool"])
+def test_a_log_handler_that_mails_does_not_offer_the_password_that_is_just_refused(
+    mails_through: Callable[[ServerConfig], Client | ClientPool],
+) -> None:
+    """It runs on the thread of the login, whose turn lets its owner pass; the password was offered twice."""
+    told: list[MailError] = []
+
+    class Mails(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "535" in record.getMessage() and not told:
+                try:
+                    within.send(envelope("b"))
+                except MailError as error:
+                    told.append(error)
+
+    refusing = [greeting(), ehlo("AUTH PLAIN"), Expect("AUTH PLAIN"), Reply("535 5.7.8 no"), Serve()]
+    with ScriptedServer(refusing, UNUSED) as server:
+        config = config_of(server)
+        log = logging.getLogger("threadmail.protocol")
+        handler, level = Mails(), log.level
+        with Client(config) as client, mails_through(config) as within:
+            log.addHandler(handler)
+            log.setLevel(logging.DEBUG)
+            try:
+                with pytest.raises(LoginRefused):
+                    client.send(envelope("a"))
+            finally:
+                log.removeHandler(handler)
+                log.setLevel(level)
+            assert [(type(error), error.phase, error.outcome) for error in told] == [
+                (Reentered, Phase.AUTH, Outcome.NOT_SENT)
+            ]
+            assert logins(server) == 1
+            if isinstance(within, ClientPool):
+                assert within._keys.breaker.failures == 0, "it says nothing of the server"

@@ -66,7 +66,7 @@ def in_line(end: Deadline, holds: Sequence[Has[Client]]) -> Deadline:
 
 def is_refusal(error: MailError) -> bool:
     """Whether the server, or the way to it, let no session be opened."""
-    return error.phase in CONNECTING and not error.deadline_passed and not isinstance(error, Aborted)
+    return error.phase in CONNECTING and not error.deadline_passed and not isinstance(error, (Aborted, Reentered))
 
 
 def is_good(client: Client, end: Deadline) -> bool:

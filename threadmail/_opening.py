@@ -17,7 +17,17 @@ from ._guard import holding
 from ._login import Secret
 from ._lookup import default_local_hostname
 from .config import Security, ServerConfig
-from .errors import Aborted, ConnectFailed, GreetingRefused, InvalidConfig, LoginRefused, MailError, Phase, TimedOut
+from .errors import (
+    Aborted,
+    ConnectFailed,
+    GreetingRefused,
+    InvalidConfig,
+    LoginRefused,
+    MailError,
+    Phase,
+    Reentered,
+    TimedOut,
+)
 from .retry import LOGIN_PAUSE
 from .smtp import LMTP, SMTP, SMTP_SSL
 
@@ -141,6 +151,8 @@ def _offer_in_turn(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadlin
         end.check("another thread logged in")
         if wire is not None and wire.aborted:
             raise Aborted("the call was ended by abort()")
+        if turn._is_owned():  # a log handler that mails, in the middle of what is said to the same pair
+            raise Reentered("this thread is in the middle of a login with the same credentials", phase=Phase.AUTH)
         is_mine = False
         try:
             with holding(turn, end.within(patience).within(LOOK)):

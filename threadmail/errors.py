@@ -240,7 +240,7 @@ class Closed(MailError, RuntimeError):
 
 
 class Reentered(MailError, RuntimeError):
-    """This very thread is in the middle of a dialogue on this client.
+    """This very thread is in the middle of a dialogue on this client, or of a login with the same credentials.
 
     An RLock lets its owner pass. Without this error a log handler that mails through the client whose command it logs
     would write into the open transaction, and both messages would be lost. Nothing was written.
