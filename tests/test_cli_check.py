@@ -274,8 +274,31 @@ def test_a_login_without_tls_is_refused_here(capsys: pytest.CaptureFixture[str])
 
 
 def test_no_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check"]) == Exit.CONFIG
-    assert "THREADMAIL_URL is not set" in capsys.readouterr().err
+    """How to name one, in the words of the command, and the variable that may hold it."""
+    for argv, way in ((["check"], "a URL"), (["send", "x.eml"], "--server URL")):
+        assert main(argv) == Exit.CONFIG
+        said = f"no server: name one by {way}, or in THREADMAIL_URL, which is not set: smtp://localhost\n"
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["send", "--bogus"], "threadmail send"),
+        (["send", "--workers", "0"], "threadmail send"),
+        (["check", "smtp://x", "hunter2", "--deadline=3"], "threadmail check"),
+        (["sandbox", "--port", "x"], "threadmail sandbox"),
+        (["bogus"], "threadmail"),
+        ([], "threadmail"),
+    ],
+)
+def test_who_gives_a_wrong_option_is_sent_to_the_help_that_knows(
+    argv: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == Exit.USAGE
+    err = capsys.readouterr().err
+    assert err.endswith(f"Try '{command} --help'.\n")
+    assert "hunter2" not in err
 
 
 def test_server_text_is_printed_safely(capsys: pytest.CaptureFixture[str]) -> None:

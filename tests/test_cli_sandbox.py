@@ -110,7 +110,16 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["sandbox", "--port", str(port)]) == Exit.UNAVAILABLE
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in err
+    assert "hint: is another sandbox running? --port 0 takes a free one" in err
+
+
+def test_an_address_that_is_not_this_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sandbox", "--host", "192.0.2.1", "--port", "0"]) == Exit.UNAVAILABLE
+    err = capsys.readouterr().err
+    assert "cannot listen on 192.0.2.1:0" in err
+    assert "another sandbox" not in err
 
 
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,10 +138,12 @@ def test_a_refused_login_is_not_tried_again_for_a_while(clock: Clock) -> None:
     """Each try would count against the account; after five minutes one more is made."""
     with CaptureServer(tls="starttls", auth={"me": "right"}) as server:
         with Client(config(server, password="not so")) as client:
-            for _ in range(3):
-                with pytest.raises(LoginRefused) as caught:
+            for number in range(3):
+                with pytest.raises(LoginRefused, match="535") as caught:
                     client.send(message())
                 assert caught.value.outcome is Outcome.NOT_SENT
+                assert caught.value.smtp_code == 535
+                assert ("not asked again: this login was refused" in str(caught.value)) is (number > 0)
             assert server.connections_opened == 1
             clock.ahead += 301.0
             with pytest.raises(LoginRefused):

@@ -379,6 +379,14 @@ def test_what_is_remembered_is_no_password() -> None:
     assert refused.refusal(mark("ann", SECRET), 99.0) is not None
     assert refused.refusal(mark("ann", SECRET), 100.0) is None
     assert refused.refusal(mark("an", f"n{SECRET}"), 50.0) is None
+    told = refused.refusal(mark("ann", SECRET), 12.4)
+    assert told is not None
+    assert (told.smtp_code, told.smtp_error) == (535, b"no")
+    assert str(told) == (
+        "the server answered 535 no; not asked again: this login was refused 12 s ago; the next try is in 88 s, "
+        "or with another password"
+    )
+    assert str(pickle.loads(pickle.dumps(told))) == str(MailError.from_dict(told.to_dict())) == str(told)
     refused.bar(mark("bob", "x"), LoginRefused(535, b"no"), until=300.0, now=200.0)
     assert len(refused._refused) == 1
     assert not pickle.loads(pickle.dumps(refused)).any(250.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from email.message import EmailMessage
 from fractions import Fraction
@@ -14,10 +15,15 @@ from threadmail import (
     SMTP,
     Client,
     ClientPool,
+    Closed,
+    ConnectFailed,
     Deadline,
     InvalidConfig,
     InvalidEnvelope,
+    NotSupported,
     Outcome,
+    Reentered,
+    ServerConfig,
     ThreadedSender,
     Throttle,
 )
@@ -63,6 +69,76 @@ def test_what_is_no_message_is_named(given: Any, said: str) -> None:
             with pytest.raises(InvalidEnvelope) as caught:
                 send(given)
             assert str(caught.value) == f"a message is an EmailMessage, bytes or an Envelope, {said}"
+
+
+# ---------------------------------------------------------------- the server
+
+
+@pytest.mark.parametrize("name", ["pipelinig", "dsn", "starttls"])
+def test_an_extension_that_is_not_used_anyway_is_named(name: str) -> None:
+    """Else a slip of the pen would leave in use what was to be left out."""
+    with pytest.raises(InvalidConfig) as caught:
+        ServerConfig("h", without=frozenset({name, "SIZE"}))
+    assert str(caught.value) == (
+        f"without: {name!r} is not used anyway; what is: 8bitmime, chunking, pipelining, size, smtputf8"
+    )
+
+
+def test_the_mechanism_that_was_asked_for_is_named() -> None:
+    with CaptureServer(auth={"ann": "right"}) as server:
+        config = dataclasses.replace(server.config, username="ann", password="right", auth="PLAINN")
+        with Client(config) as client, pytest.raises(NotSupported) as caught:
+            client.send(message())
+    assert str(caught.value).startswith("no mechanism to log in with: PLAINN was asked for, and the server offers ")
+
+
+@pytest.mark.parametrize(("url", "said"), [("smtp://ann:hunter2", "the port is no number"), ("smtp://a]b", "host and")])
+def test_a_port_that_is_no_number_is_not_shown(url: str, said: str) -> None:
+    """Where the host was forgotten, it is a password."""
+    with pytest.raises(InvalidConfig) as caught:
+        ServerConfig.from_url(url)
+    assert str(caught.value).startswith(said)
+    assert str(caught.value).endswith(": expected host, host:port or [IPv6 address]:port")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_port_of_smtplibs_kind_is_named() -> None:
+    with pytest.raises(ConnectFailed, match="port 'abc' is no number"):
+        SMTP("localhost:abc")
+
+
+# ---------------------------------------------------------------- what cannot be used just now
+
+
+def test_who_is_in_the_middle_of_a_call_is_told_what_to_use_instead() -> None:
+    said: list[str] = []
+
+    def mail_of_it(_: object) -> None:
+        with pytest.raises(Reentered) as caught:
+            client.send(envelope("inner"))
+        said.append(str(caught.value))
+
+    with CaptureServer() as server, Client(server.url) as client:
+        client.transmit(envelope(), before_final=mail_of_it)
+    assert said == [
+        "this thread is in the middle of a call on this client: a log handler or callback must use a client of its "
+        "own, or ThreadedSender.submit()"
+    ]
+
+
+def test_a_pool_whose_clients_are_all_leased_by_who_wants_one_says_how_to_go_on() -> None:
+    with CaptureServer() as server, ClientPool(server.url, max_size=1) as pool, pool.lease():
+        with pytest.raises(Reentered, match="send with the client you leased, or raise max_size"):
+            pool.send(envelope())
+
+
+def test_what_is_closed_says_that_a_new_one_is_wanted() -> None:
+    with CaptureServer() as server:
+        for kind in (Client, ClientPool, ThreadedSender):
+            one: Any = kind(server.url)
+            one.close()
+            with pytest.raises(Closed, match="is closed: make a new one"):
+                one.send(envelope())
 
 
 # ---------------------------------------------------------------- numbers

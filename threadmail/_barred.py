@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 from ._locks import new_rlock
-from .errors import LoginRefused
+from .errors import LoginRefused, printable
 
 _KEY = os.urandom(32)
 
@@ -37,29 +37,34 @@ class RefusedLogins:
     """See the module. A copy in another process, or of another config, begins anew."""
 
     def __init__(self) -> None:
-        self._refused: dict[bytes, tuple[float, int, bytes]] = {}  # by mark: until when, and the server's answer
+        # By mark: since when, until when, and the server's answer.
+        self._refused: dict[bytes, tuple[float, float, int, bytes]] = {}
         self._taken: tuple[bytes, float] = (b"", 0.0)  # the mark that the server took last, and until when that counts
         # By process, for one of the parent may be held by a thread that is not here, and mark.
         self._turns: dict[tuple[int, bytes], Any] = {}
 
     def bar(self, marked: bytes, refusal: LoginRefused, until: float, now: float) -> None:
         """Let the pair not be offered again before `until`."""
-        for old, (end, _, _) in list(self._refused.items()):
+        for old, (_, end, _, _) in list(self._refused.items()):
             if end <= now:
                 self._refused.pop(old, None)
         text = refusal.smtp_error
         if self._taken[0] == marked:
             self._taken = b"", 0.0
-        self._refused[marked] = until, refusal.smtp_code, text if isinstance(text, bytes) else text.encode()
+        self._refused[marked] = now, until, refusal.smtp_code, text if isinstance(text, bytes) else text.encode()
 
     def any(self, now: float) -> bool:
         """Whether a pair is barred now."""
-        return bool(self._refused) and any(now < until for until, _, _ in list(self._refused.values()))
+        return bool(self._refused) and any(now < until for _, until, _, _ in list(self._refused.values()))
 
     def refusal(self, marked: bytes, now: float) -> LoginRefused | None:
-        """What the server said to the pair, if it is barred now."""
-        until, code, text = self._refused.get(marked, (0.0, 0, b""))
-        return LoginRefused(code, text) if now < until else None
+        """What the server said to the pair, if it is barred now; and that it is not asked again, for how long."""
+        since, until, code, text = self._refused.get(marked, (0.0, 0.0, 0, b""))
+        if now >= until:
+            return None
+        ago, left = f"{now - since:.0f} s ago", f"{until - now:.0f} s"
+        why = f"not asked again: this login was refused {ago}; the next try is in {left}, or with another password"
+        return LoginRefused(code, text, f"the server answered {code} {printable(text)}; {why}")
 
     def took(self, marked: bytes, now: float) -> None:
         """The server took the pair."""

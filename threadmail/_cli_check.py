@@ -82,7 +82,7 @@ class Findings:
 
 def run(options: argparse.Namespace, out: Output) -> Exit:
     """Check the server that the options name."""
-    config = _patient(server_of(options.server), options.timeout)
+    config = _patient(server_of(options.server, "a URL"), options.timeout)
     found = Findings(config)
     out.note(f"connecting to {config.address}")
     try:

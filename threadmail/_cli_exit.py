@@ -61,11 +61,12 @@ MEANINGS = {
 
 
 class Failure(Exception):
-    """A command cannot do what it was asked for: one line for the user, one code for the script."""
+    """A command cannot do what it was asked for: a line for the user, a code for the script, perhaps what to try."""
 
-    def __init__(self, code: Exit, message: str) -> None:
+    def __init__(self, code: Exit, message: str, advice: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.advice = advice
 
 
 _BY_WEIGHT = tuple(MEANINGS)

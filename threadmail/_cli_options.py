@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import threadmail
@@ -23,6 +24,14 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """As `parse_args`; who gave a command an option that it has not is sent to the help of that command."""
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            self.prog = f"{self.prog} {options.command}"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         kind, colon, words = message.partition("unrecognized arguments: ")
@@ -48,7 +57,7 @@ server URLs:
   alone."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
     top = _Parser(prog="threadmail", description="Send mail, from as many threads as you like.")
     top.add_argument("--version", action="version", version=f"threadmail {threadmail.__version__}")
     common = argparse.ArgumentParser(add_help=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import email.errors
+import errno
 import queue
 import tempfile
 import time
@@ -66,7 +67,8 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
         server.start()
     except OSError as error:
         where = f"{options.host}:{options.port}"
-        raise Failure(Exit.UNAVAILABLE, f"cannot listen on {where}: {error.strerror or error}") from error
+        taken = "is another sandbox running? --port 0 takes a free one" if error.errno == errno.EADDRINUSE else None
+        raise Failure(Exit.UNAVAILABLE, f"cannot listen on {where}: {error.strerror or error}", taken) from error
     with Signals(lambda: news.put(None)) as signals, _closing(server), _trust(server) as cafile:
         out.say(f"listening on {_url(server, options, cafile)}", Tone.GOOD)
         out.note("Ctrl-C ends it")

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
     total = sources.count(paths) if out.interactive else None
     # A dry run needs no server, but if one is named it had better be right.
-    config = None if options.dry_run and options.server is None else server_of(options.server)
+    config = None if options.dry_run and options.server is None else server_of(options.server, "--server URL")
     ledger = Ledger(out, None if options.dry_run else config, as_json=options.json, verbose=options.verbose)
     if options.dry_run:
         with out.progress("Checking", total) as ledger.meter:

@@ -6,6 +6,8 @@ a server keeps a client out. The cause stands in the error itself; here is what 
 
 from __future__ import annotations
 
+import os
+
 from .config import Security, ServerConfig
 from .errors import (
     BadReply,
@@ -15,6 +17,7 @@ from .errors import (
     ConnectTimedOut,
     GreetingRefused,
     HostNotFound,
+    InvalidConfig,
     LoginRefused,
     MailError,
     NotSupported,
@@ -23,16 +26,21 @@ from .errors import (
     TLSFailed,
 )
 
+VARIABLE = "THREADMAIL_URL"
 _USUAL_PORTS = "usual are 25 (smtp://), 587 (smtp+starttls://) and 465 (smtps://)"
 
 
-def server_of(url: str | None) -> ServerConfig:
+def server_of(url: str | None, given_by: str) -> ServerConfig:
     """The server of a URL from the command line, or else of the environment.
 
+    Args:
+        given_by: how the command line names one.
     Raises:
         InvalidConfig: there is none, or it is wrong.
     """
-    return ServerConfig.from_env() if url is None else ServerConfig.from_url(url)
+    if url is None and not os.environ.get(VARIABLE):
+        raise InvalidConfig(f"no server: name one by {given_by}, or in {VARIABLE}, which is not set: smtp://localhost")
+    return ServerConfig.from_env(VARIABLE) if url is None else ServerConfig.from_url(url)
 
 
 def advice(error: MailError, config: ServerConfig) -> str | None:

@@ -27,6 +27,7 @@ from ._lookup import Waiter
 from ._wire import Wire
 from .config import Timeouts
 from .errors import (
+    INSTEAD,
     BadReply,
     HeloRefused,
     InvalidAddress,
@@ -198,7 +199,7 @@ class Dialogue(Guarded, smtplib.SMTP):
     def _require_turn(self, reading: bool = False) -> None:
         if self._state is State.DRIVING or (self._state is State.AWAITING and not reading):
             # The lock is ours, so this is the same thread. Nothing was written; the exchange goes on unharmed.
-            raise Reentered(f"this thread is in the middle of {self._state.value} on this client")
+            raise Reentered(f"this thread is in the middle of {self._state.value} on this client: {INSTEAD}")
 
     def _drive(self, exchange: Callable[[Wire], _T]) -> _T:
         """An exchange of several commands that nothing may interrupt; for methods that hold the lock."""

@@ -151,7 +151,7 @@ class Door:
 
     def _require_open(self) -> None:
         if not self._is_open():
-            raise Closed("this sender is closed")
+            raise Closed("this sender is closed: make a new one")
 
     def _submit(self, job: Job) -> bool:
         """Queue a job. Returns whether a worker is to be started for it. Under the lock."""
@@ -166,7 +166,7 @@ class Door:
         schedule.submit(job)
         if not self._is_open() and job.state is READY:
             schedule.take_back(job)  # a signal handler has closed in the middle of this, and nobody would come by
-            raise Closed("this sender is closed")
+            raise Closed("this sender is closed: make a new one")
         try:
             return self._starter.wanted()
         except BaseException:  # there is no memory, or from outside: who gets an exception has not queued it

@@ -29,6 +29,7 @@ from ._threads import join_thread
 from .config import ServerConfig
 from .errors import (
     CONNECTING,
+    INSTEAD,
     Aborted,
     Closed,
     MailError,
@@ -249,8 +250,8 @@ class KeptConnection(Guarded):
 
     def _unusable(self) -> MailError:
         if self._busy:
-            return Reentered("this thread is in the middle of a call on this client")
-        return Closed("this client is closed")
+            return Reentered(f"this thread is in the middle of a call on this client: {INSTEAD}")
+        return Closed("this client is closed: make a new one")
 
     def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], begun: Transaction | None = None) -> _T:
         smtp, fresh = self._ready(end, begun)

@@ -96,10 +96,13 @@ class Keys(Generic[C]):
             lease.taken = True
             return Answer(client, lease in self.dialling)
         if self.life is not Life.OPEN:
-            raise Closed("this pool is closed")
+            raise Closed("this pool is closed: make a new one")
         self._fail_fast(now)
         if lease.holds and self._is_stuck(now):
-            raise Reentered("every client of this pool is leased by a thread that waits for another one, as this does")
+            raise Reentered(
+                "every client of this pool is leased by a thread that waits for another one, as this does: send with "
+                "the client you leased, or raise max_size"
+            )
         lease.until = self._next_dial(lease, now) if self._first() is lease else inf
         in_the_way = tuple(self.ending) if self._taken() >= self.max_size else ()
         return Answer(None, False, lease.until, in_the_way, self.has_to_end, len(self.leased))

@@ -58,7 +58,8 @@ def choose(advertised: str, wanted: str | None, *, tls: bool) -> str:
     for name in candidates:
         if name in offered and (name != "CRAM-MD5" or _has_md5()):
             return name
-    raise NotSupported(f"no mechanism to log in with: the server offers {' '.join(offered) or 'none'}")
+    asked = f"{wanted} was asked for, and " if wanted else ""
+    raise NotSupported(f"no mechanism to log in with: {asked}the server offers {' '.join(offered) or 'none'}")
 
 
 def mechanism(name: str, user: str, secret: Secret) -> Mechanism:

@@ -49,7 +49,7 @@ class Redials:
     def _ask(self, at: float) -> None:
         # Looked at under the lock: after that no permission is given, so none is left when the client has gone.
         if self.client._parted:
-            raise Closed("this client is closed")
+            raise Closed("this client is closed: make a new one")
         lost, self.client._taken_back = self.client._taken_back, None
         if lost is not None:
             self._pool._keys.taken_back(lost, at)  # before anybody dials again

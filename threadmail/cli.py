@@ -33,7 +33,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output], Exit]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     try:
-        options = parser().parse_args(argv)
+        options = parser().parse(argv)
     except SystemExit as end:  # --help, --version, or a wrong option
         return int(end.code or 0)
     # A stream that the shell closed (`>&-`) is None.
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.complain(str(error))
         return int(_cli_exit.of_error(error))
     except Failure as failure:
-        out.complain(str(failure))
+        out.complain(str(failure), failure.advice)
         return int(failure.code)
     except KeyboardInterrupt:
         out.complain("interrupted")

@@ -91,6 +91,10 @@ _PORTS = {Security.NONE: 25, Security.STARTTLS: 587, Security.TLS: 465}
 _LMTP_PORT = 24  # RFC 2033 §5 forbids 25
 _PASSWORD = "THREADMAIL_PASSWORD"
 _OPTIONS = "cafile, local_hostname, timeout, auth"
+
+#: The extensions that a message makes use of where the server offers them.
+EXTENSIONS = frozenset({"8bitmime", "chunking", "pipelining", "size", "smtputf8"})
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "host": (str,),
     "port": (int,),
@@ -132,7 +136,8 @@ class ServerConfig:
         max_age: seconds after which a connection is replaced, less up to a tenth by chance so that they do not all go
             at once; None never.
         max_messages: messages after which a connection is replaced; None never.
-        without: extensions not to be used although the server offers them, for servers that get them wrong.
+        without: extensions not to be used although the server offers them, for servers that get them wrong: some of
+            `EXTENSIONS`.
         window: messages that may be under way at once on a connection, content and all, where the server offers
             PIPELINING and CHUNKING (RFC 3030). Saves round trips, and where a connection is lost, or a server gets BDAT
             wrong, so many messages are in doubt; 1, the default, sends no content before the message ahead is settled.
@@ -215,7 +220,11 @@ class ServerConfig:
         given_names = tuple(names)
         if not all(isinstance(name, str) for name in given_names):
             raise InvalidConfig("without holds what is no str")
-        object.__setattr__(self, "without", frozenset(name.lower() for name in given_names))
+        lowered = frozenset(name.lower() for name in given_names)
+        if not lowered <= EXTENSIONS:
+            unknown = ", ".join(ascii(name) for name in sorted(lowered - EXTENSIONS))
+            raise InvalidConfig(f"without: {unknown} is not used anyway; what is: {', '.join(sorted(EXTENSIONS))}")
+        object.__setattr__(self, "without", lowered)
         if self.credentials is not None and not callable(self.credentials):
             raise InvalidConfig(f"credentials is no callable but a {type(self.credentials).__name__}")
         if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_socket"):
@@ -373,7 +382,10 @@ def _decoded(part: str) -> str:
 def _host_and_port(location: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:/\[\]]*))(?::([0-9]{0,9}))?", location)
     if match is None:
-        raise InvalidConfig("host and port cannot be read: expected host, host:port or [IPv6 address]:port")
+        # Not quoted: where the host was forgotten, it is a password.
+        is_port = location.count(":") == 1 and not location.partition(":")[2].isdecimal()
+        what = "the port is no number" if is_port else "host and port cannot be read"
+        raise InvalidConfig(f"{what}: expected host, host:port or [IPv6 address]:port")
     port = match[3]
     if port and not 1 <= int(port) <= 65535:
         raise InvalidConfig(f"port {port} is not between 1 and 65535")

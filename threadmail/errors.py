@@ -247,6 +247,10 @@ class Reentered(MailError, RuntimeError):
     """
 
 
+#: What to do instead of using a client in the middle of a call on it.
+INSTEAD = "a log handler or callback must use a client of its own, or ThreadedSender.submit()"
+
+
 class QueueFull(MailError, RuntimeError):
     """The queue has no place, and a callback of the sender asked for one: it would wait for itself."""
 

@@ -115,7 +115,7 @@ class _Client(Mailing):
         if not port and host.count(":") == 1 and not host.startswith("/"):
             host, _, given = host.partition(":")
             if not given.isdecimal():
-                raise ConnectFailed(f"nonnumeric port {given!r}", transient=False)
+                raise ConnectFailed(f"port {given!r} is no number", transient=False)
             port = int(given)
         port = port or self.default_port
         self._host = host
