@@ -273,6 +273,12 @@ def test_a_login_without_tls_is_refused_here(capsys: pytest.CaptureFixture[str])
     assert "hunter2" not in out + err
 
 
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_of_an_unknown_host_only_the_lookup_has_a_time(scheme: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", f"{scheme}://no-such-host.invalid"]) in (Exit.NO_HOST, Exit.TRY_LATER)
+    assert [step["step"] for step in json.loads(capsys.readouterr().out)["steps"]] == ["name lookup"]
+
+
 def test_no_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """How to name one, in the words of the command, and the variable that may hold it."""
     for argv, way in ((["check"], "a URL"), (["send", "x.eml"], "--server URL")):

@@ -79,6 +79,20 @@ def test_it_ends_after_as_many_messages_as_it_was_told(tmp_path: Path) -> None:
     assert stored[0].read_bytes() == WIRE
 
 
+def test_what_a_client_says_drives_no_terminal() -> None:
+    """aiosmtpd logs a command that it does not know, as it came."""
+    with sandbox() as (process, url):
+        host, _, port = url.removeprefix("smtp://").partition(":")
+        with socket.create_connection((host, int(port)), 10) as client, client.makefile("rb") as replies:
+            assert replies.readline().startswith(b"220 ")
+            client.sendall(b"\x1b[31mBAD\r\n")
+            assert replies.readline().startswith(b"500 ")
+        process.send_signal(signal.SIGINT)
+        out, err = finish(process)
+    assert "unrecognised: \\x1b[31mBAD" in err
+    assert "\x1b" not in out + err
+
+
 @pytest.mark.parametrize("tls", ["starttls", "tls"])
 def test_tls_and_login_by_the_url_it_prints(tls: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trustme", reason="it makes the certificate")

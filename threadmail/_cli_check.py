@@ -27,7 +27,7 @@ from ._deadline import Deadline, now
 from ._lookup import Waiter, addresses
 from ._opening import AnySMTP, unconnected
 from .config import Security, ServerConfig, Timeouts
-from .errors import ConnectTimedOut, GreetingRefused, MailError, TLSFailed
+from .errors import ConnectTimedOut, GreetingRefused, HostNotFound, MailError, TLSFailed
 from .receipt import Reply
 
 #: Seconds for a step: a person waits.
@@ -119,8 +119,13 @@ def _examine(found: Findings) -> None:
         _look_up(found)
     smtp = unconnected(config, threading.RLock())
     try:
-        with found.step("connect, TLS and greeting" if config.security is Security.TLS else "connect and greeting"):
-            greeting = Reply(*smtp.connect(config.host, config.port, config.source_address))
+        dial = "connect, TLS and greeting" if config.security is Security.TLS else "connect and greeting"
+        try:
+            with found.step(dial):
+                greeting = Reply(*smtp.connect(config.host, config.port, config.source_address))
+        except HostNotFound:
+            found.steps.pop()  # nobody was dialled: the name was looked up once more
+            raise
         found.greeting = str(greeting)
         found.connected_to = _peer(smtp)
         if greeting.code != 220:

@@ -77,7 +77,7 @@ def _forget_stdout() -> None:
 
 
 class _LogLines(logging.Handler):
-    """The package's log as notes: without tracebacks, and without what the result tells anyway."""
+    """The log as notes, each a safe line: without tracebacks, and without what the result tells anyway."""
 
     def __init__(self, out: Output, *, everything: bool) -> None:
         super().__init__()
@@ -90,15 +90,18 @@ class _LogLines(logging.Handler):
 
 @contextmanager
 def _logged(out: Output, options: argparse.Namespace) -> Iterator[None]:
-    logger = logging.getLogger("threadmail")
+    # aiosmtpd's as well, under sandbox and demo: it quotes what a client said, which may hold what drives a terminal.
+    levels = {"threadmail": logging.DEBUG if options.debug else logging.WARNING, "mail.log": logging.WARNING}
     handler = _LogLines(out, everything=options.debug)
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.DEBUG if options.debug else logging.WARNING)
-    logger.propagate = False
-    logger.addHandler(handler)
+    before = [(logger, logger.level, logger.propagate) for logger in map(logging.getLogger, levels)]
     try:
+        for logger, _, _ in before:
+            logger.setLevel(levels[logger.name])
+            logger.propagate = False
+            logger.addHandler(handler)
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        for logger, level, propagate in before:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
