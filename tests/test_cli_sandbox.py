@@ -89,7 +89,7 @@ def test_what_a_client_says_drives_no_terminal() -> None:
             assert replies.readline().startswith(b"500 ")
         process.send_signal(signal.SIGINT)
         out, err = finish(process)
-    assert "unrecognised: \\x1b[31mBAD" in err
+    assert "unrecognised: \\x1b[31MBAD" in err
     assert "\x1b" not in out + err
 
 
