@@ -29,7 +29,7 @@ from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
 from ._locks import new_rlock
-from ._schedule import ON_WIRE, Do, Schedule, Waiter
+from ._schedule import ON_WIRE, SLICE, Do, Schedule, Waiter
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
 from ._teller import Teller
@@ -302,8 +302,7 @@ class Dispatcher:
             self._wake_closers()
             self._schedule.wake_first()
         if final:
-            self._teller.announce([job])
-            worker.left = []
+            self._tell_final(worker, job)
         elif verdict.again is not None:
             job.completion.put_off()
         return not verdict.no_session
@@ -324,8 +323,12 @@ class Dispatcher:
                 worker.current = None
             self._wake_closers()
         if called_off:
-            self._teller.announce([job])
-            worker.left = []
+            self._tell_final(worker, job)
+
+    def _tell_final(self, worker: Worker, job: Job) -> None:
+        """Of one that is finished; with that it is no more what the worker leaves."""
+        self._teller.announce([job])
+        worker.left = []
 
     # ------------------------------------------------------------ workers: connecting
 
@@ -357,8 +360,9 @@ class Dispatcher:
         try:
             with self._lock:
                 told = self._left_by(worker, stats)
-                nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
-                tells = bool(told) or nobody_else or worker in self._schedule.ending
+                # As many slices as nobody else comes by for.
+                slices = 0 if self._schedule.workers else -(-len(self._schedule.unannounced) // SLICE)
+                tells = bool(told) or slices > 0 or worker in self._schedule.ending
                 if tells:  # it is no worker any more, and its thread is still to be waited for
                     self._schedule.ending[worker] = None
                 another = len(self._schedule) and self._starter.wanted()
@@ -366,8 +370,8 @@ class Dispatcher:
                 self._wake_closers()
             if told:
                 self._teller.announce(told)
-            if nobody_else:
-                self._announce_all()
+            # What a callback raises comes up when all were told.
+            self._teller.marked(lambda _: self.announce_some(), range(slices))
             if another:
                 self._starter.start()
         except BaseException:
@@ -382,21 +386,6 @@ class Dispatcher:
         with self._lock:
             self._schedule.ending.pop(worker, None)
             self._wake_closers()
-
-    def _announce_all(self) -> None:
-        """Call back for all jobs that were handed over. What a callback raises ends it when all were told."""
-        raised: BaseException | None = None
-        for _ in range(len(self._schedule.unannounced)):  # a round tells of one at least
-            try:
-                if not self.announce_some():
-                    break
-            except BaseException as exc:  # noqa: BLE001 - it is raised below
-                raised = raised or exc
-        if raised is not None:
-            try:
-                raise raised
-            finally:
-                del raised
 
     def _left_by(self, worker: Worker, stats: ClientStats) -> list[Job]:
         """Forget a worker. Returns what is to be told of what it has left lying, perhaps again. Under the lock."""

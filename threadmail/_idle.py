@@ -36,9 +36,8 @@ class IdleWatch:
         self._stop: queue.SimpleQueue[None] | None = None
         self._thread: threading.Thread | None = None
         self.is_missing = False  # it was wanted and could not be started
-        self.has_died = (
-            False  # by an exception, and another one is to be started; set by the thread itself, without the lock
-        )
+        # By an exception, and another one is to be started. The thread itself sets it, without the lock.
+        self.has_died = False
 
     def start(self) -> None:
         """Watch, unless a thread does already; where none can be started, `is_missing` says so."""

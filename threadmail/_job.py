@@ -172,9 +172,8 @@ class SendFuture(Future[Receipt]):
         self._receipt: Receipt | None = None
         self._all_told = False  # that it is settled, all who wait know
         self._called_back = False  # they were told, and the callbacks are being run
-        self._cancel_begun = self._cancel_told = (
-            False  # guarded by the future's own lock, which is for one thread twice
-        )
+        # Of one that was taken back; guarded by the future's own lock, which is for one thread twice.
+        self._cancel_begun = self._cancel_told = False
         self.add_done_callback(_note_told)  # the first one: those who wait are told before
         self._pid = os.getpid()
 

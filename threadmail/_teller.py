@@ -124,7 +124,7 @@ class Teller:
         job.conclude()
         self.tell(job)
 
-    def marked(self, act: Callable[[_T], None], those: Iterable[_T]) -> None:
+    def marked(self, act: Callable[[_T], object], those: Iterable[_T]) -> None:
         """Act on each of those, with the mark on this thread that it is telling.
 
         Whatever comes up at one: a callback may end in `sys.exit`, and the others are not concerned. It is raised when
