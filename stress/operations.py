@@ -37,6 +37,7 @@ class Hand:
         self.connected, self.dialling, self.idle_since = True, False, 0.0
         self.run: deque[Job] = deque()
         self.left: list[Job] = []
+        self.begun = True
         self.lock = threading.RLock()
 
 

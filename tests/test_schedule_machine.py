@@ -46,6 +46,7 @@ class Worker:
         self.run: deque[Job] = deque()
         self.current: Job | None = None
         self.left: list[Job] = []
+        self.begun = True
         self.lock = threading.RLock()
 
 

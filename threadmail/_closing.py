@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._deadline import Deadline
-from ._job import Job
+from ._deadline import NEVER, Deadline
+from ._job import LAST_WORD, Job
 from ._life import Life
 from ._schedule import Schedule
 from ._worker import Worker, is_owned
@@ -43,7 +43,7 @@ class Closing:
         self.cut_short: dict[Job, None] = {}
         self._drain = True  # what is queued is worked off before the end; once False it stays so
         self._close_by = Deadline()  # only ever becomes earlier
-        self._farewell: Deadline | None = None  # from when connections were first dropped, whoever closes
+        self._farewell = NEVER  # begins when connections were first dropped, whoever closes
 
     def begin(self, *, drain: bool, end: Deadline) -> bool:
         """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over.
@@ -66,20 +66,35 @@ class Closing:
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True
 
-    def see_off(self, drop_connections: Callable[[], None], *, stay: bool = True) -> list[Job]:
-        """Wait for what is on the wire, then for the workers to end. Returns jobs that somebody has yet to tell of.
+    def settle(self, drop_connections: Callable[[], None]) -> list[Job]:
+        """Wait for what is on the wire, and until all is told, or until the time is over; then let workers end.
 
         Args:
-            drop_connections: called under the lock when the time is over or nothing is on the wire.
-            stay: wait for the workers.
+            drop_connections: called under the lock, in the same step.
+        Returns:
+            Jobs that nobody has begun to tell of for a while. Whoever closes is to do so, and to come again.
         """
         schedule = self._schedule
+        first, patience = None, NEVER
         with self._lock:
-            self._wait(lambda: not (schedule.in_flight or schedule.untold))
+            while (schedule.in_flight or schedule.untold) and not self._close_by.passed:
+                before, first = first, next((job for job in list(schedule.untold) if not job.told), None)
+                if first is not before:
+                    patience = NEVER if first is None else Deadline.after(LAST_WORD)
+                elif patience.passed:
+                    return [job for job in list(schedule.untold) if not job.told]
+                left = self._close_by.within(patience).remaining()
+                self.settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
             drop_connections()
             schedule.working = False
-            self._farewell = self._farewell or Deadline.after(FAREWELL)
-            farewell = self._farewell if stay else Deadline(0.0)
+            self._farewell = self._farewell.within(Deadline.after(FAREWELL))
+        return []
+
+    def see_off(self) -> list[Job]:
+        """Wait for the workers to end. Returns jobs that somebody has yet to tell of."""
+        schedule = self._schedule
+        with self._lock:
+            farewell = self._farewell
             while (schedule.workers or schedule.ending) and not farewell.passed:
                 self.settled.wait(farewell.remaining())
             return list(schedule.untold)

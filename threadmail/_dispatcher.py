@@ -29,7 +29,7 @@ from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
 from ._locks import new_rlock
-from ._schedule import ON_WIRE, SLICE, Do, Schedule, Waiter
+from ._schedule import ON_WIRE, Do, Schedule, Waiter
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
 from ._teller import Teller
@@ -360,9 +360,8 @@ class Dispatcher:
         try:
             with self._lock:
                 told = self._left_by(worker, stats)
-                # As many slices as nobody else comes by for.
-                slices = 0 if self._schedule.workers else -(-len(self._schedule.unannounced) // SLICE)
-                tells = bool(told) or slices > 0 or worker in self._schedule.ending
+                nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
+                tells = bool(told) or nobody_else or worker in self._schedule.ending
                 if tells:  # it is no worker any more, and its thread is still to be waited for
                     self._schedule.ending[worker] = None
                 another = len(self._schedule) and self._starter.wanted()
@@ -370,8 +369,8 @@ class Dispatcher:
                 self._wake_closers()
             if told:
                 self._teller.announce(told)
-            # What a callback raises comes up when all were told.
-            self._teller.marked(lambda _: self.announce_some(), range(slices))
+            if nobody_else:
+                self._teller.announce_all()
             if another:
                 self._starter.start()
         except BaseException:
@@ -411,24 +410,34 @@ class Dispatcher:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
         """
         cut_short: list[Job] = []
-        self._starter.before_closing()
-        if self._closing.begin(drain=drain, end=end):
-            closed = Closed("the sender was closed before it was sent")
-            self._withdrawal.cut(closed)
-            untold = self._closing.see_off(self._drop_connections)
-            if untold:
+        if self._settled_by(drain=drain, end=end):
+            if untold := self._closing.see_off():
                 self._teller.announce(untold)  # what somebody was interrupted about
-            self._withdrawal.cut(closed)  # what was put back for another attempt meanwhile
+            self._withdrawal.cut(_closed())  # what was put back for another attempt meanwhile
             cut_short = self._closing.finish()
         self._starter.join()
         return cut_short
 
     def part(self, *, drain: bool, end: Deadline) -> None:
         """The first half of `close`, which sees it through: all of it but that threads are waited for."""
+        self._settled_by(drain=drain, end=end)
+
+    def _settled_by(self, *, drain: bool, end: Deadline) -> bool:
+        """Take no more jobs, and wait until all are told or the time is over. False: it is over already."""
         self._starter.before_closing()
-        if self._closing.begin(drain=drain, end=end):
-            self._withdrawal.cut(Closed("the sender was closed before it was sent"))
-            self._closing.see_off(self._drop_connections, stay=False)
+        if not self._closing.begin(drain=drain, end=end):
+            return False
+        self._withdrawal.cut(_closed())
+        self._teller.announce_all()  # who they were handed over to may be dialling
+        while stuck := self._closing.settle(self._drop_connections):
+            self._teller.announce(stuck)  # whoever was to tell of them is under this signal handler, say
+        return True
+
+    @property
+    def cut_short(self) -> list[Job]:
+        """What closing has cut short so far."""
+        with self._lock:
+            return list(self._closing.cut_short)
 
     def _drop_connections(self) -> None:
         """Under what is still on the wire, and under who is dialling. Under the lock."""
@@ -462,3 +471,7 @@ class Dispatcher:
     def clients(self) -> list[Client]:
         """The clients of all workers. Without the lock: for a forked child, where a dead thread may hold it."""
         return [worker.client for worker in list(self._schedule.workers)]
+
+
+def _closed() -> Closed:
+    return Closed("the sender was closed before it was sent")

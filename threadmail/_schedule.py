@@ -87,6 +87,7 @@ class Worker(Protocol):
 
     connected: bool
     dialling: bool
+    begun: bool
     idle_since: float
     run: deque[Job]
     current: Job | None
@@ -270,7 +271,8 @@ class Schedule(Generic[_W]):
 
     def hand_over(self, jobs: list[Job]) -> bool:
         """Let a worker call back for them. False: there is none."""
-        if len(self.workers) <= len(self.leaving) or not self.working:
+        # One that has not begun may never do so.
+        if not self.working or not any(each.begun and each not in self.leaving for each in list(self.workers)):
             return False
         self.unannounced += jobs
         return True

@@ -100,6 +100,8 @@ class Starter:
         ):
             return bool(self._to_start)
         worker = self._make()
+        if not self._schedule.working:  # a signal handler has closed as it was made
+            return bool(self._to_start)
         self._to_start += (worker,)
         self._local.owes = True
         schedule.workers[worker] = None

@@ -51,18 +51,27 @@ class TimeHeap(Generic[_T]):
         self._counter = number = self._counter + 1  # in one step: a signal handler that adds has another one
         before = self._entries.get(thing)
         entry: _Entry = [at, number, thing]
-        heapq.heappush(self._heap, entry)  # first: an entry too many is worn down, one too few would be forgotten
-        self._entries[thing] = entry
+        try:
+            # Nothing comes up between the two: who looked at a heap there would take the entry for a dead one.
+            self._entries[thing] = entry
+            heapq.heappush(self._heap, entry)
+        except BaseException:  # there is no memory; or from outside, and then an entry too many is worn down
+            if before is None:
+                self._entries.pop(thing, None)
+            else:
+                self._entries[thing] = before
+            raise
         if before is not None:
             before[2] = None
         self._wear_down()
 
     def discard(self, thing: _T) -> bool:
         """Forget it. Returns whether it was here."""
-        entry = self._entries.get(thing)
-        if entry is None:
+        entries = self._entries
+        if thing not in entries:
             return False
-        del self._entries[thing]
+        entry = entries[thing]  # no call up to here: a signal handler that came by would discard it as well
+        del entries[thing]
         entry[2] = None
         self._wear_down()
         return True
@@ -95,7 +104,8 @@ class TimeHeap(Generic[_T]):
             top = heap[0]
             if self._entries.get(top[2]) is top:
                 return top
-            heapq.heappop(heap)
+            if heap and heap[0] is top:  # still: a signal handler may have added one as that was asked
+                heapq.heappop(heap)
         return None
 
     def _wear_down(self) -> None:
@@ -109,5 +119,6 @@ class TimeHeap(Generic[_T]):
                 return
             last = old[-1]  # a heap without its last entry is one still
             if self._entries.get(last[2]) is last:
-                heapq.heappush(self._heap, last)  # first, as in `add`; twice does no harm
-            del old[-1]
+                heapq.heappush(self._heap, last)  # first, and twice does no harm
+            if old and old[-1] is last:  # still: a signal handler may have worn it down in between
+                del old[-1]

@@ -327,7 +327,8 @@ class ThreadedSender(BornAnew):
         except Reentered:
             raise
         except BaseException:  # Ctrl-C while it waits: now
-            unsent = _unsent(dispatcher.close(drain=False, end=Deadline.after(0)))
+            dispatcher.close(drain=False, end=Deadline.after(0))
+            unsent = _unsent(dispatcher.cut_short)
             self._life = Life.CLOSED
             if unsent:
                 note(logging.ERROR, "the closing was interrupted, and %s", _exit.in_words(unsent))
