@@ -66,38 +66,50 @@ class Closing:
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True
 
-    def settle(self, drop_connections: Callable[[], None]) -> list[Job]:
-        """Wait for what is on the wire, and until all is told, or until the time is over; then let workers end.
+    def see_off(self, drop_connections: Callable[[], None], *, stay: bool = True) -> tuple[list[Job], bool]:
+        """Wait for what is on the wire, and until all is told, or until the time is over; then for the workers to end.
 
         Args:
-            drop_connections: called under the lock, in the same step.
+            drop_connections: called under the lock when that wait is over.
+            stay: wait for the workers.
         Returns:
-            Jobs that nobody has begun to tell of for a while. Whoever closes is to do so, and to come again.
+            Jobs that whoever closes is to tell of, for nobody else may come to it; and whether that was all. Else it is
+            to be called again.
         """
         schedule = self._schedule
-        first, patience = None, NEVER
         with self._lock:
-            while (schedule.in_flight or schedule.untold) and not self._close_by.passed:
-                before, first = first, next((job for job in list(schedule.untold) if not job.told), None)
-                if first is not before:
-                    patience = NEVER if first is None else Deadline.after(LAST_WORD)
-                elif patience.passed:
-                    return [job for job in list(schedule.untold) if not job.told]
-                left = self._close_by.within(patience).remaining()
-                self.settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
+            if to_tell := self._left_untold():
+                return to_tell, False
             drop_connections()
             schedule.working = False
             self._farewell = self._farewell.within(Deadline.after(FAREWELL))
-        return []
+            if not stay:
+                return [], True
+            while (schedule.workers or schedule.ending) and not self._farewell.passed:
+                self.settled.wait(self._farewell.remaining())
+            return list(schedule.untold), True
 
-    def see_off(self) -> list[Job]:
-        """Wait for the workers to end. Returns jobs that somebody has yet to tell of."""
+    def _left_untold(self) -> list[Job]:
+        """Wait until all is told, or the time is over: nothing. Or until there is something that nobody tells of.
+
+        What was handed over to a worker, who may be dialling; and what nobody has begun to tell of for a while: it may
+        be the frame under this signal handler that was to.
+        """
         schedule = self._schedule
-        with self._lock:
-            farewell = self._farewell
-            while (schedule.workers or schedule.ending) and not farewell.passed:
-                self.settled.wait(farewell.remaining())
-            return list(schedule.untold)
+        to_tell: list[Job] = []
+        first, patience = None, NEVER
+        while (schedule.in_flight or schedule.untold) and not self._close_by.passed:
+            schedule.some_unannounced(to_tell)
+            if to_tell:
+                break
+            before, first = first, next((job for job in list(schedule.untold) if not job.told), None)
+            if first is not before:
+                patience = NEVER if first is None else Deadline.after(LAST_WORD)
+            elif patience.passed:
+                return [job for job in list(schedule.untold) if not job.told]
+            left = self._close_by.within(patience).remaining()
+            self.settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
+        return to_tell
 
     def finish(self) -> list[Job]:
         """It is over. Returns what was cut short."""

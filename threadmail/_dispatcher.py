@@ -410,9 +410,7 @@ class Dispatcher:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
         """
         cut_short: list[Job] = []
-        if self._settled_by(drain=drain, end=end):
-            if untold := self._closing.see_off():
-                self._teller.announce(untold)  # what somebody was interrupted about
+        if self._see_off(drain=drain, end=end):
             self._withdrawal.cut(_closed())  # what was put back for another attempt meanwhile
             cut_short = self._closing.finish()
         self._starter.join()
@@ -420,17 +418,19 @@ class Dispatcher:
 
     def part(self, *, drain: bool, end: Deadline) -> None:
         """The first half of `close`, which sees it through: all of it but that threads are waited for."""
-        self._settled_by(drain=drain, end=end)
+        self._see_off(drain=drain, end=end, stay=False)
 
-    def _settled_by(self, *, drain: bool, end: Deadline) -> bool:
-        """Take no more jobs, and wait until all are told or the time is over. False: it is over already."""
+    def _see_off(self, *, drain: bool, end: Deadline, stay: bool = True) -> bool:
+        """Take no more jobs, and wait until all are told, or until the time is over. False: it is over already."""
         self._starter.before_closing()
         if not self._closing.begin(drain=drain, end=end):
             return False
         self._withdrawal.cut(_closed())
-        self._teller.announce_all()  # who they were handed over to may be dialling
-        while stuck := self._closing.settle(self._drop_connections):
-            self._teller.announce(stuck)  # whoever was to tell of them is under this signal handler, say
+        over = False
+        while not over:
+            untold, over = self._closing.see_off(self._drop_connections, stay=stay)
+            if untold:
+                self._teller.announce(untold)
         return True
 
     @property

@@ -116,6 +116,8 @@ BY_DESIGN = frozenset(
         # Set before any dial is aborted, looked at after a dial has begun: one of the two ends it.
         "Dispatcher.dials",
         "Dispatcher.others_idle",
+        # Whoever closes looks whether somebody tells of a message already; if not, once more after a while.
+        "Job.told",
         "SMTP._abort_requested",
         "SMTP._wire",
         "Wire.aborted",

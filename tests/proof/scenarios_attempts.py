@@ -71,30 +71,30 @@ _REFUSED = {"answers": {FIRST: [LATER, NO], SECOND: [LATER]}}
 
 SCENARIOS = [
     _attempts("partly put off", 1, **_PARTLY),
-    _attempts("partly put off, cancelled", 38, cancel(0), **_PARTLY),
-    _attempts("partly put off, called off", 49, abort(0), **_PARTLY),
-    _attempts("partly put off, called off by two", 326, abort(0), abort(0), **_WAITING),
-    _attempts("partly put off, called off while it waits", 30, abort(0), **_WAITING),
-    _attempts("partly put off, overdue", 78, expire(20.0), ends={0: 10.0}, **_WAITING),
+    _attempts("partly put off, cancelled", 39, cancel(0), **_PARTLY),
+    _attempts("partly put off, called off", 50, abort(0), **_PARTLY),
+    _attempts("partly put off, called off by two", 330, abort(0), abort(0), **_WAITING),
+    _attempts("partly put off, called off while it waits", 31, abort(0), **_WAITING),
+    _attempts("partly put off, overdue", 76, expire(20.0), ends={0: 10.0}, **_WAITING),
     _attempts("partly put off, closed", 271, close(), **_WAITING),
-    _attempts("partly put off, closed and worked off", 285, close(drain=True), **_PARTLY),
+    _attempts("partly put off, closed and worked off", 330, close(drain=True), **_PARTLY),
     _attempts("partly put off, then lost before its content", 1, faults=Faults(drop={0: 8}), **_PARTLY),
     _attempts("put off, then refused in part", 1, **_REFUSED),
-    _attempts("put off, then refused in part, cancelled", 33, cancel(0), **_REFUSED),
+    _attempts("put off, then refused in part, cancelled", 34, cancel(0), **_REFUSED),
     _attempts("put off for ever", 1, answers={FIRST: 9 * [LATER]}, recipients=1),
-    _attempts("put off, overdue", 78, expire(20.0), ends={0: 10.0}, **_ALL_WAIT),
-    _attempts("overdue in the queue", 110, expire(2.0), ends={1: 1.0}, **_TWO),
+    _attempts("put off, overdue", 76, expire(20.0), ends={0: 10.0}, **_ALL_WAIT),
+    _attempts("overdue in the queue", 117, expire(2.0), ends={1: 1.0}, **_TWO),
     _attempts("too late when its turn comes, and cancelled", 24, _cancel_late, ends={1: 1.0}, **_TAKEN),
     _attempts("two messages for each connection", 1, messages=3, recipients=1, limits={"max_messages": 2}),
     _attempts(
-        "one for each connection, cancelled", 38, cancel(1), messages=2, recipients=1, limits={"max_messages": 1}
+        "one for each connection, cancelled", 42, cancel(1), messages=2, recipients=1, limits={"max_messages": 1}
     ),
     _attempts("connections too old at once", 1, **_TWO, limits={"max_age": 1e-9}),
     _stolen("two messages", 1418),
     _held("alone", 1),
     _held("ahead of another", 1, offers=("PIPELINING",)),
-    _held("ahead of another, which is cancelled", 76, cancel(1), offers=("PIPELINING",)),
-    _held("ahead of another, which is called off", 66, abort(1), offers=("PIPELINING",)),
+    _held("ahead of another, which is cancelled", 83, cancel(1), offers=("PIPELINING",)),
+    _held("ahead of another, which is called off", 73, abort(1), offers=("PIPELINING",)),
     _held("in a window", 1, offers=("PIPELINING", "CHUNKING"), window=2),
 ]
 

@@ -115,11 +115,11 @@ SCENARIOS = [
     # The executor differs between versions of Python, and the numbers with it.
     _sender("sender, 1 lane, 1 message", dispatched(1, 1)),
     _sender("sender, 1 lane, 2 messages", dispatched(1, 2)),
-    _sender("sender, 1 lane, 1 message, cancelled", lanes_alone(1, 1, others=[cancel(0)], failures=["cancelled"]), 22),
-    _sender("sender, 1 lane, 1 message, called off", lanes_alone(1, 1, others=[abort(0)], failures=["Aborted"]), 27),
+    _sender("sender, 1 lane, 1 message, cancelled", lanes_alone(1, 1, others=[cancel(0)], failures=["cancelled"]), 23),
+    _sender("sender, 1 lane, 1 message, called off", lanes_alone(1, 1, others=[abort(0)], failures=["Aborted"]), 28),
     _sender("sender, 1 lane, 1 message, closed", lanes_alone(1, 1, others=[close()], failures=["Closed"]), 215),
     _sender("sender, 2 lanes, 2 messages", lanes_alone(2, 2, connected=True), 184),
-    _sender("sender, cancel while a connection is replaced in vain", replaced_in_vain, 104, timeouts=1),
+    _sender("sender, cancel while a connection is replaced in vain", replaced_in_vain, 110, timeouts=1),
     _sender("sender, retry after a refused session", lanes_alone(1, 1, faults=_BUSY_AT_FIRST), 1, timeouts=3),
 ]
 

@@ -56,9 +56,9 @@ SCENARIOS = [
     windowed("1 lane, 3 messages at once", 1, 1, 3, window=3),
     windowed("1 lane, 3 messages, 2 of them late", 30, 1, 3, late=2),
     windowed("2 lanes, 2 messages", 500, 2, 2, connected=True),
-    windowed("the one behind cancelled", 58, 1, 3, cancel(1), failures=["cancelled"]),
-    windowed("the one behind called off", 38, 1, 3, abort(1), failures=_DOUBT),
-    windowed("the one ahead called off", 43, 1, 3, abort(0), failures=_DOUBT),
+    windowed("the one behind cancelled", 64, 1, 3, cancel(1), failures=["cancelled"]),
+    windowed("the one behind called off", 44, 1, 3, abort(1), failures=_DOUBT),
+    windowed("the one ahead called off", 49, 1, 3, abort(0), failures=_DOUBT),
     windowed("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
     windowed("closed", 495, 1, 2, close(), failures=["Closed"]),
     windowed("dropped at the final reply", 1, 1, 3, faults=DROPPED, failures=LOST),
@@ -66,18 +66,18 @@ SCENARIOS = [
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST
     ),
     windowed(
-        "dropped at the final reply, the one behind called off", 53, 1, 2, abort(1), faults=DROPPED, failures=_DOUBT
+        "dropped at the final reply, the one behind called off", 60, 1, 2, abort(1), faults=DROPPED, failures=_DOUBT
     ),
     windowed("hung up on after the final reply", 1, 1, 3, faults=BETWEEN, failures=LOST),
     windowed("hung up on in the middle of the replies to the one behind", 1, 1, 3, faults=_HANGS_UP, failures=LOST),
     windowed("421 to the one behind", 1, 1, 3, faults=_CLOSING),
-    windowed("421 to the one behind, called off", 40, 1, 2, abort(1), faults=_CLOSING, failures=["Aborted"]),
+    windowed("421 to the one behind, called off", 45, 1, 2, abort(1), faults=_CLOSING, failures=["Aborted"]),
     windowed("421 to the content", 1, 1, 3, faults=_first_content("421 4.3.2 closing"), failures=LOST),
     windowed("one recipient refused", 1, 1, 3, recipients=2, faults=REFUSED),
     windowed("all recipients refused", 1, 1, 3, faults=REFUSED, failures=[ALL_REFUSED]),
     windowed(
         "all recipients refused, the one behind called off",
-        44,
+        52,
         1,
         2,
         abort(1),
@@ -85,12 +85,12 @@ SCENARIOS = [
         failures=[ALL_REFUSED, "Aborted"],
     ),
     windowed("content refused", 1, 1, 3, faults=SPAM, failures=[_NO]),
-    windowed("content refused, the one behind called off", 44, 1, 2, abort(1), faults=SPAM, failures=[_NO, "Aborted"]),
+    windowed("content refused, the one behind called off", 52, 1, 2, abort(1), faults=SPAM, failures=[_NO, "Aborted"]),
     windowed("content put off", 1, 1, 3, faults=_first_content("451 4.3.0 later")),
     windowed("interrupted as one comes aboard", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     windowed(
         "interrupted as one comes aboard, which is cancelled",
-        57,
+        62,
         1,
         2,
         cancel(1),
@@ -99,7 +99,7 @@ SCENARIOS = [
     ),
     windowed(
         "interrupted as one begins, which is called off",
-        45,
+        50,
         1,
         2,
         abort(1),
