@@ -78,38 +78,42 @@ class Closing:
         """
         schedule = self._schedule
         with self._lock:
-            if to_tell := self._left_untold():
+            to_tell: list[Job] = []
+            self._wait(self._untold(to_tell), longest=LAST_WORD)
+            if to_tell:
                 return to_tell, False
             drop_connections()
             schedule.working = False
             self._farewell = self._farewell.within(Deadline.after(FAREWELL))
-            if not stay:
-                return [], True
-            while (schedule.workers or schedule.ending) and not self._farewell.passed:
-                self.settled.wait(self._farewell.remaining())
+            farewell = self._farewell if stay else Deadline(0.0)
+            while (schedule.workers or schedule.ending) and not farewell.passed:
+                self.settled.wait(farewell.remaining())
             return list(schedule.untold), True
 
-    def _left_untold(self) -> list[Job]:
-        """Wait until all is told, or the time is over: nothing. Or until there is something that nobody tells of.
+    def _untold(self, to_tell: list[Job]) -> Callable[[], bool]:
+        """Asks, under the lock, whether all is told; or whether there is something that nobody tells of.
 
         What was handed over to a worker, who may be dialling; and what nobody has begun to tell of for a while: it may
         be the frame under this signal handler that was to.
+
+        Args:
+            to_tell: that is added here.
         """
         schedule = self._schedule
-        to_tell: list[Job] = []
-        first, patience = None, NEVER
-        while (schedule.in_flight or schedule.untold) and not self._close_by.passed:
+        first: Job | None = None
+        patience = NEVER
+
+        def asked() -> bool:
+            nonlocal first, patience
             schedule.some_unannounced(to_tell)
-            if to_tell:
-                break
             before, first = first, next((job for job in list(schedule.untold) if not job.told), None)
             if first is not before:
-                patience = NEVER if first is None else Deadline.after(LAST_WORD)
-            elif patience.passed:
-                return [job for job in list(schedule.untold) if not job.told]
-            left = self._close_by.within(patience).remaining()
-            self.settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
-        return to_tell
+                patience = Deadline.after(LAST_WORD)
+            elif first is not None and patience.passed:
+                to_tell.extend([job for job in list(schedule.untold) if not job.told])
+            return bool(to_tell) or not (schedule.in_flight or schedule.untold)
+
+        return asked
 
     def finish(self) -> list[Job]:
         """It is over. Returns what was cut short."""
@@ -117,7 +121,7 @@ class Closing:
             self.life = Life.CLOSED
             return list(self.cut_short)
 
-    def _wait(self, done: Callable[[], object]) -> None:
+    def _wait(self, done: Callable[[], object], *, longest: float = LONGEST_WAIT) -> None:
         while not done() and not self._close_by.passed:
             left = self._close_by.remaining()
-            self.settled.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
+            self.settled.wait(longest if left is None else min(left, longest))

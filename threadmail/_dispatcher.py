@@ -29,7 +29,7 @@ from ._job import Job
 from ._leavings import left_by, lost_behind
 from ._life import Life
 from ._locks import new_rlock
-from ._schedule import ON_WIRE, Do, Schedule, Waiter
+from ._schedule import ON_WIRE, SLICE, Do, Schedule, Waiter
 from ._sender_stats import SenderStats, seen, with_connections
 from ._starter import Starter
 from ._teller import Teller
@@ -360,8 +360,9 @@ class Dispatcher:
         try:
             with self._lock:
                 told = self._left_by(worker, stats)
-                nobody_else = bool(self._schedule.unannounced) and not self._schedule.workers
-                tells = bool(told) or nobody_else or worker in self._schedule.ending
+                # As many slices as nobody else comes by for.
+                slices = 0 if self._schedule.workers else -(-len(self._schedule.unannounced) // SLICE)
+                tells = bool(told) or slices > 0 or worker in self._schedule.ending
                 if tells:  # it is no worker any more, and its thread is still to be waited for
                     self._schedule.ending[worker] = None
                 another = len(self._schedule) and self._starter.wanted()
@@ -369,8 +370,8 @@ class Dispatcher:
                 self._wake_closers()
             if told:
                 self._teller.announce(told)
-            if nobody_else:
-                self._teller.announce_all()
+            # What a callback raises comes up when all were told.
+            self._teller.marked(lambda _: self.announce_some(), range(slices))
             if another:
                 self._starter.start()
         except BaseException:
@@ -429,15 +430,14 @@ class Dispatcher:
         over = False
         while not over:
             untold, over = self._closing.see_off(self._drop_connections, stay=stay)
-            if untold:
+            if untold and (stay or not over):
                 self._teller.announce(untold)
         return True
 
     @property
     def cut_short(self) -> list[Job]:
-        """What closing has cut short so far."""
-        with self._lock:
-            return list(self._closing.cut_short)
+        """What closing has cut short so far. A copy is made in one step, which needs no lock."""
+        return list(self._closing.cut_short)
 
     def _drop_connections(self) -> None:
         """Under what is still on the wire, and under who is dialling. Under the lock."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from ._job import Job
-from ._schedule import SLICE, Schedule
+from ._schedule import Schedule
 from ._worker import Worker
 
 _T = TypeVar("_T")
@@ -104,12 +104,6 @@ class Teller:
             self._schedule.unannounced.extend([job for job in jobs if not (job.told and job.completion.all_told)])
             raise
         return bool(jobs)
-
-    def announce_all(self) -> None:
-        """Call back for all jobs that were handed over. What a callback raises comes up when all were told."""
-        with self._lock:
-            slices = -(-len(self._schedule.unannounced) // SLICE)
-        self.marked(lambda _: self.announce_some(), range(slices))
 
     def announce(self, jobs: list[Job]) -> None:
         """Tell of jobs, perhaps again, and count them."""
