@@ -297,6 +297,31 @@ def closed_in_a_start(run: Run) -> None:
     threads.at_the_end = left  # type: ignore[method-assign]
 
 
+def closed_where_one_is_handed_over(run: Run) -> None:
+    """One is on the wire, one taken back and handed to that one's worker: who closes tells of it, and drops nothing."""
+    threads = Threads(run, ModelServer(ordered=True))
+    inside, told = threading.Event(), threading.Event()
+
+    def hook(*_: object) -> None:
+        inside.set()
+        told.wait()
+
+    def heard(receipt: Receipt) -> None:
+        if receipt.outcome is Outcome.NOT_SENT:
+            told.set()
+
+    sender = _sender(run, workers=1, before_final=hook, on_receipt=heard)
+
+    def act() -> None:
+        first = sender.submit(LETTER)
+        inside.wait()
+        assert sender.submit(LETTER).cancel()
+        sender.close(drain=False, timeout=None)
+        assert first.result().outcome is Outcome.SENT
+
+    threads.add(act)
+
+
 def forgotten_beside_wanted(run: Run) -> None:
     """A signal handler forgets whom the frame under it wanted, while another thread wants one: that one is not lost."""
     threads = Threads(run, ModelServer())
@@ -353,6 +378,7 @@ SMALL = [
     of_sender("moments, called off while another waits for the place", aborted_for_a_place, limit=300),
     of_sender("moments, a callback closes", closing_callback, limit=300),
     of_sender("moments, one is forgotten and another wanted", forgotten_beside_wanted, limit=300),
+    of_sender("moments, closed where one is handed over", closed_where_one_is_handed_over, limit=300),
     of_sender("moments, closed again with less time", closed_shorter, limit=300),
     of_sender("moments, no thread can be started", no_thread, limit=300),
     of_sender("moments, closed in the middle of a worker's start", closed_in_a_start, limit=300),
