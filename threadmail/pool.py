@@ -383,7 +383,7 @@ class ClientPool(BornAnew):
             begun = self._steps.surely(self._begin_close, closer)
             if begun is None:
                 return
-            to_end, watcher, lingering = begun
+            to_end, watcher = begun
             if to_end:
                 self._say_goodbye(to_end, end)
             if self._await(closer, end):
@@ -391,15 +391,16 @@ class ClientPool(BornAnew):
                     client._part(AT_ONCE)
                 self._await(closer, Deadline.after(GRACE))  # they come back at once, unless they do something else
         finally:
-            goodbyes = self._steps.surely(self._leave, closer)
-        self._departed.sweep(lingering)
-        self._departed.see_off()
-        for thread in (watcher, *(goodbyes or ())):
+            goodbyes, lingering = self._steps.surely(self._leave, closer) or ([], ())
+        if lingering:
+            self._departed.sweep(lingering)
+            self._departed.see_off()
+        for thread in (watcher, *goodbyes):
             join_thread(thread, GRACE)
 
-    def _begin_close(self, closer: Closer[Client], at: float) -> tuple[int, threading.Thread | None, Sequence[Client]]:
+    def _begin_close(self, closer: Closer[Client], at: float) -> tuple[int, threading.Thread | None]:
         watcher = self._watch.stop() if self._watch is not None else None
-        return self._keys.close(closer, at), watcher, self._departed.held(at)
+        return self._keys.close(closer, at), watcher
 
     def _say_goodbye(self, clients: int, end: Deadline) -> None:
         """Side by side: servers that stall are waited for together."""
@@ -413,10 +414,10 @@ class ClientPool(BornAnew):
     def _note_thread(self, thread: threading.Thread, _: float) -> None:
         self._goodbyes.append(thread)
 
-    def _leave(self, closer: Closer[Client], at: float) -> list[threading.Thread]:
-        """Returns the threads that said goodbye."""
+    def _leave(self, closer: Closer[Client], at: float) -> tuple[list[threading.Thread], Sequence[Client]]:
+        """Returns the threads that said goodbye, and whom somebody holds by its `sync_root` still."""
         self._keys.leave(closer, at)
-        return [*self._goodbyes]
+        return [*self._goodbyes], self._departed.held(at)
 
     def _await(self, closer: Closer[Client], end: Deadline) -> bool:
         """Wait for all that this closing has to wait for. Returns whether there is something left at the end."""
