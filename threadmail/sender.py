@@ -93,7 +93,7 @@ class ThreadedSender(BornAnew):
         self.queue_size = queue_size
         self.retry = retry or RetryPolicy()
         self.throttle = throttle or Throttle()
-        self._on_receipt = on_receipt
+        self._on_receipt = on_receipt or _nobody
         self._before_final = before_final
         self._rng = rng or random.Random()
         self._closed_at_exit = False
@@ -205,7 +205,10 @@ class ThreadedSender(BornAnew):
             while True:
                 index, receipts[index] = stream.next_indexed()
                 if progress is not None:
-                    self._shielded(progress, len(receipts), total)
+                    try:
+                        progress(len(receipts), total)
+                    except Exception:  # noqa: BLE001 - the log says so
+                        _complain()
         except StopIteration:
             return Report(receipts[index] for index in range(len(receipts)))
 
@@ -261,13 +264,21 @@ class ThreadedSender(BornAnew):
         except Exception:
             if not job.completion.all_told:
                 raise  # there is no memory: whoever tells comes again
-            note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
+            _complain()
 
     def _announce_job(self, job: Job) -> None:
-        if not job.told:
+        if job.told:
+            return
+        receipt, callback = job.receipt, self._on_receipt
+        assert receipt is not None
+        try:
+            # Nothing can come up between these two: whatever interrupts this comes before the mark, and the message is
+            # told of again, or it comes to the callback itself, which is called once.
             job.told = True
-            assert job.receipt is not None
-            self._announce(job.receipt)
+            callback(receipt)
+        except Exception:  # noqa: BLE001 - the log says so
+            _complain()
+        _log_unsent(receipt)
 
     def _announce_refused(self, receipts: deque[Receipt]) -> None:
         """Tell of what was refused at the door. Each is taken out in the moment before: nobody is told of it twice."""
@@ -276,25 +287,15 @@ class ThreadedSender(BornAnew):
         dispatcher.marked(self._announce_first, [receipts] * len(receipts))
 
     def _announce_first(self, receipts: deque[Receipt]) -> None:
-        if receipts:  # else a signal handler has
-            receipt = receipts[0]
-            del receipts[0]
-            self._announce(receipt)
-
-    def _announce(self, receipt: Receipt) -> None:
-        if self._on_receipt is not None:
-            self._shielded(self._on_receipt, receipt)
-        if receipt.outcome is not Outcome.SENT and receipt.outcome is not Outcome.PARTIAL:
-            # INFO: its future or its report says it to whoever asks. A handler that mails what is logged would else
-            # mail of each message that could not be sent. The Message-ID is what its author wrote, and may hold what
-            # drives a terminal.
-            note(logging.INFO, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
-
-    def _shielded(self, callback: Callable[..., object], *details: object) -> None:
+        if not receipts:
+            return  # a signal handler has
+        receipt, callback = receipts[0], self._on_receipt
         try:
-            callback(*details)
+            del receipts[0]  # see `_announce_job`
+            callback(receipt)
         except Exception:  # noqa: BLE001 - the log says so
-            note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
+            _complain()
+        _log_unsent(receipt)
 
     # ------------------------------------------------------------ the end
 
@@ -369,6 +370,22 @@ class ThreadedSender(BornAnew):
             _exit.close_at_exit(self)
             self._closed_at_exit = True
         return self._dispatcher
+
+
+def _nobody(_: Receipt) -> None:
+    """In place of an `on_receipt` that is not there."""
+
+
+def _complain() -> None:
+    note(logging.ERROR, "a callback raised; the message is not concerned", exc_info=True)
+
+
+def _log_unsent(receipt: Receipt) -> None:
+    if receipt.outcome is not Outcome.SENT and receipt.outcome is not Outcome.PARTIAL:
+        # INFO: its future or its report says it to whoever asks. A handler that mails what is logged would else mail of
+        # each message that could not be sent. The Message-ID is what its author wrote, and may hold what drives a
+        # terminal.
+        note(logging.INFO, "message %s: %s", printable(receipt.message_id or "without Message-ID"), receipt)
 
 
 def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:
