@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -299,7 +300,8 @@ def client(connected: bool) -> subjects.SharedClient:
 def ended(subject: Any) -> list[str]:
     round_ = soak.Round.__new__(soak.Round)
     round_.ledger = Ledger()
-    round_._end(subject)
+    with patch.object(soak, "FAREWELLS", 0.1):
+        round_._end(subject)
     return round_.ledger.violations
 
 

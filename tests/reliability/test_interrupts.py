@@ -24,7 +24,7 @@ import pytest
 
 from tests.reliability.injection import Injected, Injector
 from tests.support.mail import envelope, in_threads
-from threadmail import Client, ClientPool, Envelope, MailError, Outcome, ThreadedSender
+from threadmail import Client, ClientPool, Envelope, MailError, Outcome, RetryPolicy, ThreadedSender
 from threadmail.testing import ScriptedServer, Serve
 
 pytestmark = pytest.mark.skipif(
@@ -122,7 +122,7 @@ def traced_in_new_threads(injector: Injector) -> Iterator[Injector]:
 
 def life_of_a_lane(url: str, name: str, injector: Injector) -> tuple[list[str], dict[str, Outcome]]:
     """Two messages and the end. Returns what is wrong, and the outcomes told."""
-    sender = ThreadedSender(url, workers=1)
+    sender = ThreadedSender(url, workers=1, retry=RetryPolicy(base=0.001))
     with traced_in_new_threads(injector):
         futures = {each: sender.submit(one(each)) for each in (f"{name}a", f"{name}b")}
         unsettled = wait(futures.values(), 10.0).not_done
