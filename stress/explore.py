@@ -40,7 +40,9 @@ from tests.proof.scenarios import LONG
 from tests.proof.scenarios_client import guarded, shared_client
 from tests.proof.scenarios_pool import pooled
 from tests.proof.scenarios_sender import dispatched
-from threadmail import _dialogue, _guard, client, smtp
+from threadmail import client, smtp
+from threadmail._runtime import guard as _guard
+from threadmail._session import dialogue as _dialogue
 
 ENDLESS = 1 << 60  # runs of a search that ends with its time
 DEPTH = 3  # of PCT: two change points; most known races of this family need one or two preemptions
@@ -102,7 +104,7 @@ def _crowd() -> list[Scenario]:
 
 def _lines() -> list[Search]:
     """Every line with one preemption; with two, the lines that may run without the lock, or take and drop it."""
-    package = tuple(str(path) for path in Path(str(_guard.__file__)).parent.glob("*.py"))
+    package = tuple(str(path) for path in Path(str(smtp.__file__)).parent.rglob("*.py") if "testing" not in path.parts)
     guard = str(_guard.__file__)
     nets = [
         ("SMTP shared, 2x1", guarded(2, 1), (guard, str(_dialogue.__file__), str(smtp.__file__))),

@@ -56,9 +56,9 @@ from threadmail import (
     ThreadedSender,
     Timeouts,
 )
-from threadmail._locks import new_rlock
-from threadmail._starter import Starter
-from threadmail._worker import Worker
+from threadmail._dispatch.starter import Starter
+from threadmail._dispatch.worker import Worker
+from threadmail._runtime.locks import new_rlock
 
 from .ledger import Arrived, Fate, Ledger, make_envelope
 from .leftovers import open_descriptors

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from threadmail import Envelope, MailError, Receipt, RetryPolicy
-from threadmail._breaker import CircuitBreaker
-from threadmail._deadline import Deadline
-from threadmail._job import Job
-from threadmail._schedule import Do, Schedule
+from threadmail._connection.breaker import CircuitBreaker
+from threadmail._dispatch.job import Job
+from threadmail._dispatch.schedule import Do, Schedule
+from threadmail._runtime.deadline import Deadline
 
 _T = TypeVar("_T")
 LETTER = Envelope("a@b.example", ["d@e.example"], b"x: y\r\n\r\nz")

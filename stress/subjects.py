@@ -28,7 +28,7 @@ from threadmail import (
     ThreadedSender,
     TimedOut,
 )
-from threadmail._job import SendFuture
+from threadmail._dispatch.job import SendFuture
 
 from .ledger import Fate, Ledger
 from .servers import PATIENCE, Server

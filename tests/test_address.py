@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import InvalidAddress, _address
-from threadmail._address import address_list, mailbox, sender_mailbox
+from threadmail import InvalidAddress
+from threadmail._message import address as _address
+from threadmail._message.address import address_list, mailbox, sender_mailbox
 
 # Characters that mean something to a command line, a header or IDNA, so that random text is nasty text.
 NASTY = st.text(

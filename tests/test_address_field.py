@@ -20,9 +20,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from threadmail import SMTP, Client, Envelope, InvalidEnvelope, NotSupported, _plain
-from threadmail._address import address_list
-from threadmail._address_field import NAMES
+from threadmail import SMTP, Client, Envelope, InvalidEnvelope, NotSupported
+from threadmail._message import plain as _plain
+from threadmail._message.address import address_list
+from threadmail._message.address_field import NAMES
 from threadmail.testing import ScriptedServer, Serve
 
 LONG = "of the United Federation of Planets and All of Its Many Good Friends"

@@ -3,70 +3,108 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "threadmail"
 
-#: From left to right. A new module needs a place here, and a sentence of its own at its head.
+#: From left to right: public modules and folders. A new one needs a place here, and says at its head what it is for.
 ORDER = [
-    *("errors", "_life", "_numbers", "_deadline", "_locks", "_threads"),
-    *("_address", "_address_field", "_plain", "_message", "_flatten", "_file", "_content", "_sevenbit"),
-    *("envelope", "receipt", "_barred", "_riding", "config"),
-    *("_tls", "_socket", "_wire", "transaction", "_passage", "_window", "_delivery"),
-    *("_lookup", "_guard", "_line", "_dialogue", "_mailing", "_login", "_connecting", "smtp"),
-    *("retry", "throttle", "_breaker"),
-    *("_opening", "_idle", "_heard", "_kept", "_turn", "client"),
-    *("_steps", "_room", "_has", "_keys", "_leases", "_redial", "_departed", "pool"),
-    *("_exit", "_job", "_limits", "_timeheap", "_schedule", "_verdict", "_worker"),
-    *(
-        "_sender_stats",
-        "_leavings",
-        "_conclusions",
-        "_teller",
-        "_starter",
-        "_closing",
-        "_door",
-        "_withdrawal",
-        "_dispatcher",
-    ),
-    *("_collector", "_stream", "sender"),
+    "errors",
+    "_runtime",
+    "_message",
+    "envelope",
+    "receipt",
+    "_known",
+    "config",
+    "_protocol",
+    "_transport",
+    "_session",
+    "smtp",
+    "retry",
+    "throttle",
+    "_connection",
+    "client",
+    "_pool",
+    "pool",
+    "_dispatch",
+    "sender",
 ]
 
 #: These see everything, and nobody sees them.
-ON_TOP = ("cli", "_cli_", "__main__", "__init__", "testing")
+ON_TOP = ("cli", "__main__", "__init__", "testing")
+
+#: More than that in a folder nobody would look through, and more lines nobody would read.
+MOST_MODULES, MOST_LINES = 20, 500
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The modules of the package that `path` imports at run time; imports for type checkers bind nothing."""
+def name_of(path: Path) -> str:
+    """Dotted, below the package; a folder's `__init__` has the folder's."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in modules()}
+
+
+def imported(path: Path, *, for_types: bool = False) -> Iterator[str]:
+    """The modules of the package that `path` imports at run time; and those for type checkers, which bind nothing."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
             node.body.clear()
+    here = ["threadmail", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("threadmail")):
-            inside = (node.module or "").removeprefix("threadmail").lstrip(".")
-            yield from [inside.partition(".")[0]] if inside else [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            if module.partition(".")[0] == "threadmail":
+                below = module.partition(".")[2]
+                for alias in node.names:
+                    whole = ".".join(filter(None, [below, alias.name]))
+                    yield whole if whole in MODULES else below
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("threadmail."))
+            yield from (a.name.partition(".")[2] for a in node.names if a.name.startswith("threadmail."))
+
+
+def layer(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def is_on_top(path: Path) -> bool:
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return name.startswith(ON_TOP)
+    return layer(name_of(path)) in ON_TOP
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if not is_on_top(p)], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in modules() if not is_on_top(p)], ids=name_of)
 def test_a_module_imports_only_from_its_left(path: Path) -> None:
-    assert path.stem in ORDER, f"{path.name} has no place in the order of layers"
-    left = ORDER[: ORDER.index(path.stem)]
-    assert set(imported(path)) <= set(left)
+    me = layer(name_of(path))
+    assert me in ORDER, f"{path.name} has no place in the order of layers"
+    left = ORDER[: ORDER.index(me) + 1]
+    assert {layer(name) for name in imported(path)} <= set(left)
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    TopologicalSorter({name: set(imported(path)) - {name} for name, path in MODULES.items()}).prepare()
+
+
+def test_what_can_be_read_and_looked_through() -> None:
+    folders = Counter(path.parent for path in modules() if path.stem != "__init__")
+    assert {folder: number for folder, number in folders.items() if number > MOST_MODULES} == {}
+    assert folders[PACKAGE] <= 18
+    lines = {name: path.read_text().count("\n") for name, path in MODULES.items()}
+    assert {name: number for name, number in lines.items() if number > MOST_LINES} == {}
+
+
+def test_every_layer_is_there() -> None:
+    assert set(ORDER) | set(ON_TOP) == {layer(name) for name in MODULES}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
@@ -126,15 +164,15 @@ SHARED = {
 
 
 @pytest.mark.parametrize(
-    "name", ["_schedule", "_dispatcher", "_leavings", "_conclusions", "_closing", "_withdrawal", "_keys", "pool"]
+    "path", [*(PACKAGE / "_dispatch").glob("*.py"), *(PACKAGE / "_pool").glob("*.py"), PACKAGE / "pool.py"], ids=name_of
 )
-def test_a_loop_over_what_is_shared_goes_over_a_copy(name: str) -> None:
+def test_a_loop_over_what_is_shared_goes_over_a_copy(path: Path) -> None:
     """A finaliser or a signal handler of the same thread gets in where a loop turns, and may change what is there."""
     loops = [
         node.iter.func.value
         if isinstance(node.iter, ast.Call) and isinstance(node.iter.func, ast.Attribute)
         else node.iter
-        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, (ast.For, ast.comprehension))
     ]
     assert [ast.unparse(loop) for loop in loops if isinstance(loop, ast.Attribute) and loop.attr in SHARED] == []

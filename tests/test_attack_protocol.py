@@ -11,10 +11,12 @@ import sys
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import Client, Envelope, MailError, Outcome, ReplyTimedOut, ServerConfig, Timeouts, _socket, _wire
+from threadmail import Client, Envelope, MailError, Outcome, ReplyTimedOut, ServerConfig, Timeouts
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._transport import socket as _socket
+from threadmail._transport import wire as _wire
 from threadmail.receipt import Reply as Answer
 from threadmail.testing import Reply, ScriptedServer, Serve, Stall
-from threadmail.transaction import Terms, Transaction
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's ticks")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.test_retry import Fixed
 from threadmail import ConnectFailed, ConnectionLost, LoginRefused, MailError, RetryPolicy
-from threadmail._breaker import CircuitBreaker, Dial
+from threadmail._connection.breaker import CircuitBreaker, Dial
 from threadmail.retry import LOGIN_PAUSE
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from threadmail._cli_check import _human
-from threadmail._cli_exit import Exit
 from threadmail.cli import main
+from threadmail.cli.check import _human
+from threadmail.cli.exit_codes import Exit
 from threadmail.testing import (
     CaptureServer,
     Drop,

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from threadmail import Envelope, _cli_demo
-from threadmail._cli_demo import Verdict, compare
-from threadmail._cli_exit import Exit
+from threadmail import Envelope
+from threadmail.cli import demo as _cli_demo
 from threadmail.cli import main
+from threadmail.cli.demo import Verdict, compare
+from threadmail.cli.exit_codes import Exit
 from threadmail.testing import CapturedMessage, CaptureServer
 
 

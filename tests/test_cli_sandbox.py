@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from threadmail import Client, MailError
-from threadmail._cli_exit import Exit
 from threadmail.cli import main
+from threadmail.cli.exit_codes import Exit
 
 MESSAGE = b"From: ada@example.org\nTo: bob@example.net\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\n\nhello\n.dot\n"
 WIRE = MESSAGE.replace(b"\n", b"\r\n")

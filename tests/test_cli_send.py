@@ -20,10 +20,13 @@ from typing import Any
 
 import pytest
 
-from threadmail import Envelope, _cli_exit, _cli_send, _cli_sources
-from threadmail._cli_exit import Exit
-from threadmail._cli_sources import Item
+from threadmail import Envelope
+from threadmail.cli import exit_codes as _cli_exit
 from threadmail.cli import main
+from threadmail.cli import send as _cli_send
+from threadmail.cli import sources as _cli_sources
+from threadmail.cli.exit_codes import Exit
+from threadmail.cli.sources import Item
 from threadmail.testing import (
     CapturedMessage,
     CaptureServer,
@@ -427,7 +430,7 @@ def test_more_failures_than_rows_are_all_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("threadmail._cli_ledger.MOST_ROWS", 2)
+    monkeypatch.setattr("threadmail.cli.ledger.MOST_ROWS", 2)
     paths = [str(tmp_path / f"{number}.eml") for number in range(5)]
     assert main(["send", "--server", sink.url, *paths]) == Exit.NO_INPUT
     out, err = capsys.readouterr()
@@ -548,7 +551,7 @@ def test_without_rich_it_is_plain_text(
     sink: CaptureServer, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    monkeypatch.setattr("threadmail._cli_output.PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr("threadmail.cli.output.PROGRESS_EVERY", 0.0)
     assert on(terminal, "send", "--server", sink.url, str(corpus.MESSAGES)) == 0
     assert "\x1b" not in terminal.text
     total = len(corpus.samples())

@@ -34,13 +34,13 @@ from threadmail import (
     ServerConfig,
     TimedOut,
     Timeouts,
-    _deadline,
-    _kept,
-    _opening,
 )
 from threadmail import (
     client as client_module,
 )
+from threadmail._connection import kept as _kept
+from threadmail._connection import opening as _opening
+from threadmail._runtime import deadline as _deadline
 from threadmail.testing import (
     CaptureServer,
     Drip,

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from threadmail import Closed, Envelope, MailError, Outcome, Receipt, TimedOut
-from threadmail import _collector as collector_module
-from threadmail._collector import LONGEST_REST, Collector, Slot
-from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job, JobState
+from threadmail._dispatch import collector as collector_module
+from threadmail._dispatch.collector import LONGEST_REST, Collector, Slot
+from threadmail._dispatch.job import Job, JobState
+from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
 SENT = Receipt(Outcome.SENT, None, LETTER.sender, LETTER.recipients)

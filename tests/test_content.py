@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tests.support import corpus
 from threadmail import Envelope, InvalidEnvelope, MailError
-from threadmail import _file as file_module
-from threadmail._content import BLOCK, SMALL, Content, blocks, stuffed, stuffed_blocks
-from threadmail._file import FileContent, read_file
-from threadmail._message import header_fields, normalise_line_ends
+from threadmail._message import file as file_module
+from threadmail._message.content import BLOCK, SMALL, Content, blocks, stuffed, stuffed_blocks
+from threadmail._message.file import FileContent, read_file
+from threadmail._message.message import header_fields, normalise_line_ends
 
 #: What makes a difference at the border of a block, in any order.
 SYLLABLES = [b"\r", b"\n", b"\r\n", b".", b"..", b"\0", b"a", b"\xff", b" ", b"\t", b":", b"From ", b"\r\n.", b"x" * 45]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_retry import Fixed
 from threadmail import ConnectFailed, InvalidConfig, LoginRefused, Outcome, Phase, Receipt, RetryPolicy
-from threadmail._breaker import CircuitBreaker, Dial
+from threadmail._connection.breaker import CircuitBreaker, Dial
 from threadmail.errors import ConnectionLost
 from threadmail.receipt import Reply
 from threadmail.retry import LOGIN_PAUSE

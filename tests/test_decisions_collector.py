@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from threadmail import Envelope, MailError, Outcome, Receipt, TimedOut
-from threadmail import _collector as module
-from threadmail._collector import LAST_WORD, LONGEST_REST, SHORTEST_REST, Collector, Slot
-from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job, JobState
+from threadmail._dispatch import collector as module
+from threadmail._dispatch.collector import LAST_WORD, LONGEST_REST, SHORTEST_REST, Collector, Slot
+from threadmail._dispatch.job import Job, JobState
+from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
 SENT = Receipt(Outcome.SENT, None, LETTER.sender, LETTER.recipients)

@@ -11,14 +11,14 @@ from typing import Any, cast
 import pytest
 
 from threadmail import Envelope, MailError, Outcome, Phase, Receipt, RetryPolicy
-from threadmail._breaker import CircuitBreaker, Dial
-from threadmail._conclusions import learn, put_where_it_belongs, told_of_dial
-from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job, JobState
-from threadmail._limits import SHORTEST_PAUSE, Signs
-from threadmail._schedule import Schedule
-from threadmail._verdict import Verdict
-from threadmail._worker import Worker
+from threadmail._connection.breaker import CircuitBreaker, Dial
+from threadmail._dispatch.conclusions import learn, put_where_it_belongs, told_of_dial
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.limits import SHORTEST_PAUSE, Signs
+from threadmail._dispatch.schedule import Schedule
+from threadmail._dispatch.verdict import Verdict
+from threadmail._dispatch.worker import Worker
+from threadmail._runtime.deadline import NEVER, Deadline
 from threadmail.errors import (
     Aborted,
     ConnectFailed,

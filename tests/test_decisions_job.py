@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from threadmail import Envelope, Outcome, Phase, Receipt
-from threadmail._deadline import NEVER
-from threadmail._job import Job
+from threadmail._dispatch.job import Job
+from threadmail._runtime.deadline import NEVER
 from threadmail.errors import TimedOut
 from threadmail.receipt import Reply
 

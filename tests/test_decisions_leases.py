@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from threadmail import MailError, Phase, Receipt, _leases
-from threadmail._deadline import NEVER, Deadline
-from threadmail._has import Has
-from threadmail._heard import mail_was_answered, was_taken_back
-from threadmail._leases import (
+from threadmail import MailError, Phase, Receipt
+from threadmail._connection.heard import mail_was_answered, was_taken_back
+from threadmail._pool import leases as _leases
+from threadmail._pool.has import Has
+from threadmail._pool.leases import (
     AT_ONCE,
     LINE,
     LINE_OF_HOLDERS,
@@ -25,6 +25,7 @@ from threadmail._leases import (
     is_refusal,
     no_longer_here,
 )
+from threadmail._runtime.deadline import NEVER, Deadline
 from threadmail.envelope import Envelope
 from threadmail.errors import (
     CONNECTING,

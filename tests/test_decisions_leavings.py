@@ -10,15 +10,15 @@ from typing import Any, cast
 import pytest
 
 from threadmail import Envelope, Outcome, Phase, Receipt, RetryPolicy
-from threadmail._breaker import CircuitBreaker
-from threadmail._deadline import NEVER
-from threadmail._job import Job, JobState
-from threadmail._leavings import left_by, lost_behind
-from threadmail._schedule import Schedule
-from threadmail._worker import Worker
+from threadmail._connection.breaker import CircuitBreaker
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.leavings import left_by, lost_behind
+from threadmail._dispatch.schedule import Schedule
+from threadmail._dispatch.worker import Worker
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._runtime.deadline import NEVER
 from threadmail.errors import Aborted, ConnectionLost
 from threadmail.receipt import Reply
-from threadmail.transaction import Terms, Transaction
 
 LETTER = Envelope("s@example.org", ["r@example.org"], b"Subject: x\r\n\r\nx\r\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from threadmail import Outcome, Phase, Receipt
-from threadmail._limits import (
+from threadmail._dispatch.limits import (
     LONGEST_PAUSE,
     NO_SIGNS,
     REGROW_AFTER,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from threadmail import Envelope, MessageTooLarge, Phase
-from threadmail._content import SMALL
-from threadmail._passage import IN_FLIGHT, Passage
+from threadmail._message.content import SMALL
+from threadmail._protocol.passage import IN_FLIGHT, Passage
+from threadmail._protocol.transaction import Command, Terms
 from threadmail.receipt import Reply
-from threadmail.transaction import Command, Terms
 
 GROUPED = {"pipelining": ""}
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from threadmail._riding import MOST_HANG_UPS, Riding
+from threadmail._known.riding import MOST_HANG_UPS, Riding
 
 
 def test_nothing_is_known_of_a_new_server() -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from threadmail._room import FIRST_PAUSE, LONGEST_PAUSE, Room
+from threadmail._pool.room import FIRST_PAUSE, LONGEST_PAUSE, Room
 from threadmail.errors import GreetingRefused
 
 FULL, FULLER = GreetingRefused(421, b"4.3.2 too many"), GreetingRefused(421, b"4.3.2 still too many")

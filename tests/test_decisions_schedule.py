@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from threadmail import Envelope, Outcome, Receipt, RetryPolicy
-from threadmail._breaker import CircuitBreaker
-from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job, JobState
-from threadmail._schedule import RETRIES_A_PLACE, RUN, SLICE, Action, Do, Schedule
+from threadmail._connection.breaker import CircuitBreaker
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.schedule import RETRIES_A_PLACE, RUN, SLICE, Action, Do, Schedule
+from threadmail._runtime.deadline import NEVER, Deadline
 from threadmail.errors import ConnectFailed, LoginRefused
 
 LETTER = Envelope("s@example.org", ["r@example.org"], b"Subject: x\r\n\r\nx\r\n")

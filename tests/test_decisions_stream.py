@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from threadmail import Envelope, Outcome, Receipt, ThreadedSender, TimedOut
-from threadmail._collector import Collector
-from threadmail._deadline import NEVER
-from threadmail._job import Job, JobState
-from threadmail._stream import ReceiptStream
+from threadmail._dispatch.collector import Collector
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.stream import ReceiptStream
+from threadmail._runtime.deadline import NEVER
 from threadmail.testing import CaptureServer
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")

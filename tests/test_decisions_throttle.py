@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.support.clock import Clock, clock
-from threadmail import InvalidConfig, Throttle, TimedOut, _guard
+from threadmail import InvalidConfig, Throttle, TimedOut
 from threadmail import throttle as module
-from threadmail._deadline import LONGEST
+from threadmail._runtime import guard as _guard
+from threadmail._runtime.deadline import LONGEST
 
 __all__ = ["clock"]  # a fixture
 
@@ -234,7 +235,7 @@ def test_who_comes_later_stands_in_line_though_there_is_a_token(waits: list[floa
 
 def test_a_deadline_just_long_enough_is_waited_for(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a deadline is that of the clock as well."""
-    monkeypatch.setattr("threadmail._deadline.now", clock)
+    monkeypatch.setattr("threadmail._runtime.deadline.now", clock)
     asked: list[float | None] = []
 
     def wait(_: Any, seconds: float | None) -> None:
@@ -255,7 +256,7 @@ def test_a_deadline_just_long_enough_is_waited_for(clock: Clock, monkeypatch: py
 def test_each_one_ahead_takes_a_token(
     ahead: int, deadline: float, meets: bool, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("threadmail._deadline.now", clock)
+    monkeypatch.setattr("threadmail._runtime.deadline.now", clock)
     t = Throttle(1)
     t.acquire()
     t._line.extend(queue.SimpleQueue() for _ in range(ahead))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threadmail._timeheap import _FEW, _WORN, TimeHeap
+from threadmail._dispatch.timeheap import _FEW, _WORN, TimeHeap
 
 
 def filled(number: int, *, at: float = 0.0) -> TimeHeap[int]:

@@ -109,7 +109,7 @@ def test_two_alike_have_names_of_their_own_and_each_changes_its_own_place() -> N
 
 
 def test_every_mutant_of_what_decides_compiles() -> None:
-    for module in ("threadmail.pool", "threadmail.transaction"):
+    for module in ("threadmail.pool", "threadmail._protocol.transaction"):
         found = mutants_of_module(module)
         assert len(found) > 100
         assert len({mutant.name for mutant in found}) == len(found)

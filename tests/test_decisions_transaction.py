@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.dialogue import CONTENT, A, B, C, envelope
 from threadmail import Envelope, MessageTooLarge, NotSupported, Outcome, Phase
+from threadmail._protocol.transaction import Command, Terms, Transaction
 from threadmail.errors import BadReply, ConnectionLost, DataRefused, InvalidEnvelope, RecipientsRefused, SenderRefused
 from threadmail.receipt import Reply
-from threadmail.transaction import Command, Terms, Transaction
 
 OK, GO, LATER, NEVER_SO = (
     Reply(250, b"2.0.0 ok"),

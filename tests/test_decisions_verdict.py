@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from threadmail import Envelope, MailError, Outcome, Phase, Receipt, RetryPolicy
-from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job
-from threadmail._limits import NO_SIGNS, Signs
-from threadmail._verdict import Verdict, judge
+from threadmail._dispatch.job import Job
+from threadmail._dispatch.limits import NO_SIGNS, Signs
+from threadmail._dispatch.verdict import Verdict, judge
+from threadmail._runtime.deadline import NEVER, Deadline
 from threadmail.errors import (
     Aborted,
     BadReply,

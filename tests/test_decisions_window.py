@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 
 from threadmail import Envelope, Outcome, Phase
-from threadmail._passage import IN_FLIGHT, Passage
-from threadmail._window import Window
+from threadmail._protocol.passage import IN_FLIGHT, Passage
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._session.window import Window
 from threadmail.errors import BadReply, ConnectionLost, DataRefused, SenderRefused
 from threadmail.receipt import Reply
-from threadmail.transaction import Terms, Transaction
 
 LETTER = Envelope("s@example.org", ["r@example.net"], b"Subject: x\r\n\r\nx\r\n")
 TERMS = Terms(extensions={"pipelining": "", "chunking": ""}, window=4)

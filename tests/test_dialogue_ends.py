@@ -24,9 +24,9 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._deadline import NEVER
-from threadmail._dialogue import Dialogue
-from threadmail._wire import Wire
+from threadmail._runtime.deadline import NEVER
+from threadmail._session.dialogue import Dialogue
+from threadmail._transport.wire import Wire
 from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve
 
 CONTENT = "Subject: x\r\n\r\nx\r\n"

@@ -24,9 +24,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import Envelope, InvalidAddress, InvalidEnvelope, _message
-from threadmail._delivery import stuffed
-from threadmail._message import header_fields, header_length, message_id, normalise_line_ends
+from threadmail import Envelope, InvalidAddress, InvalidEnvelope
+from threadmail._message import message as _message
+from threadmail._message.message import header_fields, header_length, message_id, normalise_line_ends
+from threadmail._session.delivery import stuffed
 
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from threadmail import Client, Envelope, InvalidEnvelope, MailError, NotSupported, Outcome, Phase, ThreadedSender
-from threadmail import _file as file_module
-from threadmail._content import BLOCK, stuffed
+from threadmail._message import file as file_module
+from threadmail._message.content import BLOCK, stuffed
+from threadmail._protocol.transaction import Transaction
 from threadmail.testing import CaptureServer, ScriptedServer, Serve, Stall, answer, ehlo, greeting
-from threadmail.transaction import Transaction
 
 TO = "bob@example.net"
 HEAD = b"From: ann@example.org\r\nTo: bob@example.net\r\nBcc: cy@example.net\r\nMessage-ID: <1@example.org>\r\n"

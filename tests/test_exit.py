@@ -12,7 +12,9 @@ from typing import SupportsIndex
 
 import pytest
 
-from threadmail import MailError, Receipt, _deadline, _exit
+from threadmail import MailError, Receipt
+from threadmail._dispatch import at_exit as _exit
+from threadmail._runtime import deadline as _deadline
 
 
 class Unsent:

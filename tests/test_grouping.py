@@ -22,7 +22,8 @@ from threadmail import (
     SenderRefused,
 )
 from threadmail import testing as play
-from threadmail._passage import IN_FLIGHT
+from threadmail._protocol.passage import IN_FLIGHT
+from threadmail._protocol.transaction import Terms
 from threadmail.testing import (
     Drip,
     Drop,
@@ -40,7 +41,6 @@ from threadmail.testing import (
     greeting,
 )
 from threadmail.testing._peer import Silence
-from threadmail.transaction import Terms
 
 GROUPED = Terms(extensions={"pipelining": ""})
 LMTP = Terms(extensions={"pipelining": ""}, lmtp=True)

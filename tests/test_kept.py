@@ -35,10 +35,10 @@ from threadmail import (
     Reentered,
     ServerConfig,
     TimedOut,
-    _kept,
 )
-from threadmail._deadline import NEVER
-from threadmail._life import Life
+from threadmail._connection import kept as _kept
+from threadmail._runtime.deadline import NEVER
+from threadmail._runtime.life import Life
 from threadmail.testing import CaptureServer, Drop, Pause, Reply, Script, ScriptedServer, Serve, Signal, Stall
 
 __all__ = ["clock"]  # a fixture

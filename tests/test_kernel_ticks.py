@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import SMTP, Aborted, Client, ConnectionLost, Envelope, Outcome, ReplyTimedOut, Timeouts, _socket, _wire
-from threadmail._deadline import Deadline
-from threadmail._wire import Wire
+from threadmail import SMTP, Aborted, Client, ConnectionLost, Envelope, Outcome, ReplyTimedOut, Timeouts
+from threadmail._runtime.deadline import Deadline
+from threadmail._transport import socket as _socket
+from threadmail._transport import wire as _wire
+from threadmail._transport.wire import Wire
 from threadmail.receipt import Reply
 from threadmail.testing import CaptureServer, ScriptedServer, Serve, TestCA
 

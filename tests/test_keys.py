@@ -27,11 +27,11 @@ from threadmail import (
     Reentered,
     RetryPolicy,
 )
-from threadmail._breaker import CircuitBreaker
-from threadmail._has import Closer, Farewell, Lease
-from threadmail._keys import RECENTLY, Keys
-from threadmail._life import Life
-from threadmail._room import Room
+from threadmail._connection.breaker import CircuitBreaker
+from threadmail._pool.has import Closer, Farewell, Lease
+from threadmail._pool.keys import RECENTLY, Keys
+from threadmail._pool.room import Room
+from threadmail._runtime.life import Life
 
 
 class Rung:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.support.dialogue import CONTENT, A, B, Part, group, replies, wire_to
 from threadmail import Envelope, MailError, Outcome, Receipt
 from threadmail import testing as play
-from threadmail._delivery import Follower, Pipeline
-from threadmail._wire import Wire, protocol_log
+from threadmail._protocol.transaction import Terms
+from threadmail._session.delivery import Follower, Pipeline
+from threadmail._transport.wire import Wire, protocol_log
 from threadmail.testing import Drip, Expect, Peer, ReadData, ScriptedServer, Send, answer
-from threadmail.transaction import Terms
 
 CONSENT = ["250 2.0.0 reset", "250 2.1.0 sender ok", "250 2.1.5 recipient ok", "354 go"]
 

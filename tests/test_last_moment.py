@@ -14,11 +14,11 @@ import pytest
 
 from tests.support.dialogue import CONTENT, A, B, Part, envelope, group, replies, wire_to
 from threadmail import Envelope, Outcome, Phase
-from threadmail._content import BLOCK
-from threadmail._delivery import Follower, Pipeline
-from threadmail._wire import Wire
+from threadmail._message.content import BLOCK
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._session.delivery import Follower, Pipeline
+from threadmail._transport.wire import Wire
 from threadmail.testing import Expect, ReadBytes, ReadData, ScriptedServer, Stall, answer
-from threadmail.transaction import Terms, Transaction
 
 PIPELINING = {"pipelining": ""}
 RIDING = Terms(PIPELINING)

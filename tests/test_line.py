@@ -14,10 +14,10 @@ import pytest
 from tests.support.naming import NamingServer
 from threadmail import Client, Envelope, TimedOut
 from threadmail import client as client_module
-from threadmail._deadline import NEVER, Deadline
-from threadmail._guard import HeldInTime
-from threadmail._line import Line
-from threadmail._locks import new_rlock
+from threadmail._connection.line import Line
+from threadmail._runtime.deadline import NEVER, Deadline
+from threadmail._runtime.guard import HeldInTime
+from threadmail._runtime.locks import new_rlock
 
 
 def letter(name: str) -> Envelope:
@@ -241,7 +241,7 @@ def struck(number: int, line: Line, root: Any) -> bool:
 def test_a_slow_iterable_does_not_hold_back_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn begins with what is there after a while; nothing is lost between two turns, and others come in."""
     at = [0.0]
-    monkeypatch.setattr("threadmail._turn.now", lambda: at[0])
+    monkeypatch.setattr("threadmail._connection.turn.now", lambda: at[0])
     monkeypatch.setattr(client_module, "TURN", 50)
     arrived: list[int] = []
     with NamingServer() as server, Client(server.url) as client:

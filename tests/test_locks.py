@@ -12,8 +12,8 @@ import pytest
 
 import threadmail
 from tests.support.strikes import calm, strike
-from threadmail import _locks
-from threadmail._locks import new_rlock
+from threadmail._runtime import locks as _locks
+from threadmail._runtime.locks import new_rlock
 
 PACKAGE = Path(threadmail.__file__).parent
 
@@ -109,8 +109,8 @@ def test_conditions_stand_on_it(lock: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted(PACKAGE.glob("*.py")) if not p.name.startswith(("_cli_", "_locks"))],
-    ids=lambda p: p.stem,
+    [p for p in sorted(PACKAGE.rglob("*.py")) if p.parent.name not in ("cli", "testing") and p.stem != "locks"],
+    ids=lambda p: p.relative_to(PACKAGE).as_posix(),
 )
 def test_every_lock_that_may_be_struck_is_made_here(path: Path) -> None:
     """Those of the command line have one thread."""

@@ -32,10 +32,10 @@ from threadmail import (
     NotSupported,
     Phase,
     ReplyTimedOut,
-    _login,
 )
 from threadmail import testing as play
-from threadmail._wire import protocol_log
+from threadmail._session import login as _login
+from threadmail._transport.wire import protocol_log
 from threadmail.testing import (
     CaptureServer,
     Drop,

@@ -23,10 +23,10 @@ from threadmail import (
     Reentered,
     ServerConfig,
     TimedOut,
-    _opening,
 )
-from threadmail import _barred as barred
-from threadmail._barred import RefusedLogins, mark
+from threadmail._connection import opening as _opening
+from threadmail._known import barred
+from threadmail._known.barred import RefusedLogins, mark
 from threadmail.testing import Expect, Pause, Reply, ScriptedServer, Serve, Signal, Step, ehlo, greeting
 
 SECRET = "hush-hush"
@@ -222,7 +222,7 @@ def test_the_turn_of_a_parent_is_not_that_of_its_child(monkeypatch: pytest.Monke
     known, ann = RefusedLogins(), mark("ann", SECRET)
     parents = known.turn(ann)
     assert known.turn(ann) is parents
-    monkeypatch.setattr("threadmail._barred.os.getpid", lambda: -1)
+    monkeypatch.setattr("threadmail._known.barred.os.getpid", lambda: -1)
     assert known.turn(ann) is not parents
 
 

@@ -25,15 +25,15 @@ from threadmail import (
     Security,
     ServerConfig,
     TLSFailed,
-    _deadline,
-    _kept,
-    _lookup,
-    _opening,
-    _socket,
-    _wire,
 )
 from threadmail import client as client_module
-from threadmail._barred import RefusedLogins, mark
+from threadmail._connection import kept as _kept
+from threadmail._connection import opening as _opening
+from threadmail._known.barred import RefusedLogins, mark
+from threadmail._runtime import deadline as _deadline
+from threadmail._transport import lookup as _lookup
+from threadmail._transport import socket as _socket
+from threadmail._transport import wire as _wire
 from threadmail.testing import (
     CaptureServer,
     Expect,

@@ -27,7 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import corpus
-from threadmail import Envelope, InvalidEnvelope, _flatten, _plain
+from threadmail import Envelope, InvalidEnvelope
+from threadmail._message import flatten as _flatten
+from threadmail._message import plain as _plain
 
 POLICIES = (default, SMTP, compat32)
 CUSTOM = (

@@ -181,7 +181,7 @@ def test_after_the_pause_one_probe_opens_the_pool_again(monkeypatch: pytest.Monk
     def now() -> float:
         return time.monotonic() + ahead[0]
 
-    monkeypatch.setattr("threadmail._steps.now", now)
+    monkeypatch.setattr("threadmail._runtime.steps.now", now)
     with ScriptedServer([Reply("450 4.3.0 not now"), Drop()], [Serve()]) as server, ClientPool(server.url) as pool:
         with pytest.raises(MailError):
             pool.send(message())

@@ -26,9 +26,9 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._has import Lease, PoolStats
-from threadmail._leases import LINE_OF_HOLDERS
-from threadmail._steps import Bell
+from threadmail._pool.has import Lease, PoolStats
+from threadmail._pool.leases import LINE_OF_HOLDERS
+from threadmail._runtime.steps import Bell
 from threadmail.testing import (
     CaptureServer,
     Drop,
@@ -364,7 +364,7 @@ def test_a_lease_that_was_begun_in_another_context_holds_nobody_up() -> None:
 
 
 def test_nobody_waits_for_ever_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threadmail._leases.LINE", 0.05)
+    monkeypatch.setattr("threadmail._pool.leases.LINE", 0.05)
     with CaptureServer() as server, sound(ClientPool(server.url, max_size=1)) as pool, pool.lease():
 
         def other(i: int) -> None:
@@ -378,7 +378,7 @@ def test_nobody_waits_for_ever_by_default(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_who_has_a_client_already_waits_less_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one may wait for it by a lock that the pool knows nothing of: here the one that they log under."""
-    monkeypatch.setattr("threadmail._leases.LINE_OF_HOLDERS", 0.05)
+    monkeypatch.setattr("threadmail._pool.leases.LINE_OF_HOLDERS", 0.05)
     with CaptureServer() as server, sound(ClientPool(server.url, max_size=2)) as pool:
         both, log = threading.Barrier(2), threading.Lock()
         late: list[TimedOut] = []

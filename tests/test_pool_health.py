@@ -12,9 +12,11 @@ import pytest
 
 from tests.support.mail import message
 from tests.support.naming import NamingServer
-from threadmail import Client, ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig, _kept, _opening
-from threadmail._deadline import now
-from threadmail._departed import Departed
+from threadmail import Client, ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig
+from threadmail._connection import kept as _kept
+from threadmail._connection import opening as _opening
+from threadmail._pool.departed import Departed
+from threadmail._runtime.deadline import now
 from threadmail.testing import Expect, Reply, ScriptedServer, Serve, ehlo, greeting
 
 #: Lets everybody in, and takes each session back at MAIL.
@@ -41,7 +43,7 @@ def dials(monkeypatch: pytest.MonkeyPatch) -> Dials:
         return real(*args)
 
     monkeypatch.setattr(_kept, "open_session", counted)
-    monkeypatch.setattr("threadmail._steps.now", lambda: made.at)
+    monkeypatch.setattr("threadmail._runtime.steps.now", lambda: made.at)
     return made
 
 
@@ -259,7 +261,7 @@ def test_one_thread_sees_to_what_is_held_however_often_the_pool_is_closed(monkey
 
 def test_what_is_held_for_too_long_is_closed_by_the_next_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread waits for a minute at most."""
-    monkeypatch.setattr("threadmail._departed.LINGER", 0.0)
+    monkeypatch.setattr("threadmail._pool.departed.LINGER", 0.0)
     with NamingServer() as server:
         pool = ClientPool(server.url, max_size=1)
         held = Held(pool, 1, monkeypatch)

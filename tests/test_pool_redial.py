@@ -20,10 +20,10 @@ from threadmail import (
     Reentered,
     ServerConfig,
     TimedOut,
-    _kept,
-    _opening,
 )
-from threadmail._deadline import now
+from threadmail._connection import kept as _kept
+from threadmail._connection import opening as _opening
+from threadmail._runtime.deadline import now
 from threadmail.testing import CaptureServer
 
 
@@ -43,7 +43,7 @@ class Dials:
             return real(*args)
 
         monkeypatch.setattr(_kept, "open_session", counted)
-        monkeypatch.setattr("threadmail._steps.now", lambda: self.at)
+        monkeypatch.setattr("threadmail._runtime.steps.now", lambda: self.at)
 
 
 @pytest.fixture

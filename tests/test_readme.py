@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.mail import message
-from threadmail._cli_options import parser
+from threadmail.cli.options import parser
 from threadmail.testing import CaptureServer
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

@@ -31,8 +31,8 @@ from threadmail import (
     RetryPolicy,
     SenderRefused,
 )
-from threadmail._mailing import _as_given
-from threadmail.transaction import Terms, Transaction
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._session.mailing import _as_given
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 ENVELOPE = Envelope("ann", [A], b"x\r\n")

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from threadmail import Envelope, Outcome, Receipt, RetryPolicy
-from threadmail._breaker import CircuitBreaker
-from threadmail._deadline import NEVER, Deadline
-from threadmail._job import Job, JobState
-from threadmail._schedule import RETRIES_A_PLACE, RUN, Do, Schedule
+from threadmail._connection.breaker import CircuitBreaker
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.schedule import RETRIES_A_PLACE, RUN, Do, Schedule
+from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
 PLACES, WORKERS = 40, 3

@@ -38,7 +38,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-from threadmail._job import SendFuture
+from threadmail._dispatch.job import SendFuture
 from threadmail.testing import (
     CapturedMessage,
     CaptureServer,
@@ -601,8 +601,8 @@ def test_interpreter_exit_sends_the_queue_and_says_what_it_could_not() -> None:
     """A script that forgets close(): the messages leave all the same, and a stalled server does not hold the exit."""
     program = """
 import sys
-import threadmail, threadmail._exit
-threadmail._exit.GRACE = 0.5
+import threadmail, threadmail._dispatch.at_exit
+threadmail._dispatch.at_exit.GRACE = 0.5
 sender = threadmail.ThreadedSender(sys.argv[1], workers=2)
 for i in range(5):
     sender.submit(threadmail.Envelope(f"from-t{i}@example.org", f"to-t{i}@example.net", b"Subject: x\\r\\n\\r\\nhello"))

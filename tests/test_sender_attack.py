@@ -29,10 +29,10 @@ from threadmail import (
     ThreadedSender,
     Throttle,
 )
-from threadmail._collector import Collector
-from threadmail._stream import ReceiptStream
-from threadmail._timeheap import TimeHeap
-from threadmail._worker import Worker
+from threadmail._dispatch.collector import Collector
+from threadmail._dispatch.stream import ReceiptStream
+from threadmail._dispatch.timeheap import TimeHeap
+from threadmail._dispatch.worker import Worker
 from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve
 
 PATIENCE = 20.0

@@ -25,16 +25,16 @@ from threadmail import (
     ServerConfig,
     ThreadedSender,
     Throttle,
-    _closing,
-    _dispatcher,
-    _leavings,
 )
-from threadmail._collector import Slot
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job
-from threadmail._schedule import Schedule
-from threadmail._starter import Starter
-from threadmail._teller import Teller
+from threadmail._dispatch import closing as _closing
+from threadmail._dispatch import dispatcher as _dispatcher
+from threadmail._dispatch import leavings as _leavings
+from threadmail._dispatch.collector import Slot
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job
+from threadmail._dispatch.schedule import Schedule
+from threadmail._dispatch.starter import Starter
+from threadmail._dispatch.teller import Teller
 from threadmail.testing import ScriptedServer, Serve
 
 PATIENCE = 20.0
@@ -111,7 +111,9 @@ def _closed_with_two_strikes(first: int, second: int) -> bool:
     left = [first, second]
 
     def comes_up(which: int, frame: FrameType) -> None:
-        if len(left) == which and frame.f_code.co_filename.endswith(("_teller.py", "_withdrawal.py", "_job.py")):
+        if len(left) == which and frame.f_code.co_filename.endswith(
+            ("_dispatch/teller.py", "_dispatch/withdrawal.py", "_dispatch/job.py")
+        ):
             left[0] -= 1
             if not left[0]:
                 del left[0]
@@ -164,7 +166,7 @@ def test_what_two_interrupts_left_is_told_by_the_next_worker_that_comes_by() -> 
 
 def test_close_gives_back_what_a_hook_keeps_it_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can end a hook: `close` says what is known of its message, and its future has the end."""
-    monkeypatch.setattr("threadmail._closing.FAREWELL", 0.2)
+    monkeypatch.setattr("threadmail._dispatch.closing.FAREWELL", 0.2)
     inside, go_on = threading.Event(), threading.Event()
 
     def hook(transaction: object, tag: object) -> None:

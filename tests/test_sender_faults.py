@@ -40,7 +40,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-from threadmail._job import SendFuture
+from threadmail._dispatch.job import SendFuture
 from threadmail.testing import CaptureServer, Drop, Pause, Peer, Reply, ScriptedServer, Serve, Signal, Step
 
 QUICK = RetryPolicy(base=0.01, longest=0.02)
@@ -578,7 +578,9 @@ def test_who_goes_on_after_ctrl_c_gets_every_receipt() -> None:
 
             def look(frame: Any, event: str, argument: Any, at: int = number) -> None:
                 nonlocal places
-                if event in ("call", "c_return") and frame.f_code.co_filename.endswith(("_stream.py", "_collector.py")):
+                if event in ("call", "c_return") and frame.f_code.co_filename.endswith(
+                    ("_dispatch/stream.py", "_dispatch/collector.py")
+                ):
                     places += 1
                     if places == at:
                         raise KeyboardInterrupt
@@ -724,7 +726,7 @@ def test_a_receipt_is_told_though_there_was_no_memory_for_it(times: int, monkeyp
             super().put(item)
 
     monkeypatch.setattr(SendFuture, "set_result", set_in_the_end)
-    monkeypatch.setattr("threadmail._collector.queue", SimpleNamespace(SimpleQueue=News, Empty=queue.Empty))
+    monkeypatch.setattr("threadmail._dispatch.collector.queue", SimpleNamespace(SimpleQueue=News, Empty=queue.Empty))
     with ScriptedServer([Serve()], last="repeat") as server, ThreadedSender(server.url, workers=1) as sender:
         assert sender.submit(one("a")).result(10.0).outcome is Outcome.SENT
         (receipt,) = sender.send_all([one("b")], deadline=10.0)

@@ -15,11 +15,11 @@ import pytest
 
 from tests.support.mail import envelope
 from threadmail import Envelope, Outcome, Receipt, SendFuture, ThreadedSender, Throttle
-from threadmail._closing import LONGEST_WAIT
-from threadmail._job import LAST_WORD, Job
-from threadmail._schedule import Schedule
-from threadmail._starter import Starter
-from threadmail._worker import Worker
+from threadmail._dispatch.closing import LONGEST_WAIT
+from threadmail._dispatch.job import LAST_WORD, Job
+from threadmail._dispatch.schedule import Schedule
+from threadmail._dispatch.starter import Starter
+from threadmail._dispatch.worker import Worker
 from threadmail.testing import Pause, ScriptedServer, Serve, Signal
 
 PATIENCE = 20.0

@@ -26,12 +26,12 @@ from threadmail import (
     ServerConfig,
     ThreadedSender,
 )
-from threadmail._collector import Collector
-from threadmail._deadline import NEVER, Deadline, now
-from threadmail._dispatcher import Dispatcher
-from threadmail._stream import ReceiptStream
-from threadmail._timeheap import TimeHeap
-from threadmail._worker import Worker
+from threadmail._dispatch.collector import Collector
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.stream import ReceiptStream
+from threadmail._dispatch.timeheap import TimeHeap
+from threadmail._dispatch.worker import Worker
+from threadmail._runtime.deadline import NEVER, Deadline, now
 from threadmail.testing import CaptureServer, Drop, Reply, ScriptedServer, Serve
 
 PATIENCE = 20.0
@@ -56,7 +56,7 @@ def test_a_dial_that_begins_as_the_sender_is_closed_is_not_made(monkeypatch: pyt
         dial(self)
 
     monkeypatch.setattr(Worker, "_dial", held_up)
-    monkeypatch.setattr("threadmail._closing.FAREWELL", 0.0)
+    monkeypatch.setattr("threadmail._dispatch.closing.FAREWELL", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         sender = ThreadedSender(f"smtp://127.0.0.1:{server.getsockname()[1]}", workers=1)
         future = sender.submit(one("m"))
@@ -242,7 +242,7 @@ def _adds_inside_an_add(place: int) -> bool:
 
     def handler(frame: FrameType, event: str, arg: object) -> None:
         nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename.endswith("_timeheap.py"):
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith("_dispatch/timeheap.py"):
             left -= 1
             if not left:
                 sys.setprofile(None)

@@ -31,8 +31,8 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-from threadmail._stream import ReceiptStream
-from threadmail._worker import is_owned
+from threadmail._dispatch.stream import ReceiptStream
+from threadmail._dispatch.worker import is_owned
 from threadmail.testing import CapturedMessage, CaptureServer
 
 PATIENCE = 20.0
@@ -251,7 +251,13 @@ def test_wherever_stopping_is_interrupted_each_message_is_told_once_and_truly(
 
 
 #: Where the iteration of a stream, and stopping it, come along.
-OF_A_STREAM = ("_stream.py", "_collector.py", "_door.py", "_withdrawal.py", "_schedule.py")
+OF_A_STREAM = (
+    "_dispatch/stream.py",
+    "_dispatch/collector.py",
+    "_dispatch/door.py",
+    "_dispatch/withdrawal.py",
+    "_dispatch/schedule.py",
+)
 
 
 def stopped_by_a_handler(server: CaptureServer, name: str, at: int | None, *, lazy: bool) -> tuple[Struck, list[str]]:
@@ -300,7 +306,15 @@ def test_a_signal_handler_may_stop_the_stream_that_it_interrupts(server: Capture
 
 
 def test_wherever_a_refusal_is_interrupted_no_receipt_is_lost_or_doubled(server: CaptureServer) -> None:
-    files = ("_stream.py", "_collector.py", "receipt.py", "sender.py", "envelope.py", "errors.py", "_teller.py")
+    files = (
+        "_dispatch/stream.py",
+        "_dispatch/collector.py",
+        "receipt.py",
+        "sender.py",
+        "envelope.py",
+        "errors.py",
+        "_dispatch/teller.py",
+    )
     with ThreadedSender(server.url, workers=1) as sender:
 
         def refused(at: int | None) -> tuple[Struck, int, int]:

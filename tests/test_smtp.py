@@ -47,10 +47,10 @@ from threadmail import (
     StartTLSRefused,
     TimedOut,
     TLSFailed,
-    _delivery,
 )
 from threadmail import testing as play
-from threadmail._wire import protocol_log
+from threadmail._session import delivery as _delivery
+from threadmail._transport.wire import protocol_log
 from threadmail.testing import (
     CaptureServer,
     Drip,

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from threadmail import Reentered
-from threadmail._steps import Bell, Steps
+from threadmail._runtime.steps import Bell, Steps
 
 
 def test_what_comes_in_the_middle_is_done_at_the_end_and_others_are_woken() -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.mail import envelope, message
-from threadmail import Client, ClientPool, Outcome, ServerConfig, _lookup, _threads
-from threadmail._deadline import Deadline
-from threadmail._threads import join_thread, start_thread
+from threadmail import Client, ClientPool, Outcome, ServerConfig
+from threadmail._runtime import threads as _threads
+from threadmail._runtime.deadline import Deadline
+from threadmail._runtime.threads import join_thread, start_thread
+from threadmail._transport import lookup as _lookup
 from threadmail.testing import CaptureServer
 
 ROOT = Path(__file__).parents[1]

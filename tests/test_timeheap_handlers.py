@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from threadmail._timeheap import TimeHeap
+from threadmail._dispatch.timeheap import TimeHeap
 
 Heap = TimeHeap[Any]
 STEPS = [getattr(TimeHeap, name) for name in ("add", "discard", "_first", "_living_top", "_wear_down")]
@@ -130,7 +130,7 @@ def test_who_had_no_memory_to_add_has_added_nothing(monkeypatch: pytest.MonkeyPa
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr("threadmail._timeheap.heapq.heappush", no_memory)
+        patched.setattr("threadmail._dispatch.timeheap.heapq.heappush", no_memory)
         for thing in ("a", "b"):
             with pytest.raises(MemoryError):
                 heap.add(thing, 1.0)

@@ -28,8 +28,9 @@ from threadmail import (
     Timeouts,
 )
 from threadmail import testing as play
-from threadmail._passage import Passage
-from threadmail._wire import BLOCK
+from threadmail._protocol.passage import Passage
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._transport.wire import BLOCK
 from threadmail.testing import (
     Drip,
     Drop,
@@ -43,7 +44,6 @@ from threadmail.testing import (
     Stall,
     answer,
 )
-from threadmail.transaction import Terms, Transaction
 
 HASTY = Timeouts(command=0.15, content=0.15, final=0.15)
 LMTP = Terms(lmtp=True)

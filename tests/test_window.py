@@ -28,12 +28,13 @@ from threadmail import (
     ThreadedSender,
     Throttle,
 )
-from threadmail._deadline import Deadline
-from threadmail._delivery import Follower
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job
-from threadmail._schedule import Do
-from threadmail._worker import Worker
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job
+from threadmail._dispatch.schedule import Do
+from threadmail._dispatch.worker import Worker
+from threadmail._protocol.transaction import Transaction
+from threadmail._runtime.deadline import Deadline
+from threadmail._session.delivery import Follower
 from threadmail.testing import (
     Drop,
     Expect,
@@ -48,7 +49,6 @@ from threadmail.testing import (
     ehlo,
     greeting,
 )
-from threadmail.transaction import Transaction
 
 HELLO: list[Part] = [greeting(), ehlo("PIPELINING", "CHUNKING")]
 CHUNKS = Serve(extensions=("PIPELINING", "CHUNKING", "8BITMIME"))

@@ -30,11 +30,11 @@ from threadmail import (
     ReplyTimedOut,
     Timeouts,
     TLSFailed,
-    _socket,
 )
-from threadmail._deadline import Deadline
-from threadmail._tls import wrap_tls
-from threadmail._wire import BLOCK, MAX_LINE, MAX_LINES, Wire, protocol_log
+from threadmail._runtime.deadline import Deadline
+from threadmail._transport import socket as _socket
+from threadmail._transport.tls import wrap_tls
+from threadmail._transport.wire import BLOCK, MAX_LINE, MAX_LINES, Wire, protocol_log
 from threadmail.testing import TestCA
 
 FAST = Timeouts(command=5.0, content=5.0, final=5.0)

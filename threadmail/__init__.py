@@ -5,11 +5,11 @@
 `Envelope.of` takes, and tell what happened in a `Receipt`.
 """
 
-from ._deadline import Deadline
-from ._has import PoolStats
-from ._job import SendFuture
-from ._sender_stats import SenderStats
-from ._turn import Message
+from ._connection.turn import Message
+from ._dispatch.job import SendFuture
+from ._dispatch.sender_stats import SenderStats
+from ._pool.has import PoolStats
+from ._runtime.deadline import Deadline
 from .client import Client, ClientStats
 from .config import Credentials, Security, ServerConfig, Timeouts
 from .envelope import Envelope

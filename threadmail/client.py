@@ -1,8 +1,9 @@
 """One connection that looks after itself.
 
-Owns what is said over a connection that `_kept` has ready: messages, one or many, and questions. Guarantees: connecting
-if needed and sending are one critical section; a message is written to a replaced connection only if nothing of its
-content was handed to the old one. Leaves retries and more than one connection to `ThreadedSender` and `ClientPool`.
+Owns what is said over a connection that `_connection.kept` has ready: messages, one or many, and questions. Guarantees:
+connecting if needed and sending are one critical section; a message is written to a replaced connection only if nothing
+of its content was handed to the old one. Leaves retries and more than one connection to `ThreadedSender` and
+`ClientPool`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from ._deadline import NEVER, Deadline, now
-from ._delivery import BeforeFinal, BeforeMail, Follow, Follower
-from ._kept import AfterDial, BeforeDial, KeptConnection
-from ._life import Life
-from ._opening import AnySMTP
-from ._turn import Message as Message
-from ._turn import Turn, require_many
+from ._connection.kept import AfterDial, BeforeDial, KeptConnection
+from ._connection.opening import AnySMTP
+from ._connection.turn import Message as Message
+from ._connection.turn import Turn, require_many
+from ._protocol.transaction import Transaction
+from ._runtime.deadline import NEVER, Deadline, now
+from ._runtime.life import Life
+from ._session.delivery import BeforeFinal, BeforeMail, Follow, Follower
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import BadReply, ConnectionLost, MailError, TimedOut, detach
 from .receipt import Receipt, Reply, Report
-from .transaction import Transaction
 
 #: Messages of `send_all` after which other threads that share the client come in.
 TURN = 50

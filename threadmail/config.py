@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote
 
-from ._address import a_label
-from ._barred import RefusedLogins
-from ._riding import Riding
+from ._known.barred import RefusedLogins
+from ._known.riding import Riding
+from ._message.address import a_label
 from .errors import InvalidConfig
 
 _LONGEST_TIMEOUT = 2_000_000  # sockets count milliseconds in 31 bits; None waits for ever

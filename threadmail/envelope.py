@@ -4,7 +4,7 @@ Owns sender, recipients and content of one message, checked, and what they need 
 threads may share it; addresses are mailboxes (RFC 5321 §4.1.2); every line of the content ends in CRLF; no Bcc is
 left in it. Whoever makes an envelope pays for flattening and checking, on the thread that makes it; whoever sends it
 only writes bytes. Content exists once, in memory or in a file, however many recipients and threads share it. Leaves the
-final line end and dot-stuffing to `_content`, which is where they are decided.
+final line end and dot-stuffing to `_message.content`, which is where they are decided.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from email.errors import MessageError
 from email.message import Message
 from typing import Any, TypeAlias
 
-from . import _message
-from ._address import mailbox, sender_mailbox
-from ._address_field import need_utf8
-from ._content import BLOCK, Content, blocks
-from ._file import read_file
-from ._flatten import flatten, message_fields
-from ._message import AnyMessage
-from ._sevenbit import seven_bit
+from ._message import message as _message
+from ._message.address import mailbox, sender_mailbox
+from ._message.address_field import need_utf8
+from ._message.content import BLOCK, Content, blocks
+from ._message.file import read_file
+from ._message.flatten import flatten, message_fields
+from ._message.message import AnyMessage
+from ._message.sevenbit import seven_bit
 from .errors import InvalidEnvelope, MailError, printable
 
 Recipients: TypeAlias = str | Iterable[str]

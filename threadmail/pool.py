@@ -1,14 +1,14 @@
 """A bounded pool of clients.
 
-Owns the shell around `_keys.Keys`, which decides who gets which client: its one lock, the waits, and what is done with
-a client that was granted or taken away. Guarantees: never more than `max_size` connections, those being dialled or
-closed included; waiters are served in the order they came; no client is ever lost, however a wait or a lease ends; all
+Owns the shell around `_pool.keys.Keys`, which decides who gets which client: its one lock, the waits, and what is
+done with a client that was granted or taken away. Guarantees: never more than `max_size` connections, those being
+dialled or closed included; waiters are served in the order they came; no client is ever lost, however a wait or a lease ends; all
 network I/O happens outside the lock; a server that does not answer is dialled by one thread at a time, with growing
 pauses, whatever the number of threads. Leaves the dialogue to `Client`, retries to `ThreadedSender`.
 
 A signal handler, or the garbage collector that ends a lease left in an abandoned generator, may come in the middle of a
-step of the pool, in the very thread that takes it (`_steps`). There `stats()`, `close()` and the end of a lease work as
-anywhere else, and hang nobody; a new lease, or connection, is refused (`Reentered`), there and only there.
+step of the pool, in the very thread that takes it (`_runtime.steps`). There `stats()`, `close()` and the end of a lease
+work as anywhere else, and hang nobody; a new lease, or connection, is refused (`Reentered`), there and only there.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
-from ._breaker import CircuitBreaker
-from ._deadline import NEVER, Deadline, now, out_of_time
-from ._departed import Departed
-from ._guard import BornAnew
-from ._has import Answer, Closer, Farewell, Lease, PoolStats
-from ._idle import IdleWatch
-from ._keys import Keys
-from ._leases import AT_ONCE, have_here, held, in_line, is_good, is_refusal, no_longer_here
-from ._life import Life
-from ._redial import Redials
-from ._room import Room
-from ._steps import Bell, Steps
-from ._threads import join_thread, start_thread
+from ._connection.breaker import CircuitBreaker
+from ._connection.idle import IdleWatch
+from ._pool.departed import Departed
+from ._pool.has import Answer, Closer, Farewell, Lease, PoolStats
+from ._pool.keys import Keys
+from ._pool.leases import AT_ONCE, have_here, held, in_line, is_good, is_refusal, no_longer_here
+from ._pool.redial import Redials
+from ._pool.room import Room
+from ._runtime.deadline import NEVER, Deadline, now, out_of_time
+from ._runtime.guard import BornAnew
+from ._runtime.life import Life
+from ._runtime.steps import Bell, Steps
+from ._runtime.threads import join_thread, start_thread
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope

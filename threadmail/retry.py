@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ._numbers import require_number, require_whole
+from ._runtime.numbers import require_number, require_whole
 from .errors import InvalidConfig, Outcome
 from .receipt import Receipt
 

@@ -3,7 +3,7 @@
 Owns the user's side of sending in parallel: `submit`, `send`, `send_all`, `send_each`, callbacks, and the sender's end,
 at `close()`, at interpreter exit and after a fork. Guarantees: every message gets its receipt, whatever becomes of it;
 an iterable is pulled by the caller's thread only, and no faster than messages leave; what a callback raises never turns
-an accepted message into an error. Leaves workers, retries and limits to `_dispatcher`.
+an accepted message into an error. Leaves workers, retries and limits to `_dispatch.dispatcher`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from typing import Any, NamedTuple
 
-from . import _exit
-from ._collector import Collector
-from ._deadline import NEVER, Deadline
-from ._dispatcher import Dispatcher
-from ._guard import BornAnew
-from ._job import Job, SendFuture
-from ._life import Life
-from ._numbers import require_whole
-from ._sender_stats import SenderStats as SenderStats
-from ._stream import ReceiptStream
-from ._turn import require_many
-from ._worker import BeforeFinal, note, seen_from_outside
+from ._connection.turn import require_many
+from ._dispatch import at_exit as _exit
+from ._dispatch.collector import Collector
+from ._dispatch.dispatcher import Dispatcher
+from ._dispatch.job import Job, SendFuture
+from ._dispatch.sender_stats import SenderStats as SenderStats
+from ._dispatch.stream import ReceiptStream
+from ._dispatch.worker import BeforeFinal, note, seen_from_outside
+from ._runtime.deadline import NEVER, Deadline
+from ._runtime.guard import BornAnew
+from ._runtime.life import Life
+from ._runtime.numbers import require_whole
 from .client import Client, Message
 from .config import ServerConfig
 from .envelope import Envelope

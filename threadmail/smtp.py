@@ -1,9 +1,9 @@
 """smtplib's clients, safe to share.
 
 Owns `SMTP`, `SMTP_SSL` and `LMTP`: subclasses of the standard library's that a code base gets by changing one import
-line. `with client.sync_root:` makes several calls one step. Guarantees, beyond those of `_dialogue`: TLS is verified,
-and had or the connection closed; credentials cross no network in the clear unasked; addresses and content are checked
-before the first byte of a message. Leaves connecting again, idle connections and retries to `Client`.
+line. `with client.sync_root:` makes several calls one step. Guarantees, beyond those of `_session.dialogue`: TLS is
+verified, and had or the connection closed; credentials cross no network in the clear unasked; addresses and content are
+checked before the first byte of a message. Leaves connecting again, idle connections and retries to `Client`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from . import _login
-from ._connecting import tls_context, why_not_connected
-from ._deadline import NEVER, Deadline, DeadlinePassed
-from ._dialogue import UNSET, Answer, State, exclusive, exclusive_parting
-from ._lookup import CalledOff, Waiter, addresses, default_local_hostname
-from ._mailing import Mailing
-from ._wire import Wire
+from ._runtime.deadline import NEVER, Deadline, DeadlinePassed
+from ._session import login as _login
+from ._session.dialogue import UNSET, Answer, State, exclusive, exclusive_parting
+from ._session.mailing import Mailing
+from ._transport.connecting import tls_context, why_not_connected
+from ._transport.lookup import CalledOff, Waiter, addresses, default_local_hostname
+from ._transport.wire import Wire
 from .config import Timeouts, is_loopback
 from .errors import (
     Aborted,

@@ -15,10 +15,10 @@ from collections import deque
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from ._deadline import LONGEST, Deadline, now, out_of_time
-from ._guard import after_fork
-from ._locks import new_rlock
-from ._numbers import require_number
+from ._runtime.deadline import LONGEST, Deadline, now, out_of_time
+from ._runtime.guard import after_fork
+from ._runtime.locks import new_rlock
+from ._runtime.numbers import require_number
 from .errors import InvalidConfig, TimedOut
 
 

@@ -20,48 +20,68 @@ RECORD = Path(__file__).with_name("decisions.json")
 #: What decides, and the test files that are asked about it, as patterns below tests/. Those that run a mutant's line
 #: are found by running them, so that too many cost time only once.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "threadmail._schedule": ("test_schedule*", "test_decisions_schedule*", "test_sender*"),
-    "threadmail._limits": ("test_decisions_limits*", "test_sender*"),
-    "threadmail._timeheap": ("test_timeheap*", "test_decisions_*heap*", "test_schedule*", "test_decisions_schedule*"),
-    "threadmail._verdict": ("test_verdict*", "test_decisions_verdict*", "test_sender*", "test_retry*"),
-    "threadmail._job": ("test_job*", "test_decisions_job*", "test_sender*"),
-    "threadmail._collector": ("test_decisions_collector*", "test_collector*", "test_sender*"),
-    "threadmail._stream": ("test_stream*", "test_decisions_stream*", "test_collector*", "test_sender*"),
-    "threadmail._worker": ("test_worker*", "test_decisions_worker*", "test_sender*", "reliability/test_overload.py"),
-    "threadmail._dispatcher": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._withdrawal": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._conclusions": (
+    "threadmail._dispatch.schedule": ("test_schedule*", "test_decisions_schedule*", "test_sender*"),
+    "threadmail._dispatch.limits": ("test_decisions_limits*", "test_sender*"),
+    "threadmail._dispatch.timeheap": (
+        "test_timeheap*",
+        "test_decisions_*heap*",
+        "test_schedule*",
+        "test_decisions_schedule*",
+    ),
+    "threadmail._dispatch.verdict": ("test_verdict*", "test_decisions_verdict*", "test_sender*", "test_retry*"),
+    "threadmail._dispatch.job": ("test_job*", "test_decisions_job*", "test_sender*"),
+    "threadmail._dispatch.collector": ("test_decisions_collector*", "test_collector*", "test_sender*"),
+    "threadmail._dispatch.stream": ("test_stream*", "test_decisions_stream*", "test_collector*", "test_sender*"),
+    "threadmail._dispatch.worker": (
+        "test_worker*",
+        "test_decisions_worker*",
+        "test_sender*",
+        "reliability/test_overload.py",
+    ),
+    "threadmail._dispatch.dispatcher": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.withdrawal": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.conclusions": (
         "test_decisions_conclusions*",
         "test_dispatcher*",
         "test_decisions_dispatcher*",
         "test_sender*",
         "test_exit*",
     ),
-    "threadmail._leavings": (
+    "threadmail._dispatch.leavings": (
         "test_decisions_leavings*",
         "test_dispatcher*",
         "test_decisions_dispatcher*",
         "test_sender*",
         "test_exit*",
     ),
-    "threadmail._door": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._teller": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._starter": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._closing": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._sender_stats": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
-    "threadmail._breaker": ("test_breaker*", "test_decisions_breaker*", "test_keys*"),
+    "threadmail._dispatch.door": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.teller": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.starter": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.closing": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.sender_stats": (
+        "test_dispatcher*",
+        "test_decisions_dispatcher*",
+        "test_sender*",
+        "test_exit*",
+    ),
+    "threadmail._connection.breaker": ("test_breaker*", "test_decisions_breaker*", "test_keys*"),
     "threadmail.retry": ("test_retry*", "test_decisions_breaker*", "test_breaker*"),
     "threadmail.throttle": ("test_throttle*", "test_decisions_throttle*"),
     "threadmail.receipt": ("test_receipt*", "test_decisions_receipt*", "test_retry*"),
-    "threadmail.transaction": ("test_decisions_transaction*", "test_transaction*", "test_window*", "test_riding*"),
-    "threadmail._passage": ("test_decisions_passage*", "test_window*", "test_riding*", "test_grouping*"),
-    "threadmail._window": ("test_decisions_window*", "test_window*"),
-    "threadmail._riding": ("test_decisions_riding*", "test_riding*"),
-    "threadmail._keys": ("test_decisions_keys*", "test_keys*", "test_pool*"),
-    "threadmail._room": ("test_decisions_room*", "test_keys*", "test_pool*"),
-    "threadmail._leases": ("test_decisions_leases*", "test_pool*"),
+    "threadmail._protocol.transaction": (
+        "test_decisions_transaction*",
+        "test_transaction*",
+        "test_window*",
+        "test_riding*",
+    ),
+    "threadmail._protocol.passage": ("test_decisions_passage*", "test_window*", "test_riding*", "test_grouping*"),
+    "threadmail._session.window": ("test_decisions_window*", "test_window*"),
+    "threadmail._known.riding": ("test_decisions_riding*", "test_riding*"),
+    "threadmail._pool.keys": ("test_decisions_keys*", "test_keys*", "test_pool*"),
+    "threadmail._pool.room": ("test_decisions_room*", "test_keys*", "test_pool*"),
+    "threadmail._pool.leases": ("test_decisions_leases*", "test_pool*"),
     "threadmail.pool": ("test_pool*", "test_decisions_pool*", "test_keys*"),
-    "threadmail._kept": ("test_kept*", "test_decisions_kept*", "test_client*", "test_last_moment*"),
+    "threadmail._connection.kept": ("test_kept*", "test_decisions_kept*", "test_client*", "test_last_moment*"),
 }
 
 #: Mutants that nobody can notice, each with the argument.
@@ -78,49 +98,57 @@ ARGUED: dict[str, str] = {
     "threadmail.receipt:Receipt.followed_by: `if True` for `if outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT)`": (
         "the attempt that decides it was accepted by somebody, and such a one has no error"
     ),
-    "threadmail._schedule:Schedule._steal: -1 for 0": "nobody has less in his run than he can spare",
-    "threadmail._breaker:CircuitBreaker.__init__: True for False #2": (
+    "threadmail._dispatch.schedule:Schedule._steal: -1 for 0": "nobody has less in his run than he can spare",
+    "threadmail._connection.breaker:CircuitBreaker.__init__: True for False #2": (
         "asked only of a dial that began while it was closed, and so after a session"
     ),
-    "threadmail._breaker:CircuitBreaker.__init__: 1 for 0 #2": "the first failure sets it",
-    "threadmail._breaker:CircuitBreaker.__init__: -1 for 0 #2": "the first failure sets it",
-    "threadmail._breaker:CircuitBreaker.connected: `if False` for `if self._closed`": (
+    "threadmail._connection.breaker:CircuitBreaker.__init__: 1 for 0 #2": "the first failure sets it",
+    "threadmail._connection.breaker:CircuitBreaker.__init__: -1 for 0 #2": "the first failure sets it",
+    "threadmail._connection.breaker:CircuitBreaker.connected: `if False` for `if self._closed`": (
         "where nothing has failed since an answer there is no error to be forgotten"
     ),
-    "threadmail._breaker:CircuitBreaker.answered: `if True` for `if self.failures or not self._closed`": (
+    "threadmail._connection.breaker:CircuitBreaker.answered: `if True` for `if self.failures or not self._closed`": (
         "it sets what is so already"
     ),
-    "threadmail._verdict:_again: `if False` for `if merged.outcome is Outcome.SENT`": (
+    "threadmail._dispatch.verdict:_again: `if False` for `if merged.outcome is Outcome.SENT`": (
         "of what everybody has nobody is left to send to, and so the policy says: the branch spares the question"
     ),
-    "threadmail._verdict:_session_lost: 1 for 0": "421 is neither",
-    "threadmail._verdict:_session_lost: -1 for 0": "421 is neither",
-    "threadmail._timeheap:TimeHeap.__init__: 1 for 0": _ORDER,
-    "threadmail._timeheap:TimeHeap.__init__: -1 for 0": _ORDER,
-    "threadmail._timeheap:TimeHeap.add: 2 for 1": _ORDER,
-    "threadmail._timeheap:TimeHeap._first: `if True` for `if self._old`": "an empty heap has no first, and says so",
-    "threadmail._timeheap:TimeHeap._first: `<=` for `<` in `other < first`": (
+    "threadmail._dispatch.verdict:_session_lost: 1 for 0": "421 is neither",
+    "threadmail._dispatch.verdict:_session_lost: -1 for 0": "421 is neither",
+    "threadmail._dispatch.timeheap:TimeHeap.__init__: 1 for 0": _ORDER,
+    "threadmail._dispatch.timeheap:TimeHeap.__init__: -1 for 0": _ORDER,
+    "threadmail._dispatch.timeheap:TimeHeap.add: 2 for 1": _ORDER,
+    "threadmail._dispatch.timeheap:TimeHeap._first: `if True` for `if self._old`": (
+        "an empty heap has no first, and says so"
+    ),
+    "threadmail._dispatch.timeheap:TimeHeap._first: `<=` for `<` in `other < first`": (
         "no two entries are equal, but one that is in both heaps, and then either is it"
     ),
-    "threadmail._limits:ConcurrencyLimit.count_good: -1 for 0": "less than nothing is less than the shortest",
-    "threadmail._limits:ConcurrencyLimit.__init__: -1 for 0 #5": "twice less than nothing is less than the shortest",
-    "threadmail._limits:read_signs: `if False` for `if receipt.error is None`": "None has no code, and so is no reply",
-    "threadmail._limits:_reply_of: `if False` for `if code is None`": "a reply without a code and a text has no sign",
-    "threadmail._schedule:Schedule.sent: `>=` for `>` in `len(ends) > 0`": _IN_VAIN,
-    "threadmail._schedule:Schedule.sent: -1 for 0": _IN_VAIN,
-    "threadmail._schedule:Schedule.sent: `if True` for `if bounded`": _IN_VAIN,
-    "threadmail._schedule:Schedule.drained: `or` for `and` in "
+    "threadmail._dispatch.limits:ConcurrencyLimit.count_good: -1 for 0": "less than nothing is less than the shortest",
+    "threadmail._dispatch.limits:ConcurrencyLimit.__init__: -1 for 0 #5": (
+        "twice less than nothing is less than the shortest"
+    ),
+    "threadmail._dispatch.limits:read_signs: `if False` for `if receipt.error is None`": (
+        "None has no code, and so is no reply"
+    ),
+    "threadmail._dispatch.limits:_reply_of: `if False` for `if code is None`": (
+        "a reply without a code and a text has no sign"
+    ),
+    "threadmail._dispatch.schedule:Schedule.sent: `>=` for `>` in `len(ends) > 0`": _IN_VAIN,
+    "threadmail._dispatch.schedule:Schedule.sent: -1 for 0": _IN_VAIN,
+    "threadmail._dispatch.schedule:Schedule.sent: `if True` for `if bounded`": _IN_VAIN,
+    "threadmail._dispatch.schedule:Schedule.drained: `or` for `and` in "
     "`not self.take_out(job, out, ending) and job in self.ready`": (
         "what was taken out is in the queue no more, so the second question says no"
     ),
-    "threadmail._schedule:Schedule.next_action: -1 for 0": "whatever is not positive means now",
-    "threadmail._schedule:Schedule.take_run: `if True` for `if job in self.ready`": (
+    "threadmail._dispatch.schedule:Schedule.next_action: -1 for 0": "whatever is not positive means now",
+    "threadmail._dispatch.schedule:Schedule.take_run: `if True` for `if job in self.ready`": (
         "only a call of the same thread in between, by a signal handler, can have taken it out"
     ),
-    "threadmail._schedule:Schedule._steal: `for ... if True` for `if each is not worker`": (
+    "threadmail._dispatch.schedule:Schedule._steal: `for ... if True` for `if each is not worker`": (
         "who steals has nothing in his run, so that he is never the busiest of two, and from himself takes nothing"
     ),
-    "threadmail._schedule:Schedule.expires: `<=` for `<` in `at < self.ends.at(job)`": (
+    "threadmail._dispatch.schedule:Schedule.expires: `<=` for `<` in `at < self.ends.at(job)`": (
         "adding it again at the same time changes nothing but the order among equals"
     ),
     "threadmail.throttle:Throttle.pause: `<=` for `<` in `self._paused_until < until`": (
@@ -129,15 +157,15 @@ ARGUED: dict[str, str] = {
     "threadmail.throttle:Throttle._pause_for: `>=` for `>` in `lacking > 1e-9`": (
         "no whole number less a float is exactly a billionth"
     ),
-    "threadmail._leases:held: `if False` for `if not here`": (
+    "threadmail._pool.leases:held: `if False` for `if not here`": (
         "of nothing there is nothing of this pool: the branch spares the question"
     ),
-    "threadmail._room:Room.refused: 31 for 30": _LONGEST,
-    "threadmail._room:Room.refused: 29 for 30": _LONGEST,
-    "threadmail.transaction:Transaction.commands: `if True` for `if for_rcpt`": (
+    "threadmail._pool.room:Room.refused: 31 for 30": _LONGEST,
+    "threadmail._pool.room:Room.refused: 29 for 30": _LONGEST,
+    "threadmail._protocol.transaction:Transaction.commands: `if True` for `if for_rcpt`": (
         "of no options there is nothing to check and nothing to write: the branch spares the call"
     ),
-    "threadmail.transaction:Transaction._parameters: "
+    "threadmail._protocol.transaction:Transaction._parameters: "
     "`if False` for `if not (asked or envelope.eight_bit or envelope.smtputf8)`": (
         "what is behind it comes to the same for a message that needs none of it: the branch spares the way there"
     ),

@@ -19,20 +19,21 @@ from typing import Any
 
 from tests.detsched import DPOR, Result, Strategy, explore, watched
 from tests.detsched.explore import Program
-from threadmail import SMTP, Client, ClientPool, Envelope, Receipt, ServerConfig, _exit
-from threadmail._breaker import CircuitBreaker
-from threadmail._closing import Closing
-from threadmail._dispatcher import Dispatcher
-from threadmail._has import Lease
-from threadmail._job import Job as SenderJob
-from threadmail._keys import Keys
-from threadmail._limits import ConcurrencyLimit
-from threadmail._room import Room
-from threadmail._schedule import Schedule
-from threadmail._starter import Starter
-from threadmail._steps import Steps
-from threadmail._timeheap import TimeHeap
-from threadmail._wire import Wire
+from threadmail import SMTP, Client, ClientPool, Envelope, Receipt, ServerConfig
+from threadmail._connection.breaker import CircuitBreaker
+from threadmail._dispatch import at_exit as _exit
+from threadmail._dispatch.closing import Closing
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job as SenderJob
+from threadmail._dispatch.limits import ConcurrencyLimit
+from threadmail._dispatch.schedule import Schedule
+from threadmail._dispatch.starter import Starter
+from threadmail._dispatch.timeheap import TimeHeap
+from threadmail._pool.has import Lease
+from threadmail._pool.keys import Keys
+from threadmail._pool.room import Room
+from threadmail._runtime.steps import Steps
+from threadmail._transport.wire import Wire
 
 from .stage import MESSAGE
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from tests.detsched.smtpmodel import Faults
 from threadmail import RetryPolicy, Throttle
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job
-from threadmail.transaction import Transaction
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job
+from threadmail._protocol.transaction import Transaction
 
 from .scenario import LOST, Scenario
 from .scenarios_lanes import Other, abort, cancel, close, expire, of_lanes

@@ -15,8 +15,8 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import SMTP, Client, LoginRefused, ServerConfig, TimedOut
-from threadmail._deadline import NEVER
-from threadmail._line import Line
+from threadmail._connection.line import Line
+from threadmail._runtime.deadline import NEVER
 
 from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, orders, small
 from .stage import EXTENSIONS, MORE_COMMANDS, Server, Threads, on_time

@@ -10,7 +10,7 @@ from tests.detsched import Run
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from threadmail import Closed, MailError, Outcome, Receipt
-from threadmail._closing import FAREWELL
+from threadmail._dispatch.closing import FAREWELL
 
 from .scenario import LETTER, of_sender
 from .scenarios_order import one_lane

@@ -14,7 +14,7 @@ from unittest import mock
 from tests.detsched import Run
 from tests.detsched.explore import Program
 from threadmail import SMTP, Client, MailError, NotConnected, Reentered
-from threadmail._guard import HeldInTime
+from threadmail._runtime.guard import HeldInTime
 
 from .scenario import CLIENT, CONFIG, LETTER, Scenario, small
 from .stage import EXTENSIONS, IMMEDIATELY, MESSAGE, MORE_COMMANDS, Context, Server, Threads

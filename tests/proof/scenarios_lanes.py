@@ -22,10 +22,10 @@ from tests.detsched.oracle import NOT_SENT, Report, verdict
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import Envelope, Outcome, Receipt, RetryPolicy, ThreadedSender, Throttle
-from threadmail._deadline import Deadline
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job, JobState
-from threadmail._worker import BeforeFinal, Worker
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.worker import BeforeFinal, Worker
+from threadmail._runtime.deadline import Deadline
 
 from .scenario import CONFIG, OWNER, QUIET, SENDER, Scenario
 from .stage import Answering

@@ -30,8 +30,8 @@ from threadmail import (
     ThreadedSender,
     TimedOut,
 )
-from threadmail._deadline import NEVER
-from threadmail._job import Job
+from threadmail._dispatch.job import Job
+from threadmail._runtime.deadline import NEVER
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
 from .stage import Server, Threads, no_thread_left, on_time

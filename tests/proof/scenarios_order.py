@@ -28,7 +28,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-from threadmail._job import SendFuture
+from threadmail._dispatch.job import SendFuture
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender, small
 from .stage import EXTENSIONS, MORE_COMMANDS, Later, Server, Threads, no_thread_left, on_time

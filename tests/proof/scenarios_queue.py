@@ -16,12 +16,12 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.modelsocket import ModelSocket
 from tests.detsched.smtpmodel import Faults
 from threadmail import Closed, MailError, Receipt, RetryPolicy, ThreadedSender, Throttle, TimedOut
-from threadmail._collector import Collector
-from threadmail._deadline import NEVER, Deadline, now
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job, JobState
-from threadmail._life import Life
-from threadmail._stream import ReceiptStream
+from threadmail._dispatch.collector import Collector
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.stream import ReceiptStream
+from threadmail._runtime.deadline import NEVER, Deadline, now
+from threadmail._runtime.life import Life
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
 from .scenarios_order import one_lane

@@ -24,9 +24,9 @@ from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import EVERY, Faults
 from threadmail import Client, Envelope, MailError, Throttle, TimedOut
 from threadmail import client as client_module
-from threadmail._delivery import Pipeline
-from threadmail._dispatcher import Dispatcher
-from threadmail._worker import Worker
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.worker import Worker
+from threadmail._session.delivery import Pipeline
 
 from .scenario import CLIENT, CONFIG, LOST, OWNER, Scenario, by_envelope, orders
 from .scenarios_lanes import Other, abort, cancel, close, of_lanes

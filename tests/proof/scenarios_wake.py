@@ -20,13 +20,13 @@ from unittest import mock
 from tests.detsched import Run
 from tests.detsched.modelserver import ModelServer
 from threadmail import GreetingRefused, LoginRefused, MailError, Receipt, RetryPolicy, Throttle
-from threadmail._deadline import NEVER, now
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job
-from threadmail._schedule import DONE, Do
-from threadmail._worker import Worker
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job
+from threadmail._dispatch.schedule import DONE, Do
+from threadmail._dispatch.worker import Worker
+from threadmail._protocol.transaction import Terms, Transaction
+from threadmail._runtime.deadline import NEVER, now
 from threadmail.errors import Phase
-from threadmail.transaction import Terms, Transaction
 
 from .scenario import CONFIG, LETTER, of_sender
 from .stage import IMMEDIATELY, Threads, on_time

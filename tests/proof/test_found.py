@@ -18,10 +18,10 @@ import pytest
 from tests.detsched import NonDeterminism, Replay
 from tests.proof.scenario import Scenario
 from tests.proof.scenarios import SMALL, SUITE
-from threadmail import _dispatcher
-from threadmail._guard import BornAnew, Guarded
-from threadmail._keys import Keys
-from threadmail._schedule import Schedule
+from threadmail._dispatch import dispatcher as _dispatcher
+from threadmail._dispatch.schedule import Schedule
+from threadmail._pool.keys import Keys
+from threadmail._runtime.guard import BornAnew, Guarded
 from threadmail.smtp import _Client
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in SUITE + SMALL}

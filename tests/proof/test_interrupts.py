@@ -24,10 +24,10 @@ from tests.detsched import DPOR, run_once
 from tests.detsched.oracle import SENT
 from tests.proof.scenarios_lanes import lanes_alone
 from tests.proof.stage import IMMEDIATELY
-from threadmail._deadline import NEVER
-from threadmail._dispatcher import Dispatcher
-from threadmail._job import Job
-from threadmail._worker import Worker
+from threadmail._dispatch.dispatcher import Dispatcher
+from threadmail._dispatch.job import Job
+from threadmail._dispatch.worker import Worker
+from threadmail._runtime.deadline import NEVER
 
 _PACKAGE = threadmail.__path__[0]
 

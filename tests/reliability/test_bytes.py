@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests.reliability.fake_socket import STAGES, FakeSocket, dialled, read_strictly
 from threadmail import LMTP, SMTP, Client, Envelope, InvalidEnvelope, MailError, Outcome, ServerConfig, Timeouts
-from threadmail._wire import MAX_LINE, MAX_LINES
+from threadmail._transport.wire import MAX_LINE, MAX_LINES
 from threadmail.testing import Drop, ScriptedServer, Send, Serve, Stall
 
 CONFIG = ServerConfig(

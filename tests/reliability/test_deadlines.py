@@ -35,9 +35,9 @@ from threadmail import (
     TimedOut,
     Timeouts,
     TLSFailed,
-    _lookup,
 )
-from threadmail._deadline import Deadline
+from threadmail._runtime.deadline import Deadline
+from threadmail._transport import lookup as _lookup
 from threadmail.testing import (
     CaptureServer,
     Drip,

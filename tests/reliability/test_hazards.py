@@ -37,7 +37,7 @@ from threadmail import (
     ServerConfig,
     ThreadedSender,
 )
-from threadmail._sevenbit import seven_bit
+from threadmail._message.sevenbit import seven_bit
 from threadmail.cli import main
 from threadmail.testing import Expect, Peer, Reply, Script, ScriptedServer, Serve, Step, ehlo, greeting
 

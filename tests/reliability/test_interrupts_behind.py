@@ -18,8 +18,8 @@ from tests.reliability.injection import Injected, Injector
 from tests.reliability.test_interrupts import one, passages, pytestmark, traced  # noqa: F401
 from tests.support.mail import envelope, intact
 from threadmail import SMTP, Client, MailError, Outcome, ServerConfig, Timeouts
-from threadmail._delivery import Pipeline
-from threadmail._wire import Wire
+from threadmail._session.delivery import Pipeline
+from threadmail._transport.wire import Wire
 from threadmail.testing import Peer, ScriptedServer, Serve
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.detsched import DPOR, Run, Verdict, explore, watched
-from threadmail import _lookup
-from threadmail._deadline import NEVER
-from threadmail._lookup import CalledOff, Waiter
+from threadmail._runtime.deadline import NEVER
+from threadmail._transport import lookup as _lookup
+from threadmail._transport.lookup import CalledOff, Waiter
 
 
 class Table:

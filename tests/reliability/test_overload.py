@@ -32,9 +32,9 @@ from threadmail import (
     ThreadedSender,
     Throttle,
     TimedOut,
-    _limits,
 )
-from threadmail._limits import ConcurrencyLimit, read_signs
+from threadmail._dispatch import limits as _limits
+from threadmail._dispatch.limits import ConcurrencyLimit, read_signs
 from threadmail.testing import (
     CapturedMessage,
     CaptureServer,

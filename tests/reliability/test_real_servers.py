@@ -33,8 +33,8 @@ from threadmail import (
     RetryPolicy,
     ServerConfig,
     ThreadedSender,
-    _limits,
 )
+from threadmail._dispatch import limits as _limits
 from threadmail.sender import SenderStats
 
 RealServer: TypeAlias = Postfix | Exim | Nodemailer

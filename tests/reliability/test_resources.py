@@ -85,7 +85,7 @@ def test_a_census_sees_what_is_left() -> None:
         after = Census.take()
     left = after.objects - before.objects
     assert left["threadmail.client.Client"] == 1
-    assert left["threadmail._wire.Wire"] == 1
+    assert left["threadmail._transport.wire.Wire"] == 1
     assert (after.files - before.files)["socket"] >= 2
     assert any("idle" in name for name in set(after.threads) - set(before.threads))
     assert (Census.take().files, Census.take().threads) == (before.files, before.threads)

@@ -19,7 +19,7 @@ import pytest
 
 from tests.reliability.programs import PATIENCE, ROOT, next_line, program
 from tests.reliability.test_exit import REST, stalling
-from threadmail._cli_exit import Exit
+from threadmail.cli.exit_codes import Exit
 from threadmail.testing import Pause, Reply, ScriptedServer, Serve, Signal
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

@@ -20,7 +20,7 @@ import pytest
 from tests.reliability.test_deadlines import BIG, NAME, STAGES, UNTIL_354, Resolver, Unread, config_of, resolver
 from tests.support.mail import envelope
 from threadmail import Client, MailError, Phase, Security, ServerConfig, Throttle, TimedOut, Timeouts, errors
-from threadmail._deadline import Deadline
+from threadmail._runtime.deadline import Deadline
 from threadmail.testing import Drip, Expect, Script, ScriptedServer, Stall, Step, answer, ehlo, greeting
 
 __all__ = ["resolver"]  # a fixture

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from threadmail import Envelope, Receipt, Timeouts
 from threadmail import testing as play
-from threadmail._delivery import BeforeFinal, BeforeMail, Pipeline
-from threadmail._wire import Wire
+from threadmail._protocol.transaction import Terms
+from threadmail._session.delivery import BeforeFinal, BeforeMail, Pipeline
+from threadmail._transport.wire import Wire
 from threadmail.testing import Expect, Peer, ScriptedServer, Send
 from threadmail.testing._peer import Silence
-from threadmail.transaction import Terms
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"

@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tests.support.mail import envelope
-from threadmail import Envelope, Receipt, RetryPolicy, ThreadedSender, _exit
+from threadmail import Envelope, Receipt, RetryPolicy, ThreadedSender
+from threadmail._dispatch import at_exit as _exit
 
 
 def one(name: str) -> Envelope:

@@ -1,0 +1,1 @@
+"""A session that is there when it is needed: opened, probed, replaced, closed when it is idle."""

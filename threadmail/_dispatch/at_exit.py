@@ -1,0 +1,117 @@
+"""What happens when the interpreter ends.
+
+Owns the one hook that closes senders nobody closed. Guarantees: their queues are worked off for a bounded time, which
+is one and the same for all of them, however many there are; and what could not be sent is said, not swallowed. They
+part with what they have one after another, but their workers all work meanwhile, so who comes last has had as much time
+as the first; and only then threads are waited for, so that one farewell is that of all.
+
+`concurrent.futures` joins its threads, and so runs its whole queue without a deadline, before any `atexit` callback.
+Only callbacks of `threading._register_atexit` come before it, newest first; it is private, and there since 3.9.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .._runtime.deadline import Deadline
+from ..errors import Outcome
+from ..receipt import Receipt
+
+#: Seconds for all senders together.
+GRACE = 10.0
+
+log = logging.getLogger("threadmail.sender")
+
+
+class CutShort(Protocol):
+    @property
+    def receipt(self) -> Receipt: ...
+
+
+class Closable(Protocol):
+    def _part(self, *, drain: bool, timeout: float | None) -> None: ...
+    def close(self, *, drain: bool, timeout: float | None) -> Sequence[CutShort]: ...
+
+
+_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_registered: list[Callable[[], None]] = []
+_time_is_up: list[bool] = []  # if it holds anything: no sender is used for the first time now, or there would be no end
+
+
+def close_at_exit(sender: Closable) -> None:
+    """Have `sender` closed at interpreter exit, if it still exists then and was not closed before (`forget`).
+
+    At once, if the interpreter ends already and the time that senders have for their ends is over.
+    """
+    if _time_is_up:
+        sender._part(drain=False, timeout=0.0)
+        return
+    _open.add(sender)
+    if not _registered:
+        _registered.append(_close_all)
+        try:
+            threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+        except (AttributeError, RuntimeError):  # gone, or the interpreter is ending already
+            atexit.register(_close_all)
+
+
+def forget(sender: Closable) -> None:
+    """Leave `sender` alone at exit: it has been closed. May be called for one that is not known."""
+    _open.discard(sender)
+
+
+def in_words(cut_short: Sequence[CutShort]) -> str:
+    """How many messages were not sent; what nobody knows of, and what some have, is not among them."""
+    outcomes = Counter(each.receipt.outcome for each in cut_short)
+    words = [f"{outcomes[Outcome.NOT_SENT]} messages were not sent"]
+    if outcomes[Outcome.IN_DOUBT]:
+        words.append(f"{outcomes[Outcome.IN_DOUBT]} in doubt")
+    if outcomes[Outcome.PARTIAL]:
+        words.append(f"{outcomes[Outcome.PARTIAL]} sent to some of their recipients")
+    return ", ".join(words)
+
+
+def _close_all() -> None:
+    end = Deadline.after(GRACE)
+    interrupt: BaseException | None = None
+    _time_is_up.clear()
+    while _open:  # a callback may use a sender that nobody had used: nobody else would close that
+        parted: list[Closable] = []
+        while (sender := _any_open()) is not None:
+            if end.passed:
+                _time_is_up.append(True)
+            parted += (sender,)
+            try:
+                sender._part(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
+            except Exception:  # noqa: BLE001 - its `close` meets it as well, and that is said
+                pass
+            except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
+                interrupt = exc
+        for sender in parted:
+            try:
+                unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
+            except Exception:
+                log.exception("a sender could not be closed at the end of the interpreter")
+                continue
+            except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
+                interrupt = exc
+                unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began
+            if unsent:
+                ends = "the interpreter ends" if interrupt is None else "the closing was interrupted"
+                log.error("%s, and %s", ends, in_words(unsent))
+    if interrupt is not None:
+        raise interrupt
+
+
+def _any_open() -> Closable | None:
+    """Take one out. In one step, for another thread may add one meanwhile."""
+    try:
+        return _open.pop()
+    except KeyError:
+        return None

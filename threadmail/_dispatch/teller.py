@@ -1,0 +1,149 @@
+"""Who is told what became of a message.
+
+Owns the one path by which every message is told: who waits for it, then whoever watches; and the mark on a thread that
+is telling. Guarantees: a message that was taken out is told of, whatever comes up meanwhile, and counted once; what a
+caller's own code does in a callback can be told from outside (`is_telling`), so that it is not made to wait for itself;
+a caller, who has a deadline, is not held up by callbacks where a worker can run them. Nobody is told under the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from .job import Job
+from .schedule import Schedule
+from .worker import Worker
+
+_T = TypeVar("_T")
+
+
+class Teller:
+    """Tells of the jobs of one sender that have their final receipts.
+
+    Args:
+        lock: guards the schedule.
+        settle: settles the completion of a job, which takes no time but for callbacks of futures.
+        announce: calls back whoever watches, which may take its time. Both may be called twice with one job.
+        wake_worker, wake_closers: called under the lock when there is something to be announced, and when it has been.
+        may_hand_over: whether a worker may run the callbacks; asked under the lock.
+    """
+
+    def __init__(
+        self,
+        lock: Any,
+        schedule: Schedule[Worker],
+        settle: Callable[[Job], None],
+        announce: Callable[[Job], None],
+        *,
+        wake_worker: Callable[[], None],
+        wake_closers: Callable[[], None],
+        may_hand_over: Callable[[], bool],
+    ) -> None:
+        self._lock = lock
+        self._schedule = schedule
+        self._settle = settle
+        self._call_back = announce
+        self._wake_worker = wake_worker
+        self._wake_closers = wake_closers
+        self._may_hand_over = may_hand_over
+        self._local = threading.local()
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether this thread is in the middle of telling of a message."""
+        return getattr(self._local, "depth", 0) > 0
+
+    def tell(self, job: Job) -> None:
+        """Tell of a job that its worker has sent, on that worker's thread."""
+        try:
+            self._settle(job)
+        finally:
+            self._call_back(job)
+
+    def end(self, jobs: list[Job], *, here: bool = False) -> None:
+        """Tell of jobs that were taken out: their receipts are made here, without the lock.
+
+        Where an exception from outside comes up in this, or as it is called, it is to be called again: nobody else
+        would come by.
+
+        Args:
+            here: the callbacks are run on this thread in any case.
+        """
+        self.marked(self._conclude, jobs)
+        # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
+        if here or self.is_telling or not self._handed_over(jobs):
+            self.announce(jobs)
+
+    def _conclude(self, job: Job) -> None:
+        job.conclude()
+        self._settle(job)
+
+    def _handed_over(self, jobs: list[Job]) -> bool:
+        with self._lock:
+            if not self._may_hand_over():
+                return False
+            self._wake_worker()
+            for job in jobs:
+                job.let_go()
+            handed_over = self._schedule.hand_over(jobs)
+            self._schedule.wake_first()
+        return handed_over
+
+    def announce_some(self) -> bool:
+        """Call back for jobs that were handed over. Returns whether there were any."""
+        jobs: list[Job] = []
+        try:
+            with self._lock:
+                self._schedule.some_unannounced(jobs)
+            self.announce(jobs)
+        except BaseException:
+            # From outside, perhaps: the rest is told of by whoever comes by when this worker ends. One operation of a
+            # deque, which needs no lock.
+            self._schedule.unannounced.extend([job for job in jobs if not (job.told and job.completion.all_told)])
+            raise
+        return bool(jobs)
+
+    def announce(self, jobs: list[Job]) -> None:
+        """Tell of jobs, perhaps again, and count them."""
+        told: list[Job] = []
+        try:
+            self.marked(self._tell_last, jobs)
+            told = jobs
+        except BaseException:
+            told = [job for job in jobs if job.told and job.completion.all_told]
+            raise
+        finally:
+            with self._lock:
+                self._schedule.told(told)
+                self._wake_closers()
+                self._schedule.wake_first()
+
+    def _tell_last(self, job: Job) -> None:
+        job.conclude()
+        self.tell(job)
+
+    def marked(self, act: Callable[[_T], object], those: Iterable[_T]) -> None:
+        """Act on each of those, with the mark on this thread that it is telling.
+
+        Whatever comes up at one: a callback may end in `sys.exit`, and the others are not concerned. It is raised when
+        all had their turn.
+        """
+        local = self._local
+        depth = getattr(local, "depth", 0)
+        raised: BaseException | None = None
+        try:
+            local.depth = depth + 1
+            for each in those:
+                try:
+                    act(each)
+                except BaseException as exc:  # noqa: BLE001 - it is raised below
+                    raised = raised or exc
+        finally:
+            local.depth = depth
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised

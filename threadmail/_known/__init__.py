@@ -1,0 +1,1 @@
+"""What a process remembers of a server, for all that share a config."""

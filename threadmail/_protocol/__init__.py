@@ -1,0 +1,1 @@
+"""SMTP without I/O: what a transaction has come to."""

@@ -1,0 +1,1 @@
+"""Time, locks, threads and forks: what everything else stands on. Nothing here knows what mail is."""

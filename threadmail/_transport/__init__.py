@@ -1,0 +1,1 @@
+"""One connection: found, dialled, encrypted; whole commands out, whole replies in, or closed."""
