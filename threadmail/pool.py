@@ -1,8 +1,8 @@
 """A bounded pool of clients.
 
-Owns the shell around `_pool.keys.Keys`, which decides who gets which client: its one lock, the waits, and what is
-done with a client that was granted or taken away. Guarantees: never more than `max_size` connections, those being
-dialled or closed included; waiters are served in the order they came; no client is ever lost, however a wait or a lease ends; all
+Owns the shell around `_pool.keys.Keys`, which decides who gets which client: its one lock, the waits, and what is done
+with a client that was granted or taken away. Guarantees: never more than `max_size` connections, those being dialled or
+closed included; waiters are served in the order they came; no client is ever lost, however a wait or a lease ends; all
 network I/O happens outside the lock; a server that does not answer is dialled by one thread at a time, with growing
 pauses, whatever the number of threads. Leaves the dialogue to `Client`, retries to `ThreadedSender`.
 
