@@ -19,6 +19,7 @@ from threadmail.errors import ConnectFailed, GreetingRefused, SenderRefused
 from threadmail.receipt import Reply
 
 TOO_FAST, TOO_MANY, GREYLISTED = Signs(too_fast=True), Signs(too_many=True), Signs(greylisted=True)
+NOT_LET_IN = GreetingRefused(421, b"too many connections")
 
 
 def test_no_sign_spares_nothing_and_each_sign_does() -> None:
@@ -227,7 +228,7 @@ def test_one_that_is_not_let_in_is_one_too_many_for_a_while_which_doubles() -> N
     pauses = []
     now = 0.0
     for _ in range(9):
-        limit.let_in_no_more(9, now)
+        limit.let_in_no_more(9, now, NOT_LET_IN)
         assert limit.stands_still
         pauses.append(limit.again_at - now)
         now = limit.again_at
@@ -238,25 +239,25 @@ def test_one_that_is_not_let_in_is_one_too_many_for_a_while_which_doubles() -> N
 def test_those_that_are_not_let_in_at_one_moment_count_once_but_for_the_number() -> None:
     limit = ConcurrencyLimit(9)
     for running in (9, 8, 7):
-        limit.let_in_no_more(running, 5.0)
+        limit.let_in_no_more(running, 5.0, NOT_LET_IN)
     assert (limit.again_at, limit.workers) == (5.0 + SHORTEST_PAUSE, 6)
-    limit.let_in_no_more(6, 5.9)
+    limit.let_in_no_more(6, 5.9, NOT_LET_IN)
     assert limit.again_at == 5.0 + SHORTEST_PAUSE
-    limit.let_in_no_more(6, 6.0)
+    limit.let_in_no_more(6, 6.0, NOT_LET_IN)
     assert limit.again_at == 6.0 + 2 * SHORTEST_PAUSE
 
 
 @pytest.mark.parametrize("moved", ["sent", "answered"])
 def test_when_the_others_move_it_begins_anew(moved: str) -> None:
     limit = ConcurrencyLimit(9)
-    limit.let_in_no_more(9, 0.0)
-    limit.let_in_no_more(8, 1.0)
+    limit.let_in_no_more(9, 0.0, NOT_LET_IN)
+    limit.let_in_no_more(8, 1.0, NOT_LET_IN)
     if moved == "sent":
         limit.count_good(1)
     else:
         limit.learn(Signs(), running=3, pauses_seen=0)
     assert not limit.stands_still
-    limit.let_in_no_more(3, 1.5)
+    limit.let_in_no_more(3, 1.5, NOT_LET_IN)
     assert (limit.stands_still, limit.again_at) == (True, 1.5 + SHORTEST_PAUSE)
 
 

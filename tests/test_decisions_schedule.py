@@ -806,7 +806,7 @@ class StandingStill(Case):
         super().__init__(workers=4)
         self.busy, self.spare = self.worker(), self.worker(connected=False)
         self.queued()
-        self.schedule.limit.let_in_no_more(2, 0.0)
+        self.schedule.limit.let_in_no_more(2, 0.0, ConnectFailed("421"))
 
     @property
     def again_at(self) -> float:

@@ -167,6 +167,9 @@ class ThreadedSender(BornAnew):
     def abort(self, future: SendFuture) -> bool:
         """End one message now: take it back, or drop the connection it is on.
 
+        In a window, one behind others whose content was sent is ended when those ahead of it are settled: without their
+        connection they would be in doubt.
+
         What is known then is told by the future: it is cancelled if nothing was written, else its error is `Aborted`,
         with outcome NOT_SENT or IN_DOUBT.
 

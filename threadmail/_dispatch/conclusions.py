@@ -80,7 +80,7 @@ def told_of_dial(schedule: Schedule[Worker], worker: Worker, error: MailError | 
     elif (error.transient or isinstance(error, GreetingRefused)) and _others_connected(schedule, worker):
         # A server that has enough connections is not dead; nor does it mean all of us by its 554, who lets one in.
         breaker.gave_up()
-        schedule.limit.let_in_no_more(len(schedule.workers), now)
+        schedule.limit.let_in_no_more(len(schedule.workers), now, error)
     else:
         news = breaker.error is None
         breaker.failed(error, now)

@@ -58,6 +58,7 @@ class ConcurrencyLimit:
         pauses: how many pauses the server was given so far.
         stands_still: nothing was heard of those who are connected since one more was not let in.
         again_at: when one more is tried, should they stand still until then.
+        not_let_in: what that one was told; None once they move.
     """
 
     def __init__(self, workers: int) -> None:
@@ -68,6 +69,7 @@ class ConcurrencyLimit:
         self._good_in_a_row = 0
         self.stands_still = False
         self.again_at = 0.0
+        self.not_let_in: MailError | None = None
         self._still = 0.0  # how long was last waited for them to move
 
     def learn(self, signs: Signs, running: int, pauses_seen: int) -> float:
@@ -80,7 +82,7 @@ class ConcurrencyLimit:
             Seconds for which nobody is to begin a message; 0.0 if this is no reason to pause.
         """
         pause = self._still = 0.0
-        self.stands_still = False
+        self._moves()
         # What was under way when a pause began tells nothing new: the refusals of one burst count once. If each of
         # them doubled the pause, sixteen workers would stand still for a minute because of a second's excess.
         if signs.too_fast and not signs.greylisted and pauses_seen == self.pauses:
@@ -95,15 +97,19 @@ class ConcurrencyLimit:
     def count_good(self, messages: int) -> None:
         """So many messages were taken for everybody, without trouble between them."""
         self._pause = self._still = 0.0
-        self.stands_still = False
+        self._moves()
         self._good_in_a_row += messages
         if self._good_in_a_row >= REGROW_AFTER and self.workers < self._at_most:
             self._good_in_a_row = 0
             self.workers += 1
 
-    def let_in_no_more(self, running: int, now: float) -> None:
+    def _moves(self) -> None:
+        self.stands_still, self.not_let_in = False, None
+
+    def let_in_no_more(self, running: int, now: float, error: MailError) -> None:
         """A server that others are connected to did not let in one more."""
         self.fewer(running)
+        self.not_let_in = error
         if not self.stands_still or now >= self.again_at:  # those that failed at one moment count once
             self.stands_still = True
             self._still = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._still))
@@ -120,9 +126,10 @@ class ConcurrencyLimit:
 
 
 def read_signs(receipt: Receipt) -> Signs:
-    """What the server said of itself in the replies of an attempt."""
+    """What the server said of itself in the replies of an attempt. What a hook raised is none of them."""
     replies = [r for r in (receipt.reply, *receipt.refused.values()) if r is not None]
-    return _signs(replies if receipt.error is None else [*replies, *_reply_of(receipt.error)])
+    error = receipt.error
+    return _signs(replies if error is None or error._of_hook else [*replies, *_reply_of(error)])
 
 
 def has_enough(error: MailError) -> bool:

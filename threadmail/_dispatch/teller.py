@@ -73,8 +73,15 @@ class Teller:
         """
         self.marked(self._conclude, jobs)
         # A caller has a deadline, and callbacks may take their time: so a worker runs them, if there is one.
-        if here or self.is_telling or not self._handed_over(jobs):
+        if here:
             self.announce(jobs)
+        elif not self._handed_over(jobs):
+            if self.is_telling:
+                # A callback that takes back the next message, whose callback takes back the next one: each within the
+                # other, that would end in a RecursionError. So who tells goes on with these when he is done.
+                self._behind.extend(jobs)
+            else:
+                self.announce(jobs)
 
     def _conclude(self, job: Job) -> None:
         job.conclude()
@@ -128,8 +135,20 @@ class Teller:
         """Act on each of those, with the mark on this thread that it is telling.
 
         Whatever comes up at one: a callback may end in `sys.exit`, and the others are not concerned. It is raised when
-        all had their turn.
+        all had their turn, and those too which a callback took out meanwhile.
         """
+        raised = self._in_turn(act, those)
+        if not self.is_telling:
+            # Looked at without the mark: what a signal handler takes out from here on, it tells of itself.
+            while self._behind:
+                raised = self._in_turn(self._announce_first_behind, self._behind[:]) or raised
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
+
+    def _in_turn(self, act: Callable[[_T], object], those: Iterable[_T]) -> BaseException | None:
         local = self._local
         depth = getattr(local, "depth", 0)
         raised: BaseException | None = None
@@ -138,12 +157,28 @@ class Teller:
             for each in those:
                 try:
                     act(each)
-                except BaseException as exc:  # noqa: BLE001 - it is raised below
+                except BaseException as exc:  # noqa: BLE001 - `marked` raises it
                     raised = raised or exc
+        except BaseException:
+            # From outside: nobody goes on with these here. One operation of a deque, which needs no lock.
+            self._schedule.unannounced.extend(self._behind)
+            raise
         finally:
             local.depth = depth
-        if raised is not None:
-            try:
-                raise raised
-            finally:
-                del raised
+        return raised
+
+    @property
+    def _behind(self) -> list[Job]:
+        """What callbacks on this thread took out, and it is to tell of when they are done."""
+        behind: list[Job] = self._local.__dict__.setdefault("behind", [])
+        return behind
+
+    def _announce_first_behind(self, job: Job) -> None:
+        try:
+            self.announce([job])
+        except BaseException:
+            if not (job.told and job.completion.all_told):
+                self._schedule.unannounced.append(job)  # as in `announce_some`
+            raise
+        finally:
+            del self._behind[0]  # afterwards: an interrupt loses none

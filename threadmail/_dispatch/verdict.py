@@ -99,7 +99,7 @@ def _session_lost(receipt: Receipt, error: MailError | None) -> bool:
     """
     if receipt.outcome is not Outcome.NOT_SENT or receipt.phase is not Phase.MAIL or error is None:
         return False
-    if isinstance(error, Aborted) or error.deadline_passed:
+    if isinstance(error, Aborted) or error.deadline_passed or error._of_hook:
         return False
     return isinstance(error, (ConnectionLost, BadReply)) or getattr(error, "smtp_code", 0) == 421
 
@@ -109,4 +109,6 @@ def _answered(receipt: Receipt, error: MailError | None) -> bool:
         return True
     if receipt.phase in (Phase.RCPT, Phase.DATA, Phase.CONTENT, Phase.FINAL, Phase.DONE):
         return True
+    if error is None or error._of_hook:
+        return False
     return isinstance(error, (ReplyError, RecipientsRefused)) and not isinstance(error, BadReply)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from .._runtime.deadline import now
-from ..errors import Aborted, Closed, MailError, Outcome
+from ..errors import Aborted, Closed, MailError, Outcome, TimedOut
 from ..receipt import Receipt
 from .closing import Closing
 from .job import Ending, Job
@@ -93,7 +93,7 @@ class Withdrawal:
             worker.client.abort()
         elif self._window == 1:
             self._out_of_prefetched(worker, job, out, _ended_as_called_off)
-        # Else its connection is also that of those ahead, and is dropped when they are settled.
+        # Else its connection is also that of those ahead, who would be in doubt; it is dropped when they are settled.
         return True
 
     def _out_of_prefetched(self, worker: Worker, job: Job, out: list[Job], ending: Ending) -> None:
@@ -134,8 +134,8 @@ class Withdrawal:
         """Its own deadline has passed; or the retry policy's time for all attempts, and then the last one decides."""
         if job.end.passed:
             return job.ended_by(too_late())
-        cause = self._schedule.breaker.error
-        return job.receipt or job.ended_by(copy.copy(cause) if cause is not None else too_late())
+        cause = self._schedule.breaker.error or self._schedule.limit.not_let_in or _nobody_came()
+        return job.receipt or job.ended_by(copy.copy(cause))
 
     def fail_queue(self, cause: MailError | None = None) -> None:
         """Settle everything that waits, because of `cause`, or because the server does not let us in."""
@@ -191,6 +191,11 @@ def _ended_by(error: MailError, job: Job) -> Receipt:
 
 def _ended_as_called_off(job: Job) -> Receipt:
     return job.receipt or Receipt.not_sent(job.envelope, _called_off())
+
+
+def _nobody_came() -> TimedOut:
+    """Nobody who gave no deadline is told that it passed."""
+    return TimedOut("all workers were busy with others for as long as its retry policy allows (RetryPolicy.total)")
 
 
 def _called_off() -> Aborted:
