@@ -22,6 +22,7 @@ from threadmail.errors import (
     RecipientsRefused,
     SenderRefused,
     TimedOut,
+    of_hook,
 )
 from threadmail.receipt import Reply
 
@@ -165,6 +166,7 @@ def late(error: MailError) -> MailError:
         (ConnectionLost("x"), Phase.DATA, False),
         (Aborted("x"), Phase.MAIL, False),
         (late(ConnectionLost("x")), Phase.MAIL, False),
+        (of_hook(SenderRefused(421, b"its own server", "s")), Phase.MAIL, False),
     ],
 )
 def test_a_session_that_was_taken_back_before_a_mail_was_answered_is_lost(
@@ -197,12 +199,14 @@ def test_what_is_in_doubt_has_lost_no_session_and_what_has_no_error_neither() ->
         (ConnectionLost("x"), Phase.FINAL, True),
         (ConnectionLost("x"), Phase.DONE, True),
         (ConnectionLost("x"), None, False),
+        (of_hook(SenderRefused(550, b"its own server", "s")), Phase.MAIL, False),
+        (None, Phase.MAIL, False),
     ],
 )
 def test_the_server_answered_a_mail_where_it_refused_it_or_the_dialogue_had_gone_on(
-    error: MailError, phase: Phase, answered: bool
+    error: MailError | None, phase: Phase, answered: bool
 ) -> None:
-    assert judged(failed(error, phase)).answered is answered
+    assert judged(failed(error, phase)).answered is answered  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SENT, Outcome.PARTIAL, Outcome.IN_DOUBT])
