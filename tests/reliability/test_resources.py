@@ -38,6 +38,15 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+# CPython drops a TLS socket whose peer resets it between two of its own steps, and what it held with it: once in some
+# hundred runs. Its warning would be an error that pytest keeps, frames and all; what is left open is counted here.
+DROPPED_BY_CPYTHON = pytest.mark.filterwarnings(
+    "ignore:Exception ignored.*<ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed <ssl.SSLSocket:ResourceWarning",
+)
+
+
+@DROPPED_BY_CPYTHON
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("way", WAYS)
 def test_failures_leave_nothing_behind(way: str) -> None:
@@ -52,12 +61,7 @@ def test_failures_leave_nothing_behind(way: str) -> None:
     assert after.objects == before.objects
 
 
-# CPython drops a TLS socket whose peer resets it between two of its own steps, and what it held with it: once in some
-# hundred runs. What we leave behind ourselves, `test_failures_leave_nothing_behind` sees.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored.*<ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning",
-    "ignore:unclosed <ssl.SSLSocket:ResourceWarning",
-)
+@DROPPED_BY_CPYTHON
 def test_memory_is_where_it_began() -> None:
     """By the interpreter's own count of what is allocated; what grows does so each time."""
     tracemalloc.start()
