@@ -1248,6 +1248,43 @@ def test_a_unix_socket_with_a_colon_in_its_path_is_a_path(tmp_path: Path) -> Non
         client.connect(str(tmp_path / "a:b"), 0)
 
 
+@pytest.mark.parametrize(
+    "by_hand", [lambda _: None, lambda c: c.ehlo(), lambda c: c.helo()], ids=["not greeted", "ehlo", "helo"]
+)
+def test_lmtp_says_lhlo_or_nothing(by_hand: Callable[[SMTP], object]) -> None:
+    """Who takes a HELO speaks SMTP, and owes one reply where LMTP waits for two: delivered mail was told in doubt."""
+    with ScriptedServer([Serve()]) as server, client_of(server, kind=LMTP) as client:
+        by_hand(client)
+        for _ in range(2):
+            with pytest.raises(HeloRefused, match="knows no LHLO, and may speak SMTP") as info:
+                client.sendmail(ANN, [A, B], CONTENT)
+            assert (info.value.outcome, info.value.transient) == (Outcome.NOT_SENT, False)
+        assert not {"MAIL", "DATA"} & set(said_to(server))
+        assert said_to(server)[-2:] == ["LHLO", "LHLO"]
+
+
+@pytest.mark.parametrize(("kind", "hint"), [(LMTP, "may speak SMTP (smtp://)"), (SMTP, "may speak LMTP (lmtp://)")])
+def test_a_server_that_speaks_the_other_protocol_is_told_of(kind: Any, hint: str) -> None:
+    """Behind what it said: a whole server of each kind."""
+    with CaptureServer(lmtp=kind is SMTP) as server, client_of(server, kind=kind) as client:
+        with pytest.raises(HeloRefused) as info:
+            client.sendmail(ANN, [A, B], CONTENT)
+        assert str(info.value).startswith("the server answered 500 ")
+        assert hint in str(info.value)
+        assert server.messages == []
+
+
+@pytest.mark.parametrize("refusal", ["550 5.7.1 not you", "501 5.5.4 what name is that", "451 4.3.0 later"])
+@pytest.mark.parametrize("kind", [SMTP, LMTP])
+def test_a_greeting_that_is_refused_for_another_reason_hints_at_nothing(kind: Any, refusal: str) -> None:
+    greet = "LHLO" if kind is LMTP else "EHLO"
+    helo = [] if kind is LMTP or refusal.startswith("4") else [answer("HELO", refusal)]
+    with ScriptedServer([greeting(), answer(greet, refusal), *helo, Stall()]) as server:
+        with client_of(server, kind=kind) as client, pytest.raises(HeloRefused) as info:
+            client.sendmail(ANN, A, CONTENT)
+    assert str(info.value) == f"the server answered {refusal}"
+
+
 # ---------------------------------------------------------------- the end
 
 

@@ -359,7 +359,7 @@ class GreetingRefused(ReplyError, smtplib.SMTPConnectError):
 
 
 class HeloRefused(ReplyError, smtplib.SMTPHeloError):
-    """EHLO and HELO were both refused."""
+    """EHLO and HELO were both refused; or LHLO, under LMTP, where nothing else is said."""
 
     phase = Phase.CONNECT
 

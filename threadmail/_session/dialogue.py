@@ -45,6 +45,9 @@ Answer: TypeAlias = tuple[int, bytes]
 # Commands that end a transaction, whatever the answer.
 _ENDING = ("RSET", "EHLO", "HELO", "LHLO")
 
+#: How servers refuse a command that is none of theirs.
+_UNKNOWN = (500, 502, 503)
+
 # Line ends (code written for smtplib knows the words of the error), and what else no command may hold.
 _CONTROL = re.compile(r"[\0-\x08\n-\x1f\x7f]")
 
@@ -373,7 +376,8 @@ class Dialogue(Guarded, smtplib.SMTP):
     def ehlo_or_helo_if_needed(self) -> None:
         """EHLO, or HELO where the server does not know that (RFC 5321 §3.2), unless it has been greeted already.
 
-        Not after a 4yz: HELO would give up all that EHLO offers, STARTTLS and AUTH among it, for a passing trouble.
+        Not after a 4yz: HELO would give up all that EHLO offers, STARTTLS and AUTH among it, for a passing trouble. And
+        under LMTP it is LHLO or nothing, also where smtplib goes on with HELO: see `_is_greeted`.
 
         Raises:
             HeloRefused: the server wants neither, or not now.
@@ -381,20 +385,45 @@ class Dialogue(Guarded, smtplib.SMTP):
         """
         with self.sync_root:
             self._require_turn()
-            if self.helo_resp is None and self.ehlo_resp is None:
+            if not self._is_greeted:
                 self._greet()
+
+    @property
+    def _speaks_lmtp(self) -> bool:
+        return self.ehlo_msg == "lhlo"
+
+    @property
+    def _is_greeted(self) -> bool:
+        """Whether mail may follow.
+
+        Under LMTP after LHLO alone: who takes a HELO speaks SMTP (RFC 2033 §4.1), and owes one reply to the content
+        where LMTP waits for as many as there are recipients. Nor after one that was refused, which smtplib notes all
+        the same: there are servers that take a MAIL from whoever has not said his name.
+        """
+        if self._speaks_lmtp:
+            return self.does_esmtp and self.ehlo_resp is not None
+        return self.helo_resp is not None or self.ehlo_resp is not None
 
     def _greet(self) -> None:
         reply = Reply(*self.ehlo())
-        if reply.permanent:
+        if reply.permanent and not self._speaks_lmtp:
             reply = Reply(*self.helo())
         if reply.positive and reply.code not in (220, 221):  # a second greeting shifts all replies by one
             return
         self.helo_resp = self.ehlo_resp = None
         if reply.transient or reply.permanent:
-            raise HeloRefused(*reply.pair)
+            raise HeloRefused(*reply.pair, self._not_greeted(reply))
         self._drop()
-        raise BadReply(f"EHLO was answered {reply}", phase=Phase.CONNECT)
+        raise BadReply(f"{self.ehlo_msg.upper()} was answered {reply}", phase=Phase.CONNECT)
+
+    def _not_greeted(self, reply: Reply) -> str:
+        """What a refused greeting is told as: that it may be the other protocol, where the command is not known."""
+        told = f"the server answered {reply}"
+        if reply.code not in _UNKNOWN:
+            return told
+        if self._speaks_lmtp:
+            return f"{told}: it knows no LHLO, and may speak SMTP (smtp://) instead of LMTP"
+        return f"{told}: it knows neither EHLO nor HELO, and may speak LMTP (lmtp://) instead of SMTP"
 
     @exclusive
     def has_extn(self, opt: str) -> bool:

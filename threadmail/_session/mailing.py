@@ -130,10 +130,10 @@ class Mailing(Dialogue):
         if self._state is not State.IDLE:
             self._require_turn()
             self._require_no_transaction()
-        if self.helo_resp is None and self.ehlo_resp is None:
-            self.ehlo_or_helo_if_needed()
-        if terms is None or terms.lmtp != (self.ehlo_msg == "lhlo"):
-            terms = replace(terms or Terms(self.esmtp_features), lmtp=self.ehlo_msg == "lhlo")
+        if self.ehlo_resp is None or not self.does_esmtp:
+            self.ehlo_or_helo_if_needed()  # it knows whether that is so
+        if terms is None or terms.lmtp != self._speaks_lmtp:
+            terms = replace(terms or Terms(self.esmtp_features), lmtp=self._speaks_lmtp)
         wire = self._connected()
         pipeline = self._pipeline
         if pipeline is None or pipeline.wire is not wire:
