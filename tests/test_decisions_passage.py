@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from threadmail import Envelope, MessageTooLarge, Phase
+from threadmail import Envelope, InvalidEnvelope, MessageTooLarge, Phase
 from threadmail._message.content import SMALL
 from threadmail._protocol.passage import IN_FLIGHT, Passage
-from threadmail._protocol.transaction import Command, Terms
+from threadmail._protocol.transaction import Command, Terms, Transaction
 from threadmail.receipt import Reply
 
 GROUPED = {"pipelining": ""}
@@ -43,6 +43,40 @@ def test_what_the_server_cannot_take_is_known_before_the_first_byte() -> None:
     assert isinstance(refused.refusal, MessageTooLarge)
     assert not refused.waiting
     assert refused.chunk is None
+
+
+@pytest.mark.parametrize("fault", [TypeError("what"), RecursionError("deep"), UnicodeError("\x1b")])
+def test_what_is_at_fault_with_it_is_an_error_of_ours(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commands(_: Transaction) -> NoReturn:
+        raise fault
+
+    monkeypatch.setattr(Transaction, "commands", commands)
+    refused = passage(1, extensions=GROUPED, window=2)
+    assert type(refused.refusal) is InvalidEnvelope
+    assert str(refused.refusal).startswith(f"the message cannot be written: {type(fault).__name__}: ")
+    assert str(refused.refusal).isprintable()
+    assert refused.refusal.__cause__ is fault
+    assert (list(refused.waiting), refused.chunk) == ([], None)
+
+
+@pytest.mark.parametrize("from_outside", [MemoryError(), TimeoutError("a time limit"), Exception("another one")])
+def test_what_comes_from_outside_is_kept_as_it_is(from_outside: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the call that the message is for: it is neither hidden nor the end of the one ahead."""
+
+    def commands(_: Transaction) -> NoReturn:
+        raise from_outside
+
+    monkeypatch.setattr(Transaction, "commands", commands)
+    assert passage(1, extensions=GROUPED).refusal is from_outside
+
+
+def test_an_interrupt_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def commands(_: Transaction) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Transaction, "commands", commands)
+    with pytest.raises(KeyboardInterrupt):
+        passage(1, extensions=GROUPED)
 
 
 def test_outside_a_window_the_content_is_not_written_with_the_commands() -> None:

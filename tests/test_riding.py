@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from threadmail import (
     Envelope,
     MailError,
     MessageTooLarge,
+    NotSupported,
     Outcome,
     Phase,
     Receipt,
@@ -27,6 +29,7 @@ from threadmail import (
     ServerConfig,
     ThreadedSender,
 )
+from threadmail._protocol.transaction import Transaction
 from threadmail.testing import (
     Drop,
     Expect,
@@ -447,6 +450,86 @@ def test_a_batch_goes_on_after_what_is_no_message() -> None:
         report = client.send_all([named("a"), b"no message", named("b")])
         assert [r.outcome for r in report] == [Outcome.SENT, Outcome.NOT_SENT, Outcome.SENT]
         assert client.send_all([]) == client.send_all(iter(()))
+
+
+def nested(levels: int) -> bytes:
+    """A message of 8-bit text within parts so deep."""
+    body = "Content-Type: text/plain\r\n\r\nü\r\n"
+    for level in range(levels):
+        body = f"Content-Type: multipart/mixed; boundary=b{level}x\r\n\r\n--b{level}x\r\n{body}--b{level}x--\r\n"
+    return f"From: from-deep@example.org\r\nTo: to@example.net\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    "extensions", [("PIPELINING",), ("PIPELINING", "CHUNKING"), ()], ids=["rides", "window", "alone"]
+)
+def test_one_that_the_email_package_stumbles_over_is_refused_alone(extensions: tuple[str, ...]) -> None:
+    """It is to be recoded as the one ahead leaves: that one was lost, and the receipts of all with it."""
+    deep = Envelope.of(nested(sys.getrecursionlimit()))
+    with ScriptedServer([Serve(extensions=extensions)]) as server:
+        config = ServerConfig(server.host, server.port, window=4 if "CHUNKING" in extensions else 1)
+        with Client(config) as client:
+            report = client.send_all([named("a"), named("b"), deep, named("c")])
+            with pytest.raises(NotSupported, match="cannot be recoded: RecursionError"):
+                client.send(deep)
+    assert [r.outcome for r in report] == [Outcome.SENT, Outcome.SENT, Outcome.NOT_SENT, Outcome.SENT]
+    assert isinstance(report[2].error, NotSupported)
+    assert intact(server.messages) == Counter("abc")
+    assert server.connections == 1
+
+
+def test_a_mistake_in_a_hook_is_told_of_its_message_alone() -> None:
+    dials = iter([None, KeyError("what hooks know"), None])
+
+    def hook() -> None:
+        if mistake := next(dials):
+            raise mistake
+
+    with ScriptedServer([Serve()], last="repeat") as server:
+        config = ServerConfig(server.host, server.port, max_messages=1)
+        with Client(config, before_dial=hook) as client:
+            report = client.send_all(named(n) for n in "abc")
+    assert [r.outcome for r in report] == [Outcome.SENT, Outcome.NOT_SENT, Outcome.SENT]
+    assert str(report[1].error) == "the attempt was interrupted by KeyError"
+    assert intact(server.messages) == Counter("ac")
+
+
+def test_a_mistake_of_ours_behind_the_end_of_data_leaves_its_message_in_doubt_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its transaction knows; the one that rode behind it is sent anew."""
+    take_final = Transaction.take_final
+
+    def mistaken(self: Transaction, recipient: str, reply: object) -> None:
+        if self.envelope.sender == "from-b@example.org":
+            raise AssertionError("a mistake of ours")
+        take_final(self, recipient, reply)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transaction, "take_final", mistaken)
+    with ScriptedServer([Serve()], last="repeat") as server, Client(server.config) as client:
+        report = client.send_all(named(n) for n in "abc")
+    assert [r.outcome for r in report] == [Outcome.SENT, Outcome.IN_DOUBT, Outcome.SENT]
+    assert report[1].error is not None
+    assert (report[1].error.outcome, report[1].error.may_resend) == (Outcome.IN_DOUBT, False)
+    assert intact(server.messages) == Counter("abc")
+
+
+def test_a_time_limit_from_outside_is_not_hidden_and_spares_the_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes up where the message's own turn does, with the one ahead answered; an interrupt comes up at once."""
+
+    class TimeLimit(Exception):
+        pass
+
+    def struck(content: bytes) -> bytes:
+        raise TimeLimit
+
+    monkeypatch.setattr("threadmail.envelope.seven_bit", struck)
+    eight_bit = Envelope("x@example.org", "y@example.net", "Subject: ü\r\n\r\nü\r\n".encode())
+    with ScriptedServer([Serve(extensions=("PIPELINING",))]) as server, Client(server.config) as client:
+        with pytest.raises(TimeLimit):
+            client.send_all([named("a"), eight_bit, named("b")])
+        assert client.send(named("c")).outcome is Outcome.SENT
+    assert intact(server.messages) == Counter("ac")
 
 
 def test_a_dead_server_is_dialled_once_for_a_batch() -> None:

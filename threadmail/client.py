@@ -259,7 +259,8 @@ class Client(KeptConnection):
             One receipt for each message, in input order.
         Raises:
             TypeError: it is one message, and no iterable of them.
-            Exception: what the iterable raised, once the messages it gave before have been sent.
+            Exception: what the iterable raised, once the messages it gave before have been sent; or what comes from
+                outside, such as a time limit of a job queue.
         """
         require_many(messages, "send_all")
         end = Deadline.after(deadline)

@@ -14,7 +14,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from email.errors import MessageError
 from email.message import Message
 from typing import Any, TypeAlias
 
@@ -29,18 +28,6 @@ from ._message.sevenbit import seven_bit
 from .errors import InvalidEnvelope, MailError, printable
 
 Recipients: TypeAlias = str | Iterable[str]
-
-#: What a message object raises that is not as it should be. Others come from outside: a time limit, no memory.
-_FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    MessageError,
-)
 
 
 @dataclass(frozen=True, init=False)
@@ -205,7 +192,7 @@ class Envelope:
             return cls.from_message(message)
         except MailError:
             raise
-        except _FAULTS as exc:
+        except _message.FAULTS as exc:
             raise InvalidEnvelope(
                 f"the message cannot be written: {type(exc).__name__}: {printable(str(exc))}"
             ) from exc

@@ -460,6 +460,15 @@ def test_what_cannot_be_recoded_is_refused_before_a_byte_is_written(content: byt
     assert len(server.messages) == 1
 
 
+def test_what_the_email_package_stumbles_over_is_recoded_or_refused() -> None:
+    """A bare TypeError came up here before CPython learned to sort what it finds in a Content-Type."""
+    content = b"Content-Type: application/pdf; name*0=a; name*1*=b; name*=utf-8''c\r\n\r\n\xff\r\n"
+    with ScriptedServer(NO_8BIT) as server, Client(config_of(server)) as client:
+        first, second = client.send_all([Envelope(ANN, [BOB], content), envelope()])
+        assert first.outcome is Outcome.SENT or isinstance(first.error, NotSupported)
+        assert second.outcome is Outcome.SENT
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"Content-Type: text/html; charset=utf-8\r\n"]))
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 def test_recoding_loses_nothing_or_refuses(body: bytes, declared: bytes) -> None:

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
-from .._message.message import AnyMessage
+from .._message.message import FAULTS, AnyMessage
 from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline, now
-from .._session.delivery import Follow, Follower
+from .._session.delivery import BeforeMail, Follow, Follower
 from ..envelope import Envelope
-from ..errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Phase, Reentered, detach
+from ..errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Outcome, Phase, Reentered, detach
 from ..receipt import Receipt
 
 #: Seconds after which a turn begins with what the iterable has given so far.
@@ -47,13 +47,14 @@ class Taker(Protocol):
         envelope: Envelope,
         *,
         deadline: float | Deadline | None = None,
+        before_mail: BeforeMail | None = None,
         follow: Follow | None = None,
         begun: Transaction | None = None,
     ) -> Receipt: ...
 
 
 class _Entry:
-    """A message, or why it is none; its transaction, once it was begun while another one was under way."""
+    """A message, or why it is none; its transaction, once it was begun, also while another one was under way."""
 
     __slots__ = ("envelope", "invalid", "transaction")
 
@@ -68,6 +69,23 @@ class _Entry:
 
     def begun(self, transaction: Transaction) -> None:
         self.transaction = transaction
+
+    def interrupted(self, envelope: Envelope, exc: Exception) -> Receipt:
+        """The receipt where a hook of the client's owner made a mistake, or we did: its transaction knows what is true.
+
+        Told as that of any message that failed, for those of the others would be lost with it.
+        """
+        error = MailError(f"the attempt was interrupted by {type(exc).__name__}")  # its text may hold anything
+        error.__cause__ = exc
+        detach(error)
+        transaction = self.transaction
+        if transaction is None:
+            return Receipt.not_sent(envelope, error)
+        receipt = transaction.receipt()
+        if receipt.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) and receipt.error is None:
+            transaction.blame(error)
+            receipt = transaction.receipt()
+        return receipt
 
 
 class Turn:
@@ -159,8 +177,10 @@ class Turn:
                 if last is not None and last.error is not None and last.phase in CONNECTING:
                     return Receipt.not_sent(envelope, last.error)  # each would dial the server in vain
                 end.check("other messages were sent")
-            return client.transmit(envelope, deadline=end, follow=follow, begun=begun)
+            return client.transmit(envelope, deadline=end, before_mail=entry.begun, follow=follow, begun=begun)
         except MailError as error:
             if last is None and isinstance(error, (Closed, Reentered)):
                 raise
             return Receipt.after(envelope, detach(error))
+        except FAULTS as exc:
+            return entry.interrupted(envelope, exc)

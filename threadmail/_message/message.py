@@ -32,6 +32,18 @@ _ORIGINATORS_AND_RECIPIENTS = frozenset(
 )
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _BLOCK = 1 << 15
+#: What the email package raises of a message that is not as it should be. Others come from outside: a time limit, no
+#: memory.
+FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    MessageError,
+)
 # What the header parser of EmailMessage says when it has dropped part of an address list.
 _LOST = ("invalid address", "missing trailing '>'")
 BARE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")

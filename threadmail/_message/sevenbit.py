@@ -2,8 +2,8 @@
 
 Owns the recoding of 8-bit parts. Where a server does not offer 8BITMIME, RFC 6152 §3 leaves a client two ways: recode
 or refuse. Guarantees: every part decodes to the octets it had, and the header fields that describe no encoding are the
-same, for the result is read again to make sure of it; a message that is signed, or that has 8-bit text in its header,
-is refused.
+same, for the result is read again to make sure of it; a message that is signed, that has 8-bit text in its header, or
+that the email package stumbles over, is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from email.policy import compat32
 from typing import Any, TypeAlias
 
 from ..errors import NotSupported
+from .message import FAULTS
 
 _Part: TypeAlias = "Message[Any, Any]"
 
@@ -31,8 +32,16 @@ def seven_bit(content: bytes) -> bytes:
     """`content`, CRLF-normalised, with its 8-bit parts in quoted-printable or base64.
 
     Raises:
-        NotSupported: that cannot be done without loss.
+        NotSupported: that cannot be done without loss, or the email package, which reads anything, stumbles over it:
+            over parts nested a hundred deep, say.
     """
+    try:
+        return _recoded(content)
+    except FAULTS as exc:
+        raise _refusal(f"cannot be recoded: {type(exc).__name__}") from exc
+
+
+def _recoded(content: bytes) -> bytes:
     message = email.message_from_bytes(content, policy=_AS_IT_IS)
     before = _essence(message)
     for part in message.walk():

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from .._message.content import SMALL
+from .._message.message import FAULTS
 from ..envelope import Envelope
-from ..errors import MailError, Phase
+from ..errors import InvalidEnvelope, MailError, Phase
 from .transaction import Command, Terms, Transaction
 
 #: Commands whose replies may be outstanding. Each side must be able to keep what the other has not read yet, or both
@@ -27,7 +28,8 @@ class Passage:
         envelope: as it was given; that of the transaction may be recoded.
         before: commands written ahead of it that bring the session back to its start: `.` and `rset`, by name.
         refusal: what keeps it from being sent before its first byte; for the call that it is for. The server cannot
-            take it, or `before_final` raised while the one ahead was under way.
+            take it, it is not as it should be, or `before_final`, or somebody from outside, raised while the one ahead
+            was under way.
         chunk: its content, where that leaves together with its commands (BDAT, RFC 3030): in a window.
     """
 
@@ -42,9 +44,9 @@ class Passage:
         self.chunk: bytes | None = None
         try:
             self.waiting = deque(self.transaction.commands())
-        except MailError as error:
+        except Exception as exc:  # noqa: BLE001 - of this message alone: the content of the one ahead may be under way
             self.waiting = deque()
-            self.refusal = error
+            self.refusal = _as_ours(exc)
         else:
             if terms.window > 1 and len(self.waiting) <= IN_FLIGHT // 2:
                 self._chunk()
@@ -78,3 +80,12 @@ class Passage:
         group = [waiting.popleft() for _ in range(min(room, len(waiting)))]
         unanswered.extend(group)
         return group
+
+
+def _as_ours(exc: Exception) -> Exception:
+    """What is at fault with a message, as an error of ours; what comes from outside, a time limit say, as it is."""
+    if isinstance(exc, MailError) or not isinstance(exc, FAULTS):
+        return exc
+    fault = InvalidEnvelope(f"the message cannot be written: {type(exc).__name__}: {exc}")
+    fault.__cause__ = exc
+    return fault
