@@ -397,6 +397,38 @@ def test_who_has_a_client_already_waits_less_by_default(monkeypatch: pytest.Monk
         assert len(late) >= 1
 
 
+@pytest.mark.parametrize("has_one", [True, False])
+def test_how_long_he_waits_whose_connection_is_lost_under_him(has_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of `send`, and the server lets nobody else in: he is in line again, with what he has besides."""
+    monkeypatch.setattr("threadmail._pool.leases.LINE_OF_HOLDERS", 0.05)
+    monkeypatch.setattr("threadmail._pool.leases.LINE", 1.0)
+    lost, full = [Serve(until="MAIL", count=2), Drop()], [greeting("421 4.3.2 too many connections")]
+    with (
+        ScriptedServer(*[[Serve()]] * (1 + has_one), lost, full, last="repeat") as server,
+        sound(ClientPool(server.config, max_size=4)) as pool,
+        contextlib.ExitStack() as mine,
+    ):
+        there, over = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with pool.lease():
+                there.set()
+                over.wait(10.0)
+
+        holder = threading.Thread(target=hold, name="holder")
+        holder.start()
+        mine.callback(holder.join, 10.0)
+        mine.callback(over.set)
+        assert there.wait(10.0)
+        if has_one:
+            mine.enter_context(pool.lease())
+        pool.send(envelope("first"))
+        began = time.monotonic()
+        with pytest.raises(TimedOut, match="no client of the pool came free"):
+            pool.send(envelope("second"))
+        assert (time.monotonic() - began < 0.9) == has_one
+
+
 # ---------------------------------------------------------------- Q7, S17, S18: closing
 
 

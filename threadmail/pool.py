@@ -146,7 +146,8 @@ class ClientPool(BornAnew):
                         # was written on that, so this is as if there had been none from the beginning.
                         if not self._is_passing(error, client):
                             raise
-                        line = line or in_line(end, ())  # one for all tries
+                # One for all tries. Behind the lease, whose client is not one that the caller has besides.
+                line = line or in_line(end, held(self._keys))
         except MailError as error:
             told = Receipt.after(envelope, error)
             if told is error.receipt or told.error is None:
