@@ -17,6 +17,7 @@ from email.message import EmailMessage, Message
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,10 +25,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import Envelope, InvalidAddress, InvalidEnvelope
+from threadmail import Client, Envelope, InvalidAddress, InvalidEnvelope, NotSupported
 from threadmail._message import message as _message
 from threadmail._message.message import header_fields, header_length, message_id, normalise_line_ends
 from threadmail._session.delivery import stuffed
+from threadmail.testing import CaptureServer
 
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"
 
@@ -507,6 +509,34 @@ def test_no_bcc_field_reaches_the_content(name: str, value: bytes, gap: bytes) -
         assert Envelope.from_bytes(b"".join(lines) + text).content == b"".join(rest) + text
 
 
+@pytest.mark.parametrize("mbox_line", [b"From ann Mon Jan  2 10:00:00 2023\n", b"From ann\r\n"])
+def test_no_bcc_is_left_behind_an_mbox_line(mbox_line: bytes) -> None:
+    """The line goes, as in `from_bytes`: behind it there seemed to be no header, and the Bcc went to everybody."""
+    e = Envelope("ann", "bob", mbox_line + b"Message-ID: <1@x>\nBcc: eve@example.org\nSubject: x\n\nFrom here\n")
+    assert e.content == b"Message-ID: <1@x>\r\nSubject: x\r\n\r\nFrom here\r\n"
+    assert e.message_id == "<1@x>"
+    assert e == Envelope.from_bytes(mbox_line + e.content, "ann", "bob")
+
+
+@pytest.mark.parametrize("gap", [b" ", b"  ", b" \t"])
+def test_a_from_field_with_a_space_before_its_colon_is_no_mbox_line(gap: bytes, tmp_path: Path) -> None:
+    """RFC 5322 section 4.5: the old syntax, which is still to be read. It was taken out, and the mail had no From."""
+    raw = b"From" + gap + b": ann@example.org\r\nTo: bob@example.net\r\n\r\n" + b"x\r\n" * 40_000
+    path = tmp_path / "old.eml"
+    path.write_bytes(raw)
+    for e in (Envelope("ann", "bob", raw), Envelope.from_bytes(raw), Envelope.from_file(path)):
+        assert e.content == raw
+    assert (Envelope.from_bytes(raw).sender, Envelope.from_file(path).sender) == ("ann@example.org", "ann@example.org")
+    with pytest.raises(InvalidEnvelope, match="bare CR in a header field"):
+        Envelope("ann", "bob", raw.replace(b"org\r\n", b"org\rX-Hidden: 1\r\n"))
+
+
+def test_text_that_begins_as_an_mbox_line_does_is_left_alone() -> None:
+    """Where no header follows it is what somebody wrote."""
+    for text in (b"From here on\r\nnothing is sure.\r\n", b"From here on\r\n\r\nSubject: x\r\n", b"From here on"):
+        assert Envelope("ann", "bob", text).content == text
+
+
 @pytest.mark.parametrize("name", ["Bcc", "bcc", "BCC", "Resent-Bcc", "resent-BCC"])
 @pytest.mark.parametrize("kind", [EmailMessage, Message])
 def test_no_bcc_of_a_message_object_is_written(name: str, kind: type[Message]) -> None:
@@ -720,6 +750,29 @@ def test_an_envelope_survives_json(sender: str, recipients: list[str], content: 
     assert Envelope.from_dict(json.loads(json.dumps(e.to_dict()))) == e
 
 
+def test_that_a_header_needs_smtputf8_survives_json() -> None:
+    """Also where none of the recipients does: a server without it would be given a header that it cannot read."""
+    m = plain(To="jürgen@example.net")
+    e = Envelope.from_message(m, "ann@example.org", recipients=["list@example.net"])
+    data = json.loads(json.dumps(e.to_dict()))
+    again = Envelope.from_dict(data)
+    assert again == e
+    assert again.smtputf8
+    assert again.for_recipients("bob@example.net").smtputf8
+    with CaptureServer(extensions=("8BITMIME",)) as server, Client(server.url) as client:
+        for each in (e, again):
+            with pytest.raises(NotSupported, match="SMTPUTF8"):
+                client.send(each)
+
+
+def test_what_earlier_versions_wrote_is_read() -> None:
+    data = {"sender": "ann@example.org", "recipients": ["bob@example.net"], "content": "U3ViamVjdDogeA0KDQo="}
+    assert Envelope.from_dict(data) == Envelope("ann@example.org", "bob@example.net", b"Subject: x\r\n\r\n")
+    for wrong in (None, 1, "no"):
+        with pytest.raises(InvalidEnvelope, match="utf8_header is no bool"):
+            Envelope.from_dict({**data, "utf8_header": wrong})
+
+
 @given(contents)
 def test_no_bcc_field_is_left_whatever_the_content(content: bytes) -> None:
     """In the header block that a reader finds there is no Bcc."""
@@ -738,7 +791,8 @@ def test_no_bcc_field_is_left_whatever_the_content(content: bytes) -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["ann@example.org", "QUFB"]),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["sender", "recipients", "content"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["sender", "recipients", "content", "utf8_header"]), inner)
     ),
     max_leaves=6,
 )

@@ -37,7 +37,8 @@ class Envelope:
     Args:
         sender: the reverse-path: a mailbox, `Name <mailbox>`, or `""` for the null sender of bounces (RFC 5321 §4.5.5).
         recipients: one address, or an iterable of them; repetitions are dropped, the order is kept.
-        content: the message with header and body. Line ends become CRLF; text must be ASCII.
+        content: the message with header and body. Line ends become CRLF; text must be ASCII. Bcc fields, and an mbox
+            line (`From ` and a space) ahead of the header, are taken out.
         strict: refuse a bare CR or LF instead of turning it into CRLF.
     Raises:
         InvalidEnvelope, InvalidAddress (both ValueError): naming what is wrong and where.
@@ -52,7 +53,8 @@ class Envelope:
     _utf8_header: bool = field(default=False, repr=False, compare=False)  # whoever of the recipients it goes to
 
     def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
-        wire = _message.without_bcc(_message.normalise_line_ends(_message.as_bytes(content), strict=strict))
+        wire = _message.normalise_line_ends(_message.as_bytes(content), strict=strict)
+        wire = _message.without_bcc(_message.without_mbox_line(wire))
         self._fill(sender, recipients, wire, wire)
 
     def _fill(
@@ -120,7 +122,7 @@ class Envelope:
             InvalidEnvelope: also when `data` does not begin with a header.
         """
         content = _message.normalise_line_ends(_message.as_bytes(data), strict=strict)
-        if content.startswith(b"From "):
+        if _message.MBOX_LINE.match(content):
             content = content.partition(b"\r\n")[2]
         _message.require_message(content)
         sender, recipients = _complete(_message.header_fields(content), sender, recipients)
@@ -218,11 +220,15 @@ class Envelope:
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """Sender, recipients and content (base64) as data that JSON can hold. `from_dict` reads it back."""
+        """Sender, recipients, content (base64) and whether its header needs SMTPUTF8, as data that JSON can hold.
+
+        `from_dict` reads it back.
+        """
         return {
             "sender": self.sender,
             "recipients": list(self.recipients),
             "content": base64.b64encode(self.content).decode("ascii"),
+            "utf8_header": self._utf8_header,
         }
 
     @classmethod
@@ -234,7 +240,12 @@ class Envelope:
         """
         try:
             sender, recipients, content = data["sender"], data["recipients"], data["content"]
-            return cls(sender, recipients, base64.b64decode(content, validate=True))
+            utf8_header = data.get("utf8_header", False)  # earlier versions wrote none
+            if not isinstance(utf8_header, bool):
+                raise TypeError(f"utf8_header is no bool but a {type(utf8_header).__name__}")
+            envelope = cls(sender, recipients, base64.b64decode(content, validate=True))
+            envelope.__dict__.update(_utf8_header=utf8_header, smtputf8=envelope.smtputf8 or utf8_header)
+            return envelope
         except (KeyError, TypeError) as exc:
             raise InvalidEnvelope(f"no envelope: {type(exc).__name__}: {exc}") from exc
         except ValueError as exc:

@@ -227,7 +227,7 @@ def _holds_header(normal: bytes) -> bool:
 def _header_span(normal: bytes) -> tuple[int, int]:
     """Where the header begins, behind an mbox line, and ends."""
     begin = 0
-    if normal.startswith(b"From "):
+    if _message.MBOX_LINE.match(normal):
         begin = len(b"".join(normal.partition(_CRLF)[:2]))
     return begin, begin + _message.header_length(normal[begin:])
 

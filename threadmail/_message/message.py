@@ -30,6 +30,8 @@ _MESSAGE_ID = re.compile(rb"message-id[ \t]*:")
 _ORIGINATORS_AND_RECIPIENTS = frozenset(
     p + name for p in ("", "resent-") for name in ("date", "sender", "from", "to", "cc", "bcc")
 )
+#: How an mbox line begins; what goes on with a colon is a From field as RFC 822 let it be written.
+MBOX_LINE = re.compile(rb"From (?![ \t]*:)")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _BLOCK = 1 << 15
 #: What the email package raises of a message that is not as it should be. Others come from outside: a time limit, no
@@ -130,7 +132,7 @@ def refuse_hidden_field(content: bytes) -> None:
     Only where other lines end otherwise; a file of CRs alone is an old Macintosh's.
     """
     header = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    mbox_line = re.match(rb"From [^\r\n]*(?:\r\n?)?", header)
+    mbox_line = re.match(rb"[^\r\n]*(?:\r\n?)?", header) if MBOX_LINE.match(header) else None
     begin = mbox_line.end() if mbox_line else 0
     end = begin + header_length(header[begin:])
     if re.match(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r(?!\n)", header[end:]):
@@ -164,6 +166,14 @@ def _text(value: bytes) -> str:
     except UnicodeDecodeError:
         text = value.decode("latin-1")  # what else legacy mailers wrote; bytes and characters correspond
     return text.replace("\t", " ")
+
+
+def without_mbox_line(content: bytes) -> bytes:
+    """CRLF-normalised `content` without the mbox line that stands ahead of a header."""
+    if not MBOX_LINE.match(content):
+        return content
+    rest = content.partition(b"\r\n")[2]
+    return rest if header_length(rest) else content  # else it is what somebody wrote
 
 
 def without_bcc(content: bytes) -> bytes:
