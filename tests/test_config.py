@@ -123,6 +123,21 @@ def test_options_of_a_url() -> None:
     assert config.timeouts == Timeouts(7.5, 7.5, 7.5, 600.0, 5.0, 2.0)
 
 
+def test_a_plus_in_an_option_is_a_plus() -> None:
+    """As in user and password; it is forms that write a space so."""
+    config = ServerConfig.from_url("smtps://a+b:c+d@mx.example.org?&cafile=/etc/a+b%2Bc%26=.pem&&auth=PLAIN&")
+    assert (config.cafile, config.auth) == ("/etc/a+b+c&=.pem", "PLAIN")
+    assert (config.username, config.password) == ("a+b", "c+d")
+
+
+def test_a_variant_keeps_the_port_unless_it_is_told() -> None:
+    """Nobody can tell later whether it was given; 0 takes the usual one."""
+    config = ServerConfig("mx.example.org")
+    assert dataclasses.replace(config, security=Security.TLS).port == 25
+    assert dataclasses.replace(config, security=Security.TLS, port=0).port == 465
+    assert dataclasses.replace(config, lmtp=True, port=0).port == 24
+
+
 def test_settings_stand_before_the_url() -> None:
     """Keyword arguments are fields of the config and win."""
     config = ServerConfig.from_url("smtp://mx.example.org:26", port=27, max_messages=5, without={"PIPELINING"})
@@ -168,6 +183,11 @@ def test_a_cafile_may_be_a_path(tmp_path: Path) -> None:
         ("smtp://mx%0aexample.org", "is no host name"),
         ("smtp://mx example.org", "is no host name"),
         ("smtp://mx.example.org?colour=red", "unknown option 'colour'"),
+        ("smtps://mx.example.org?cafile=/etc/100%.pem", "lone '%'"),
+        ("smtps://mx.example.org?cafile=/etc/%ff.pem", "UTF-8"),
+        ("smtps://mx.example.org?%ff=1", "UTF-8"),
+        ("smtps://mx.example.org?auth=PLAIN&auth=LOGIN", "'auth' is given twice"),
+        ("smtps://mx.example.org?auth=PLAIN&timeout=5&%61uth=PLAIN", "'auth' is given twice"),
         ("smtp://mx.example.org?timeout=soon", "timeout"),
         ("smtp://mx.example.org?timeout=0", "timeout"),
         ("smtp://mx.example.org?timeout=nan", "timeout"),

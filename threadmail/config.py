@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import quote, unquote
 
 from ._known.barred import RefusedLogins
 from ._known.riding import Riding
@@ -119,6 +119,9 @@ _HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9_\-.~]+)?")
 @dataclass(frozen=True)
 class ServerConfig:
     """A mail server and the terms on which to use it. Immutable; `dataclasses.replace` makes variants.
+
+    A variant keeps the port, also where that was the usual one: with another `security` or `lmtp`, say which, or 0 for
+    the usual one of that: `replace(config, security=Security.TLS, port=0)`.
 
     Args:
         host: name or address; for LMTP also the path of a Unix socket.
@@ -297,9 +300,10 @@ class ServerConfig:
         `lmtp+starttls://`.
 
         Between scheme and host may stand `user:password@`, behind it `:port`; special characters are percent-encoded
-        (`@` is `%40`). Options follow a question mark: cafile, local_hostname, timeout (seconds, for everything but
-        the final reply), auth. `lmtp:///path` is a Unix socket. The password of a URL that names a user only is taken
-        from the environment variable THREADMAIL_PASSWORD, where process listings and logs do not show it.
+        (`@` is `%40`), and `+` is itself. Options follow a question mark, each once: cafile, local_hostname, timeout
+        (seconds, for everything but the final reply), auth. `lmtp:///path` is a Unix socket. The password of a URL that
+        names a user only is taken from the environment variable THREADMAIL_PASSWORD, where process listings and logs do
+        not show it.
 
         Args:
             url: the URL.
@@ -325,8 +329,7 @@ class ServerConfig:
                 "the URL holds a '#', '/', '?' or '@' where none may stand: write %23, %2F and %3F in a user or "
                 "password, and %40 in an option"
             )
-        if not re.fullmatch(r"(?:[^%]|%[0-9A-Fa-f]{2})*", rest):
-            raise InvalidConfig("the URL holds a lone '%': write %25")
+        _require_encoded(rest)
         values: dict[str, Any] = {"security": security, "lmtp": lmtp}
         if at:
             user, colon, password = userinfo.partition(":")
@@ -371,6 +374,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _require_encoded(part: str) -> None:
+    if not re.fullmatch(r"(?:[^%]|%[0-9A-Fa-f]{2})*", part):
+        raise InvalidConfig("the URL holds a lone '%': write %25")
+
+
 def _decoded(part: str) -> str:
     try:
         return unquote(part, errors="strict")
@@ -393,8 +401,16 @@ def _host_and_port(location: str) -> tuple[str, int | None]:
 
 
 def _options(query: str) -> dict[str, Any]:
+    # Not parse_qsl(), which reads what forms write: a `+` in a path would be a space, and nothing is ever wrong.
+    _require_encoded(query)
     values: dict[str, Any] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    seen: set[str] = set()
+    for option in filter(None, query.split("&")):
+        name, _, given = option.partition("=")
+        name, value = _decoded(name), _decoded(given)
+        if name in seen:
+            raise InvalidConfig(f"option {name[:30]!r} is given twice")
+        seen.add(name)
         if name in ("cafile", "local_hostname", "auth"):
             values[name] = value
         elif name == "timeout":
