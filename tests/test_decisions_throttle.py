@@ -41,7 +41,8 @@ def test_less_than_one_a_second_is_a_limit_as_any_other(values: dict[str, Any]) 
 
 @pytest.mark.parametrize("values", [{"messages": 0.0}, {"per": 0.0}, {"messages": float("nan")}, {"burst": 0}])
 def test_nothing_is_no_limit(values: dict[str, Any]) -> None:
-    with pytest.raises(InvalidConfig):
+    """By the name of what is wrong: the rate that comes of it would be refused as well."""
+    with pytest.raises(InvalidConfig, match=f"{next(iter(values))} (must be|at least)"):
         Throttle(**values)
 
 
