@@ -116,7 +116,7 @@ class Dispatcher:
         # What the parts do is asked of the whole: callers and workers know no others.
         self.fail_queue = self._withdrawal.fail_queue
         self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
-        self.marked = self._teller.marked
+        self.marked, self.behind = self._teller.marked, self._teller.behind
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
         self.dials = True  # set under the lock; read without it where a dial has begun
@@ -157,6 +157,11 @@ class Dispatcher:
         self._withdrawal.settle_overdue()
 
     # ------------------------------------------------------------ telling
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the calling thread is in a callback."""
+        return self._teller.is_telling
 
     @property
     def in_callback(self) -> bool:

@@ -270,9 +270,7 @@ class Schedule(Generic[_W]):
         self.forget(job)
 
     def hand_over(self, jobs: list[Job]) -> bool:
-        """Let a worker call back for them. False: there is none, or they have more to do already than a queue holds."""
-        if len(self.unannounced) >= self.queue_size:
-            return False
+        """Let a worker call back for them. False: there is none."""
         # One that has not begun may never do so.
         if not self.working or not any(each.begun and each not in self.leaving for each in list(self.workers)):
             return False

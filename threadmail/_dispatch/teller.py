@@ -9,12 +9,13 @@ a caller, who has a deadline, is not held up by callbacks where a worker can run
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from .job import Job
 from .schedule import Schedule
-from .worker import Worker
+from .worker import Worker, is_owned
 
 _T = TypeVar("_T")
 
@@ -57,10 +58,18 @@ class Teller:
 
     def tell(self, job: Job) -> None:
         """Tell of a job that its worker has sent, on that worker's thread."""
+        local = self._local
+        depth = getattr(local, "depth", 0)
         try:
-            self._settle(job)
+            local.depth = depth + 1
+            try:
+                self._settle(job)
+            finally:
+                self._call_back(job)
         finally:
-            self._call_back(job)
+            local.depth = depth
+            if not depth and getattr(local, "behind", None):
+                self._catch_up()
 
     def end(self, jobs: list[Job], *, here: bool = False) -> None:
         """Tell of jobs that were taken out: their receipts are made here, without the lock.
@@ -77,9 +86,9 @@ class Teller:
             self.announce(jobs)
         elif not self._handed_over(jobs):
             if self.is_telling:
-                # A callback that takes back the next message, whose callback takes back the next one: each within the
-                # other, that would end in a RecursionError. So who tells goes on with these when he is done.
-                self._behind.extend(jobs)
+                self.behind([(self._announce_one, job) for job in jobs])
+            elif is_owned(self._lock):  # a signal handler in the middle of a step: no callback under the lock
+                self._schedule.unannounced.extend(jobs)
             else:
                 self.announce(jobs)
 
@@ -135,20 +144,8 @@ class Teller:
         """Act on each of those, with the mark on this thread that it is telling.
 
         Whatever comes up at one: a callback may end in `sys.exit`, and the others are not concerned. It is raised when
-        all had their turn, and those too which a callback took out meanwhile.
+        all had their turn.
         """
-        raised = self._in_turn(act, those)
-        if not self.is_telling:
-            # Looked at without the mark: what a signal handler takes out from here on, it tells of itself.
-            while self._behind:
-                raised = self._in_turn(self._announce_first_behind, self._behind[:]) or raised
-        if raised is not None:
-            try:
-                raise raised
-            finally:
-                del raised
-
-    def _in_turn(self, act: Callable[[_T], object], those: Iterable[_T]) -> BaseException | None:
         local = self._local
         depth = getattr(local, "depth", 0)
         raised: BaseException | None = None
@@ -157,28 +154,69 @@ class Teller:
             for each in those:
                 try:
                     act(each)
-                except BaseException as exc:  # noqa: BLE001 - `marked` raises it
+                except BaseException as exc:  # noqa: BLE001 - it is raised below
                     raised = raised or exc
-        except BaseException:
-            # From outside: nobody goes on with these here. One operation of a deque, which needs no lock.
-            self._schedule.unannounced.extend(self._behind)
-            raise
         finally:
             local.depth = depth
-        return raised
+            if not depth and getattr(local, "behind", None):
+                try:
+                    self._catch_up()
+                except BaseException as exc:  # noqa: BLE001 - it is raised below
+                    raised = raised or exc
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
+
+    # ------------------------------------------------------------ what callbacks bring up
+
+    def behind(self, acts: Iterable[tuple[Callable[[Any], object], Any]]) -> None:
+        """Have this thread act when the callback that it is in is done, so that no callback is called within another.
+
+        One that takes back the next message, whose callback takes back the next one: that ends in a RecursionError, or
+        waits for ever for a lock that it has itself.
+        """
+        self._behind.extend(acts)
 
     @property
-    def _behind(self) -> list[Job]:
-        """What callbacks on this thread took out, and it is to tell of when they are done."""
-        behind: list[Job] = self._local.__dict__.setdefault("behind", [])
+    def _behind(self) -> deque[tuple[Callable[[Any], object], Any]]:
+        behind: deque[tuple[Callable[[Any], object], Any]] = self._local.__dict__.setdefault("behind", deque())
         return behind
 
-    def _announce_first_behind(self, job: Job) -> None:
+    def _catch_up(self) -> None:
+        """Act on what was put behind. What comes up at one is raised when all had their turn."""
+        local, behind = self._local, self._behind
+        raised: BaseException | None = None
+        # Looked at again without the mark: what a signal handler brings up from here on, it sees to itself.
+        while behind:
+            try:
+                local.depth = 1
+                while behind:
+                    first = behind[0]
+                    try:
+                        first[0](first[1])
+                    except BaseException as exc:  # noqa: BLE001 - it is raised below
+                        raised = raised or exc
+                    if behind and behind[0] is first:
+                        del behind[0]  # afterwards, and no other one: a signal handler may have been here
+            except BaseException:
+                # From outside: whoever comes by does it. One operation of a deque, which needs no lock.
+                self._schedule.unannounced.extend([job for _, job in behind if isinstance(job, Job)])
+                behind.clear()
+                raise
+            finally:
+                local.depth = 0
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
+
+    def _announce_one(self, job: Job) -> None:
         try:
             self.announce([job])
         except BaseException:
             if not (job.told and job.completion.all_told):
                 self._schedule.unannounced.append(job)  # as in `announce_some`
             raise
-        finally:
-            del self._behind[0]  # afterwards: an interrupt loses none
