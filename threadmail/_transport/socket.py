@@ -136,6 +136,8 @@ class TimedSocket:
             try:
                 return call(argument)
             except (TimeoutError, BlockingIOError) as exc:
+                if is_from_outside(exc, self.sock):
+                    raise
                 if not by_kernel if isinstance(exc, BlockingIOError) else exc.errno is not None:
                     raise  # not a tick: the system's own time-out has a number
                 if tick is None or tick == seconds:
@@ -144,8 +146,10 @@ class TimedSocket:
                     seconds -= tick
 
     def _give_up(self, exc: OSError, what: str) -> NoReturn:
-        """Close, and say what happened. Errors of our own are OSErrors as well."""
+        """Close, and say what happened. Errors of our own are OSErrors too; those from outside go out as they are."""
         self.close()
+        if is_from_outside(exc, self.sock):
+            raise exc
         if self.aborted:
             raise Aborted("the connection was dropped by abort()") from exc
         if isinstance(exc, (ConnectionLost, BadReply)):
@@ -154,6 +158,31 @@ class TimedSocket:
             by_deadline = isinstance(exc, DeadlinePassed)
             raise _timed_out(f"{what}: the server did not respond in time", by_deadline) from exc
         raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
+
+
+def is_from_outside(exc: BaseException, sock: socket.socket | None = None) -> bool:
+    """Whether a signal handler raised this, or another thread, in the middle of what we did on a socket.
+
+    A handler's `raise TimeoutError` is the textbook's time limit, and looks like the socket's own. Taken for that, a
+    write that was over is made again: the message has its content twice. The traceback tells: what a socket raises
+    comes up in our own frame, or in one of its class (ssl, gevent); what a handler raises, in the handler's. What
+    another thread sets (`PyThreadState_SetAsyncExc`) has no arguments.
+    """
+    trace = exc.__traceback__
+    if trace is None or not exc.args:
+        return trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    where = _root(trace.tb_frame.f_globals.get("__name__"))
+    kind = type(sock) if sock is not None else socket.socket  # gevent's, perhaps
+    return where not in _OURS and where not in [_root(each.__module__) for each in kind.__mro__]
+
+
+def _root(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
+_OURS = frozenset([_root(__name__), "socket", "ssl", "selectors", "encodings", "concurrent", "threading"])
 
 
 def _timed_out(message: str, by_deadline: bool) -> ReplyTimedOut:

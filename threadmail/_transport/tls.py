@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from .._runtime.deadline import Deadline
 from ..errors import TLSFailed
+from .socket import is_from_outside
 
 
 def wrap_tls(
@@ -51,6 +52,8 @@ def wrap_tls(
         raise TLSFailed(f"the certificate of {hostname} is not valid: {exc.verify_message}", transient=False) from exc
     except (OSError, ValueError) as exc:
         sock.close()
+        if isinstance(exc, OSError) and is_from_outside(exc, sock):
+            raise
         # A port that does not speak TLS will not learn it; everything else may have been bad luck.
         stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
         cause = _tls_cause(exc, stranger)
@@ -59,7 +62,7 @@ def wrap_tls(
         raise error from exc
     except BaseException as exc:
         sock.close()
-        if isinstance(exc, Exception):  # of the context, which may be somebody's own
+        if isinstance(exc, Exception) and type(context) is not ssl.SSLContext:  # which is somebody's own
             kind = type(exc).__name__
             raise TLSFailed(f"the TLS handshake with {hostname} failed: {kind}", transient=False) from exc
         raise

@@ -21,7 +21,7 @@ from .._runtime.deadline import NEVER, now
 from ..config import Timeouts
 from ..errors import Aborted, BadReply, ConnectionLost, MailError, printable
 from ..receipt import Reply
-from .socket import TICK, TimedSocket
+from .socket import TICK, TimedSocket, is_from_outside
 from .tls import wrap_tls
 
 protocol_log = logging.getLogger("threadmail.protocol")
@@ -187,6 +187,9 @@ class Wire(TimedSocket):
                     return
                 data = memoryview(data)[sent:]
         except OSError as exc:
+            if is_from_outside(exc, self.sock):
+                self.close()
+                raise
             if listen and not (self.aborted or isinstance(exc, TimeoutError)):
                 self.last_words = self._hear()
             if hear_out and not (self.aborted or isinstance(exc, (TimeoutError, MailError))):
@@ -376,7 +379,10 @@ class Wire(TimedSocket):
                 self.sock.settimeout(standing)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True  # a TLS record that is no data, such as a session ticket, has been taken off by the look
-        except OSError:
+        except OSError as exc:
+            if is_from_outside(exc, self.sock):
+                self.close()
+                raise
             return False
         except BaseException:
             self.close()  # what it found may be lost
