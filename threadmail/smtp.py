@@ -22,7 +22,6 @@ from ._session.dialogue import UNSET, Answer, State, exclusive, exclusive_partin
 from ._session.mailing import Mailing
 from ._transport.connecting import tls_context, why_not_connected
 from ._transport.lookup import CalledOff, Waiter, addresses, default_local_hostname
-from ._transport.socket import is_from_outside
 from ._transport.wire import Wire
 from .config import Timeouts, is_loopback
 from .errors import (
@@ -155,8 +154,6 @@ class _Client(Mailing):
         except CalledOff:
             raise Aborted("the call was ended by abort()", phase=Phase.CONNECT) from None
         except (OSError, ValueError, OverflowError) as exc:
-            if is_from_outside(exc) and getattr(exc, "errno", None) is None:
-                raise
             raise why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
         sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
         try:
@@ -180,8 +177,8 @@ class _Client(Mailing):
             try:
                 # An address at a time: given the name, it would allow each address the time that is left for all.
                 return _in_time(partial(self._reach, place), end, timeout)
-            except OSError as exc:
-                if not places or (is_from_outside(exc) and exc.errno is None):
+            except OSError:
+                if not places:
                     raise
                 if self._abort_requested:
                     raise CalledOff from None
@@ -373,8 +370,6 @@ def _in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | Non
     try:
         return work(limit)
     except TimeoutError as exc:
-        if is_from_outside(exc):
-            raise
         if limit is end and end is not NEVER and exc.errno is None:  # the system's own has one
             raise DeadlinePassed(*exc.args) from None
         raise
