@@ -113,10 +113,8 @@ class MailError(smtplib.SMTPException):
         }
         if isinstance(self, ReplyError):
             text = self.smtp_error
-            data["reply"] = [
-                self.smtp_code,
-                text if isinstance(text, str) else text.decode("latin-1"),
-            ]  # octet by octet
+            # Octet by octet; a caller may have put text there, as smtplib's class allows.
+            data["reply"] = [self.smtp_code, text.decode("latin-1") if isinstance(text, bytes) else text]
         if isinstance(self, SenderRefused):
             data["sender"] = self.sender
         if isinstance(self, LoginRefused):
@@ -272,7 +270,7 @@ class TimedOut(MailError, TimeoutError):
 class ConnectFailed(MailError, ConnectionError):
     """No session could be opened: the cause stands in the message, and `errno` where the system gave one."""
 
-    phase = Phase.CONNECT
+    phase: Phase | None = Phase.CONNECT
     transient = True
 
     def __init__(
@@ -300,7 +298,7 @@ class HostNotFound(ConnectFailed, socket.gaierror):
 class TLSFailed(ConnectFailed, ssl.SSLError):
     """The TLS handshake failed. Permanent where the certificate is at fault."""
 
-    phase = Phase.TLS
+    phase: Phase | None = Phase.TLS
 
 
 # ---------------------------------------------------------------- the connection under way
@@ -338,10 +336,10 @@ class ReplyError(MailError, smtplib.SMTPResponseException):
     def __init__(self, code: int, text: bytes | str, message: str | None = None, *, phase: Phase | None = None) -> None:
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
         MailError.__init__(self, message or f"the server answered {code} {printable(raw)}", phase=phase)
-        self.args = (code, raw)
+        self.args: tuple[int, bytes] | tuple[int, bytes, str] = (code, raw)
         self.smtp_code = code
-        self.smtp_error = raw
-        self.transient = 400 <= code <= 499
+        self.smtp_error: bytes = raw
+        self.transient: bool = 400 <= code <= 499
 
 
 class BadReply(ReplyError, smtplib.SMTPServerDisconnected):
@@ -355,19 +353,19 @@ class BadReply(ReplyError, smtplib.SMTPServerDisconnected):
 class GreetingRefused(ReplyError, smtplib.SMTPConnectError):
     """The server does not want this client, now (4yz) or at all (5yz)."""
 
-    phase = Phase.CONNECT
+    phase: Phase | None = Phase.CONNECT
 
 
 class HeloRefused(ReplyError, smtplib.SMTPHeloError):
     """EHLO and HELO were both refused; or LHLO, under LMTP, where nothing else is said."""
 
-    phase = Phase.CONNECT
+    phase: Phase | None = Phase.CONNECT
 
 
 class StartTLSRefused(ReplyError):
     """STARTTLS was answered with a refusal; the connection is closed, for plaintext was not asked for."""
 
-    phase = Phase.TLS
+    phase: Phase | None = Phase.TLS
 
 
 class NotSupported(MailError, smtplib.SMTPNotSupportedError):
@@ -381,24 +379,24 @@ class LoginRefused(ReplyError, smtplib.SMTPAuthenticationError):
         pair_is_fixed: the credentials are those of the config; False: a callable gave them, and may give others.
     """
 
-    phase = Phase.AUTH
+    phase: Phase | None = Phase.AUTH
     pair_is_fixed: bool = True
 
 
 class InsecureLogin(MailError):
     """Credentials would cross the network in the clear. Nothing was written."""
 
-    phase = Phase.AUTH
+    phase: Phase | None = Phase.AUTH
 
 
 class SenderRefused(ReplyError, smtplib.SMTPSenderRefused):
     """MAIL was refused. `sender` is the address."""
 
-    phase = Phase.MAIL
+    phase: Phase | None = Phase.MAIL
 
     def __init__(self, code: int, text: bytes | str, sender: str, message: str | None = None) -> None:
         super().__init__(code, text, message)
-        self.args = (code, self.smtp_error, sender)
+        self.args: tuple[int, bytes, str] = (code, self.smtp_error, sender)
         self.sender = sender
 
 
@@ -409,21 +407,21 @@ class MessageTooLarge(SenderRefused):
 class DataRefused(ReplyError, smtplib.SMTPDataError):
     """DATA, or the message itself, was refused."""
 
-    phase = Phase.DATA
+    phase: Phase | None = Phase.DATA
 
 
 class RecipientsRefused(MailError, smtplib.SMTPRecipientsRefused):
     """No recipient was accepted. `recipients` maps each refused address to smtplib's (code, text) pair."""
 
-    phase = Phase.RCPT
+    phase: Phase | None = Phase.RCPT
 
     def __init__(self, recipients: Mapping[str, tuple[int, bytes]]) -> None:
         first = "; ".join(f"{addr}: {code} {printable(text)}" for addr, (code, text) in list(recipients.items())[:3])
         more = f" and {len(recipients) - 3} more" if len(recipients) > 3 else ""
         MailError.__init__(self, f"no recipient was accepted: {first}{more}")
-        self.recipients = dict(recipients)
-        self.args = (self.recipients,)
-        self.transient = any(400 <= code <= 499 for code, _ in recipients.values())
+        self.recipients: dict[str, tuple[int, bytes]] = dict(recipients)
+        self.args: tuple[dict[str, tuple[int, bytes]]] = (self.recipients,)
+        self.transient: bool = any(400 <= code <= 499 for code, _ in recipients.values())
 
 
 # ---------------------------------------------------------------- batches

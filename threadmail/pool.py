@@ -63,7 +63,7 @@ class ClientPool(BornAnew):
     """
 
     def __init__(self, server: str | ServerConfig, *, max_size: int = 4, rng: random.Random | None = None) -> None:
-        self.config = ServerConfig.of(server)
+        self.config: ServerConfig = ServerConfig.of(server)
         given: object = max_size
         if not isinstance(given, int) or isinstance(given, bool):
             raise InvalidConfig(f"max_size is no int but a {type(given).__name__}")

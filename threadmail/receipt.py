@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from .envelope import Envelope
 from .errors import DeliveryFailed, MailError, Outcome, Phase, printable
@@ -376,7 +376,7 @@ class Report(Sequence[Receipt]):
     def __eq__(self, other: object) -> bool:
         return self._receipts == other._receipts if isinstance(other, Report) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # receipts hold mappings
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # receipts hold mappings
 
     def counts(self) -> dict[Outcome, int]:
         """How many messages ended in each outcome; every outcome is a key."""

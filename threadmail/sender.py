@@ -78,7 +78,7 @@ class ThreadedSender(BornAnew):
         before_final: BeforeFinal | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        self.config = ServerConfig.of(server)
+        self.config: ServerConfig = ServerConfig.of(server)
         require_whole("workers", workers)
         require_whole("queue_size", queue_size)
         if workers < 1 or queue_size < 1:
@@ -91,8 +91,8 @@ class ThreadedSender(BornAnew):
                 raise InvalidConfig(f"{name} is no callable but a {type(hook).__name__}")
         self.workers = workers
         self.queue_size = queue_size
-        self.retry = retry or RetryPolicy()
-        self.throttle = throttle or Throttle()
+        self.retry: RetryPolicy = retry or RetryPolicy()
+        self.throttle: Throttle = throttle or Throttle()
         self._on_receipt = on_receipt or _nobody
         self._before_final = before_final
         self._rng = rng or random.Random()

@@ -50,6 +50,13 @@ _T = TypeVar("_T")
 class _Client(Mailing):
     """What the three classes have in common."""
 
+    # smtplib's own, which is set here as well.
+    sock: socket.socket | None
+    helo_resp: bytes | None
+    ehlo_resp: bytes | None
+    esmtp_features: dict[str, str]
+    does_esmtp: bool
+
     #: Send credentials without TLS to another machine.
     allow_plaintext_login = False
 
@@ -407,7 +414,7 @@ class SMTP_SSL(_Client, smtplib.SMTP_SSL):
         context: ssl.SSLContext | None = None,
         **settings: Any,
     ) -> None:
-        self.context = tls_context(context, certfile, keyfile)
+        self.context: ssl.SSLContext = tls_context(context, certfile, keyfile)
         _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
@@ -432,8 +439,6 @@ class LMTP(_Client, smtplib.LMTP):
         **settings: Any,
     ) -> None:
         _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
-
-    connect = _Client.connect
 
     def _dial(self, host: str, port: int, timeout: float | None, end: Deadline) -> socket.socket:
         if not host.startswith("/"):

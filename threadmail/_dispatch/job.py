@@ -109,18 +109,21 @@ class Job:
         completion: Completion | None = None,
         tag: Any = None,
     ) -> None:
-        self.envelope = envelope
-        self.end = end
+        self.envelope: Envelope = envelope
+        self.end: Deadline = end
         self.completion: Completion = SendFuture(self, keeper) if completion is None else completion
-        self.tag = tag
-        self.state = JobState.NEW
+        self.tag: Any = tag
+        self.state: JobState = JobState.NEW
         self.receipt: Receipt | None = None
         self.ending: Ending | None = None
-        self.taken_first = 0.0
-        self.pauses_seen = 0
-        self.spared = 0
+        self.taken_first: float = 0.0
+        self.pauses_seen: int = 0
+        self.spared: int = 0
         self.transaction: Transaction | None = None
-        self.called_off = self.cancelled = self.told = self.alone = False
+        self.called_off: bool = False
+        self.cancelled: bool = False
+        self.told: bool = False
+        self.alone: bool = False
 
     @property
     def future(self) -> SendFuture:

@@ -27,8 +27,8 @@ class Riding:
     """
 
     def __init__(self) -> None:
-        self.ended = False
-        self.hang_ups = 0
+        self.ended: bool = False
+        self.hang_ups: int = 0
 
     def hung_up(self, server: str, why: object) -> None:
         """A ride was hung up on, which put nothing in doubt."""

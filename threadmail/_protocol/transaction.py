@@ -81,11 +81,11 @@ class Transaction:
     """
 
     def __init__(self, envelope: Envelope, terms: Terms) -> None:
-        self.envelope = envelope
+        self.envelope: Envelope = envelope
         self.terms = terms
-        self.phase = _MAIL
+        self.phase: Phase = _MAIL
         self.error: MailError | None = None
-        self.content_due = False
+        self.content_due: bool = False
         self._replies: dict[str, Reply] = {}
         self._refused: dict[str, Reply] = {}  # at RCPT
         self._at_rcpt: Sequence[str] = []  # accepted at RCPT, which is not yet accepted for good

@@ -127,6 +127,13 @@ class Dialogue(Guarded, smtplib.SMTP):
         sync_root: the lock to use, for owners that guard more than the dialogue with it; a reentrant one.
     """
 
+    # smtplib's own, which is set here as well.
+    sock: socket.socket | None
+    file: Any | None
+    helo_resp: bytes | None
+    ehlo_resp: bytes | None
+    command_encoding: str
+
     _for_one_dial = False  # its owner makes a new one for each, so that an abort() of before connect() is for that
     _waiter: Waiter | None = None  # the last wait for a name to be resolved; under way, or over
 

@@ -236,7 +236,7 @@ class Mailing(Dialogue):
         if answer[0] == 250:
             self._state = State.OPEN
         else:
-            self.command_encoding = "ascii"  # SMTPUTF8 was for this message
+            self.command_encoding: str = "ascii"  # SMTPUTF8 was for this message
         return answer
 
     @exclusive

@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         """As `parse_args`; who gave a command an option that it has not is sent to the help of that command."""
         options, unknown = self.parse_known_args(argv)
         if unknown:
-            self.prog = f"{self.prog} {options.command}"
+            self.prog: str = f"{self.prog} {options.command}"
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options
 

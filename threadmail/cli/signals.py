@@ -27,8 +27,8 @@ class Signals:
     """
 
     def __init__(self, tell: Callable[[], object] = lambda: None) -> None:
-        self.count = 0
-        self.exit = Exit.INTERRUPTED
+        self.count: int = 0
+        self.exit: Exit = Exit.INTERRUPTED
         self._tell = tell
         self._raises = False
         self._before: dict[int, Any] = {}

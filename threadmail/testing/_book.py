@@ -16,7 +16,7 @@ class Book:
     """Messages and counters of one server, safe to read and write from any thread."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.changed: threading.Condition = threading.Condition()
         self._opened = 0
         self._refused = 0
         self._quits = 0

@@ -21,12 +21,12 @@ class Dialogue:
     def __init__(self, *, lmtp: bool) -> None:
         self.lmtp = lmtp
         self.pending: collections.deque[str] = collections.deque()
-        self.helo = ""
+        self.helo: str = ""
         self.username: str | None = None
-        self.content_due = False
+        self.content_due: bool = False
         self.chunk_due: int | None = None
-        self.secret_due = False
-        self.ended = False
+        self.secret_due: bool = False
+        self.ended: bool = False
         self._reset()
 
     def _reset(self) -> None:
@@ -34,7 +34,7 @@ class Dialogue:
         self.mail_options: tuple[str, ...] = ()
         self.recipients: list[str] = []
         self.rcpt_options: list[tuple[str, ...]] = []
-        self.chunks = bytearray()
+        self.chunks: bytearray = bytearray()
 
     def command(self, line: str) -> None:
         """A line came from the client."""

@@ -55,11 +55,11 @@ class Peer:
     ) -> None:
         self.number = number
         self.timeout = timeout
-        self.dialogue = Dialogue(lmtp=lmtp)
-        self.has_sent = False
+        self.dialogue: Dialogue = Dialogue(lmtp=lmtp)
+        self.has_sent: bool = False
         self.lines: list[str] = []
         self.offers_starttls = starttls
-        self.tls = False
+        self.tls: bool = False
         self._connection = connection
         self._book = book
         self._transcript = transcript

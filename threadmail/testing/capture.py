@@ -93,7 +93,7 @@ class CaptureServer(Endpoint):
         self._book = Book()
         self._loop: CaptureLoop | None = None
         self._closed = False
-        self.outbox = MessageList(lambda: self._book.messages)
+        self.outbox: MessageList = MessageList(lambda: self._book.messages)
         """The messages as a live, read-only list that grows while they come."""
 
     def start(self) -> None:

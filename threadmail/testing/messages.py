@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import EmailMessage
-from typing import Literal, NamedTuple, overload
+from typing import ClassVar, Literal, NamedTuple, overload
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MessageList(Sequence[CapturedMessage]):
     It compares equal to a list with the same messages, so ``outbox == []`` says what it seems to say.
     """
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __init__(self, snapshot: Callable[[], list[CapturedMessage]]) -> None:
         self._snapshot = snapshot

@@ -81,7 +81,7 @@ class ScriptedServer(Endpoint):
         self._threads: dict[threading.Thread, Peer] = {}
         self._acceptor: threading.Thread | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
-        self.outbox = MessageList(lambda: self._book.messages)
+        self.outbox: MessageList = MessageList(lambda: self._book.messages)
         """The messages as a live, read-only list that grows while they come."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
