@@ -36,7 +36,7 @@ ORDER = [
 ]
 
 #: These see everything, and nobody sees them.
-ON_TOP = ("cli", "__main__", "__init__", "testing")
+ON_TOP = ("cli", "__main__", "__init__", "_public", "testing")
 
 #: More than that in a folder nobody would look through, and more lines nobody would read.
 MOST_MODULES, MOST_LINES = 20, 500

@@ -151,4 +151,4 @@ def test_every_public_name_can_be_had_and_is_listed() -> None:
         assert name in dir(threadmail.testing)
     assert sorted(threadmail.testing.__all__) == sorted(set(threadmail.testing.__all__))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = threadmail.testing.Nothing
+        _ = threadmail.testing.Nothing  # type: ignore[attr-defined]

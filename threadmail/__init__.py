@@ -3,56 +3,20 @@
 `SMTP`, `SMTP_SSL`, `LMTP` are smtplib's clients, guarded. `Client` is one connection that looks after itself,
 `ClientPool` a bounded number of them, `ThreadedSender` a queue with threads to work it off. All of them send what
 `Envelope.of` takes, and tell what happened in a `Receipt`.
+
+This module imports nothing until a name is asked for, since pytest loads the plugin in `threadmail.testing` into every
+run; then it imports everything, once.
 """
 
-from ._connection.turn import Message
-from ._dispatch.job import SendFuture
-from ._dispatch.sender_stats import SenderStats
-from ._pool.has import PoolStats
-from ._runtime.deadline import Deadline
-from .client import Client, ClientStats
-from .config import Credentials, Security, ServerConfig, Timeouts
-from .envelope import Envelope
-from .errors import (
-    Aborted,
-    BadReply,
-    Closed,
-    ConnectFailed,
-    ConnectionLost,
-    ConnectionRefused,
-    ConnectTimedOut,
-    DataRefused,
-    DeliveryFailed,
-    GreetingRefused,
-    HeloRefused,
-    HostNotFound,
-    InsecureLogin,
-    InvalidAddress,
-    InvalidConfig,
-    InvalidEnvelope,
-    LoginRefused,
-    MailError,
-    MessageTooLarge,
-    NotConnected,
-    NotSupported,
-    Outcome,
-    Phase,
-    QueueFull,
-    RecipientsRefused,
-    Reentered,
-    ReplyError,
-    ReplyTimedOut,
-    SenderRefused,
-    StartTLSRefused,
-    TimedOut,
-    TLSFailed,
-)
-from .pool import ClientPool
-from .receipt import Receipt, Reply, Report
-from .retry import RetryPolicy
-from .sender import ThreadedSender, Unsent
-from .smtp import LMTP, SMTP, SMTP_SSL
-from .throttle import Throttle
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import client as client, config as config, envelope as envelope, errors as errors, pool as pool
+    from . import receipt as receipt, retry as retry, sender as sender, smtp as smtp, throttle as throttle
+    from ._public import *
 
 __version__ = "0.1.0"
 
@@ -113,3 +77,41 @@ __all__ = [
     "Timeouts",
     "Unsent",
 ]
+
+#: Submodules that are there without an import of their own.
+_MODULES = {
+    "_connection",
+    "_dispatch",
+    "_known",
+    "_message",
+    "_pool",
+    "_protocol",
+    "_runtime",
+    "_session",
+    "_transport",
+    "client",
+    "config",
+    "envelope",
+    "errors",
+    "pool",
+    "receipt",
+    "retry",
+    "sender",
+    "smtp",
+    "throttle",
+}
+
+if not TYPE_CHECKING:  # to a type checker, a misspelt name is an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__ and name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Threads that ask at once all do this, and have the same: the import system has locks of its own. An exception
+        # from outside leaves nothing half done: the names are put here together, and modules are there or not.
+        public = importlib.import_module(f"{__name__}._public")
+        globals().update({each: getattr(public, each) for each in __all__})
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

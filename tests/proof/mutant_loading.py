@@ -69,6 +69,8 @@ def installed(mutant: Mutant, package: str) -> Iterator[types.ModuleType]:
     sys.meta_path.insert(0, finder)
     try:
         root = importlib.import_module(package)
+        for name in getattr(root, "__all__", ()):
+            getattr(root, name)  # one that imports its modules late would import them from the real package, afterwards
         importlib.import_module(mutant.module)
         yield root
     finally:
