@@ -55,12 +55,18 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in modules()}
 
 
-def imported(path: Path, *, for_types: bool = False) -> Iterator[str]:
-    """The modules of the package that `path` imports at run time; and those for type checkers, which bind nothing."""
+def run(path: Path) -> ast.Module:
+    """`path` without what is for type checkers only."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body.clear()
+    return tree
+
+
+def imported(path: Path, *, for_types: bool = False) -> Iterator[str]:
+    """The modules of the package that `path` imports at run time; and those for type checkers, which bind nothing."""
+    tree = ast.parse(path.read_text()) if for_types else run(path)
     here = ["threadmail", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -136,7 +142,7 @@ def test_the_core_needs_the_standard_library_only() -> None:
     for path in modules():
         if is_on_top(path):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(run(path)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -144,7 +150,7 @@ def test_the_core_needs_the_standard_library_only() -> None:
             else:
                 continue
             for name in names:
-                assert name.partition(".")[0] in {*sys.stdlib_module_names, "_typeshed"}, f"{path.name}: {name}"
+                assert name.partition(".")[0] in sys.stdlib_module_names, f"{path.name}: {name}"
 
 
 #: What several threads share under a re-entrant lock.

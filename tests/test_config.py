@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threadmail import Client, ClientPool, InvalidConfig, Security, ServerConfig, ThreadedSender, Timeouts
-from threadmail.config import is_loopback
+from threadmail.config import Settings, is_loopback
 from threadmail.testing import TestCA
 
 SECRET = "hunter2-correct-horse"
@@ -482,3 +482,13 @@ def test_a_path_holds_no_nul(path: Any) -> None:
     """It came up as a ValueError when the server was dialled."""
     with pytest.raises(InvalidConfig, match="cafile"):
         ServerConfig("mx.example.org", cafile=path)
+
+
+# ---------------------------------------------------------------- for type checkers
+
+
+def test_the_settings_that_type_checkers_know_are_those_there_are() -> None:
+    """`without` takes any names, and holds a frozen set of them."""
+    fields = {field.name: field.type for field in dataclasses.fields(ServerConfig) if field.init}
+    known = {name: getattr(kind, "__forward_arg__", kind) for name, kind in Settings.__annotations__.items()}
+    assert known == {**fields, "without": "Iterable[str]"}

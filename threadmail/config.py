@@ -16,13 +16,16 @@ import re
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from urllib.parse import quote, unquote
 
 from ._known.barred import RefusedLogins
 from ._known.riding import Riding
 from ._message.address import a_label
 from .errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LONGEST_TIMEOUT = 2_000_000  # sockets count milliseconds in 31 bits; None waits for ever
 
@@ -114,6 +117,30 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 # With the scope of a link-local address, which is the name of an interface: `eth0.100`, `br-lan` (RFC 6874 section 2).
 _HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9_\-.~]+)?")
+
+
+class Settings(TypedDict, total=False):
+    """The settings of a `ServerConfig`, by name, for type checkers: `**settings: Unpack[Settings]`."""
+
+    host: str
+    port: int
+    security: Security
+    username: str | None
+    password: str | None
+    credentials: Callable[[], Credentials] | None
+    auth: str | None
+    lmtp: bool
+    local_hostname: str | None
+    ssl_context: ssl.SSLContext | None
+    cafile: str | None
+    timeouts: Timeouts
+    idle_timeout: float | None
+    max_age: float | None
+    max_messages: int | None
+    without: Iterable[str]
+    window: int
+    source_address: tuple[str, int] | None
+    allow_plaintext_login: bool
 
 
 @dataclass(frozen=True)
@@ -295,7 +322,7 @@ class ServerConfig:
         return given
 
     @classmethod
-    def from_url(cls, url: str, **settings: Any) -> ServerConfig:
+    def from_url(cls, url: str, **settings: Unpack[Settings]) -> ServerConfig:
         """Read a URL: `smtp://`, `smtps://` (implicit TLS), `smtp+starttls://` or `submission://`, `lmtp://` or
         `lmtp+starttls://`.
 

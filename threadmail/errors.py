@@ -347,7 +347,7 @@ class BadReply(ReplyError, smtplib.SMTPServerDisconnected):
 
     def __init__(self, message: str, *, phase: Phase | None = None) -> None:
         super().__init__(500, message, message, phase=phase)
-        self.transient = True
+        self.transient: bool = True
 
 
 class GreetingRefused(ReplyError, smtplib.SMTPConnectError):

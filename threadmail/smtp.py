@@ -412,10 +412,14 @@ class SMTP_SSL(_Client, smtplib.SMTP_SSL):
         timeout: float | None = UNSET,
         source_address: Any = None,
         context: ssl.SSLContext | None = None,
-        **settings: Any,
+        *,
+        timeouts: Timeouts | None = None,
+        sync_root: Any = None,
     ) -> None:
         self.context: ssl.SSLContext = tls_context(context, certfile, keyfile)
-        _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
+        _Client.__init__(
+            self, host, port, local_hostname, timeout, source_address, timeouts=timeouts, sync_root=sync_root
+        )
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
         wire = self._wire = self._new_wire(_Client._get_socket(self, host, port, timeout))  # abort() reaches it
@@ -436,9 +440,13 @@ class LMTP(_Client, smtplib.LMTP):
         local_hostname: str | None = None,
         source_address: Any = None,
         timeout: float | None = UNSET,
-        **settings: Any,
+        *,
+        timeouts: Timeouts | None = None,
+        sync_root: Any = None,
     ) -> None:
-        _Client.__init__(self, host, port, local_hostname, timeout, source_address, **settings)
+        _Client.__init__(
+            self, host, port, local_hostname, timeout, source_address, timeouts=timeouts, sync_root=sync_root
+        )
 
     def _dial(self, host: str, port: int, timeout: float | None, end: Deadline) -> socket.socket:
         if not host.startswith("/"):

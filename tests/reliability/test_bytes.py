@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tests.reliability.fake_socket import STAGES, FakeSocket, dialled, read_strictly
 from threadmail import LMTP, SMTP, Client, Envelope, InvalidEnvelope, MailError, Outcome, ServerConfig, Timeouts
 from threadmail._transport.wire import MAX_LINE, MAX_LINES
+from threadmail.config import Settings
 from threadmail.testing import Drop, ScriptedServer, Send, Serve, Stall
 
 CONFIG = ServerConfig(
@@ -164,7 +165,7 @@ def test_the_same_over_a_real_connection(stage: str, odd: bytes) -> None:
     assert outcome in true_outcomes(stage, odd, content_whole=bool(arrived))
 
 
-KEPT = {"username": "ada", "password": "secret", "local_hostname": "me", "idle_timeout": None}
+KEPT: Settings = {"username": "ada", "password": "secret", "local_hostname": "me", "idle_timeout": None}
 FLOODS = {
     "a line without an end": b"2" * 4096,
     "a reply without an end": b"250-still there\r\n" * 256,

@@ -146,7 +146,7 @@ def main() -> None:
     url, cafile, _, held = sys.argv[1:]
     # A thread that waits for the GIL would make the child wait for it too, behind Python's back.
     sys.setswitchinterval(60.0)
-    objects = Objects(ServerConfig.from_url(url, **({"cafile": cafile} if cafile else {})))
+    objects = Objects(ServerConfig.from_url(url, cafile=cafile or None))
     objects.send_all("before")
     with objects.held(held):
         inherited = sockets()
