@@ -494,24 +494,26 @@ def test_a_mistake_in_a_hook_is_told_of_its_message_alone() -> None:
     assert intact(server.messages) == Counter("ac")
 
 
-def test_a_mistake_of_ours_behind_the_end_of_data_leaves_its_message_in_doubt_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its transaction knows; the one that rode behind it is sent anew."""
+@pytest.mark.parametrize("base", [RuntimeError, AssertionError, LookupError, ValueError, Exception])
+def test_a_time_limit_of_any_class_ends_a_batch(base: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RuntimeError, or an AssertionError, was taken for a mistake of one message, and the batch went on."""
+
+    class TimeLimit(base):  # type: ignore[valid-type,misc]
+        pass
+
     take_final = Transaction.take_final
 
-    def mistaken(self: Transaction, recipient: str, reply: object) -> None:
+    def struck(self: Transaction, recipient: str, reply: object) -> None:
         if self.envelope.sender == "from-b@example.org":
-            raise AssertionError("a mistake of ours")
+            raise TimeLimit
         take_final(self, recipient, reply)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Transaction, "take_final", mistaken)
+    monkeypatch.setattr(Transaction, "take_final", struck)
     with ScriptedServer([Serve()], last="repeat") as server, Client(server.config) as client:
-        report = client.send_all(named(n) for n in "abc")
-    assert [r.outcome for r in report] == [Outcome.SENT, Outcome.IN_DOUBT, Outcome.SENT]
-    assert report[1].error is not None
-    assert (report[1].error.outcome, report[1].error.may_resend) == (Outcome.IN_DOUBT, False)
-    assert intact(server.messages) == Counter("abc")
+        with pytest.raises(TimeLimit):
+            client.send_all(named(n) for n in "abc")
+        assert client.send(named("d")).outcome is Outcome.SENT
+    assert intact(server.messages) == Counter("abd")
 
 
 def test_a_time_limit_from_outside_is_not_hidden_and_spares_the_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,15 @@ def call_hook(hook: Callable[..., object], *args: object) -> None:
         raise of_hook(error) from error.__cause__
 
 
+def mark_as_of_hook(exc: Exception) -> None:
+    """Note that a hook raised it, for whoever must tell that from what comes from outside. It stays what it is."""
+    exc.__dict__["_of_hook"] = True
+
+
+def is_of_hook(exc: Exception) -> bool:
+    return bool(exc.__dict__.get("_of_hook"))
+
+
 def detach(error: MailError) -> MailError:
     """Cut `error` off from the frames it passed through, so that keeping it keeps no content and no secret alive."""
     seen: set[int] = set()

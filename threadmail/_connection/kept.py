@@ -35,6 +35,7 @@ from ..errors import (
     TimedOut,
     call_hook,
     kept_copy,
+    mark_as_of_hook,
 )
 from .heard import mail_was_answered, was_stale, was_taken_back
 from .idle import IdleWatch
@@ -485,6 +486,9 @@ def _ask(hook: Callable[..., None], *args: object) -> None:
     except MailError as error:
         if error.phase not in (None, *CONNECTING, Phase.MAIL):
             error.phase = Phase.CONNECT  # no MAIL was answered here
+        raise
+    except Exception as exc:
+        mark_as_of_hook(exc)
         raise
 
 

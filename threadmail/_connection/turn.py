@@ -16,7 +16,7 @@ from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline, now
 from .._session.delivery import BeforeMail, Follow, Follower
 from ..envelope import Envelope
-from ..errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Outcome, Phase, Reentered, detach
+from ..errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Phase, Reentered, detach, is_of_hook
 from ..receipt import Receipt
 
 #: Seconds after which a turn begins with what the iterable has given so far.
@@ -69,23 +69,6 @@ class _Entry:
 
     def begun(self, transaction: Transaction) -> None:
         self.transaction = transaction
-
-    def interrupted(self, envelope: Envelope, exc: Exception) -> Receipt:
-        """The receipt where a hook of the client's owner made a mistake, or we did: its transaction knows what is true.
-
-        Told as that of any message that failed, for those of the others would be lost with it.
-        """
-        error = MailError(f"the attempt was interrupted by {type(exc).__name__}")  # its text may hold anything
-        error.__cause__ = exc
-        detach(error)
-        transaction = self.transaction
-        if transaction is None:
-            return Receipt.not_sent(envelope, error)
-        receipt = transaction.receipt()
-        if receipt.outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) and receipt.error is None:
-            transaction.blame(error)
-            receipt = transaction.receipt()
-        return receipt
 
 
 class Turn:
@@ -183,4 +166,10 @@ class Turn:
                 raise
             return Receipt.after(envelope, detach(error))
         except FAULTS as exc:
-            return entry.interrupted(envelope, exc)
+            if not is_of_hook(exc):  # from outside: many a time limit is a RuntimeError, or an AssertionError
+                raise
+            # A mistake in a hook of a dial, for which there is nothing of this message on any connection. Told as what
+            # any message failed by, for the receipts of the others would be lost with it.
+            mistake = MailError(f"the attempt was interrupted by {type(exc).__name__}")  # its text may hold anything
+            mistake.__cause__ = exc
+            return Receipt.not_sent(envelope, detach(mistake))
