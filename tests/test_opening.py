@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import pickle
+import signal
 import socket
 import ssl
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from tests.support.mail import envelope
 from threadmail import (
     Client,
+    ClientPool,
     ConnectFailed,
     InvalidConfig,
     LoginRefused,
@@ -159,6 +162,87 @@ def test_a_resolver_with_a_mistake_in_it(resolved: Any, transient: bool, monkeyp
     assert (error.phase, error.transient) == (Phase.CONNECT, transient)
     assert error.__cause__ is not None
     assert SECRET not in str(error)
+
+
+def test_a_mistake_of_a_resolver_on_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, *args: Any, flags: int = 0, **kwargs: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "no address") if flags else KeyError(SECRET)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    error = failure(ServerConfig("mail.test", 25, local_hostname="me.test"))
+    assert str(error) == "cannot connect to mail.test:25: KeyError"
+    assert isinstance(error, ConnectFailed)
+    assert (error.phase, error.transient, type(error.__cause__)) == (Phase.CONNECT, False, KeyError)
+
+
+class TimeLimit(Exception):
+    """As Celery's SoftTimeLimitExceeded."""
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Strikes the test in 0.3 seconds."""
+
+    def strike(*_: object) -> None:
+        raise TimeLimit
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("time_limit")
+@pytest.mark.parametrize("script", [[Stall()], [greeting(), Expect("EHLO"), Stall()]], ids=["greeting", "EHLO"])
+@pytest.mark.parametrize("method", ["send", "send_all"])
+def test_a_time_limit_in_a_dial_says_nothing_of_the_server(method: str, script: Script) -> None:
+    """It was a ConnectFailed, for good, and nobody else dialled the server."""
+    with ScriptedServer(script, [Serve()], last="repeat") as server:
+        with ClientPool(server.config) as pool:
+            with pytest.raises(TimeLimit), pool.lease() as client:
+                getattr(client, method)(envelope() if method == "send" else [envelope()])
+            assert pool.send(envelope()).outcome is Outcome.SENT
+        assert server.connections == 2
+
+
+@pytest.mark.usefixtures("time_limit")
+def test_a_time_limit_while_a_lost_connection_is_replaced_says_nothing_of_the_server() -> None:
+    with ScriptedServer([Serve()], [Stall()], [Serve()]) as server, ClientPool(server.config) as pool:
+        with pool.lease() as client:
+            client.abort()
+            with pytest.raises(TimeLimit):
+                client.send(envelope())
+        assert pool.send(envelope()).outcome is Outcome.SENT
+
+
+@pytest.mark.usefixtures("time_limit", "fresh_name")
+@pytest.mark.parametrize("slow", ["getaddrinfo", "getfqdn"])
+def test_a_time_limit_while_a_name_is_looked_up_comes_out(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def lookup(*args: Any, flags: int = 0, **kwargs: Any) -> Any:
+        if not flags:
+            over.wait(10.0)
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, slow, lookup)
+    name = "me.test" if slow == "getaddrinfo" else None
+    with Client(ServerConfig("mail.test", 25, local_hostname=name)) as client:
+        with pytest.raises(TimeLimit):
+            client.send(envelope())
+        over.set()
+
+
+def test_what_the_machine_lacks_it_may_have_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: object) -> None:
+        raise MemoryError
+
+    with CaptureServer() as server:
+        monkeypatch.setattr(_kept, "unconnected", lacks)
+        error = failure(server.config)
+    assert (type(error), error.phase, error.transient) == (ConnectFailed, Phase.CONNECT, True)
+    assert isinstance(error.__cause__, MemoryError)
 
 
 def test_a_client_goes_on_after_a_mistake_was_mended() -> None:

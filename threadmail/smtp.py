@@ -12,7 +12,7 @@ import smtplib
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -160,6 +160,8 @@ class _Client(Mailing):
             sock = self._dial(host, port, timeout, end)
         except CalledOff:
             raise Aborted("the call was ended by abort()", phase=Phase.CONNECT) from None
+        except ConnectFailed:
+            raise  # of the resolver; it is an OSError as well
         except (OSError, ValueError, OverflowError) as exc:
             raise why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
         sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
@@ -176,7 +178,7 @@ class _Client(Mailing):
             timeout: seconds for the lookup of the name, and for each address.
             end: when all of it must be over.
         """
-        places = _in_time(lambda limit: addresses(host, port, self._new_waiter, limit), end, timeout)
+        places = _in_time(lambda limit: self._places(host, port, limit), end, timeout)
         while True:
             place = places.pop(0)
             if end.passed:
@@ -190,11 +192,31 @@ class _Client(Mailing):
                 if self._abort_requested:
                     raise CalledOff from None
 
+    def _places(self, host: str, port: int, limit: Deadline) -> list[tuple[str, int]]:
+        """The addresses of `host`. A mistake in a resolver of the user's, or its plugin, is a failure to connect.
+
+        What comes up while another thread asks is none, but comes from outside, such as a time limit of a job queue.
+        """
+        self._waiter = None
+        try:
+            return addresses(host, port, self._new_waiter, limit)
+        except (CalledOff, OSError, ValueError, OverflowError):
+            raise
+        except _ResolverFailed as failed:
+            exc = failed.args[0]
+        except Exception as raised:
+            if self._waiter is not None:
+                raise
+            exc = raised
+        transient = isinstance(exc, (MemoryError, RuntimeError))  # what the machine lacks now it may have later
+        # Of the exception only its class is told: its text may hold anything.
+        raise ConnectFailed(f"cannot connect to {host}:{port}: {type(exc).__name__}", transient=transient) from exc
+
     def _reach(self, place: tuple[str, int], limit: Deadline) -> socket.socket:
         return socket.create_connection(place, _seconds(limit), self.source_address)
 
     def _new_waiter(self) -> Waiter:
-        waiter = self._waiter = Waiter()  # from here on abort() reaches it
+        waiter = self._waiter = _Waiter()  # from here on abort() reaches it
         if self._abort_requested:
             waiter.call_off()
         return waiter
@@ -365,6 +387,26 @@ class _Client(Mailing):
             refused.outcome = Outcome.IN_DOUBT
             refused.transient = False
             raise refused
+
+
+class _ResolverFailed(Exception):
+    """The resolver, on its thread, raised its argument, and no resolver should."""
+
+
+class _Waiter(Waiter):
+    """Waits for a resolver that may be the user's own, so that its mistakes are told from what comes from outside."""
+
+    def ask(self, question: Hashable, ask: Callable[[], _T], limit: Deadline) -> _T:
+        return super().ask(question, partial(_answer, ask), limit)
+
+
+def _answer(ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except (OSError, ValueError, OverflowError):
+        raise
+    except Exception as exc:  # noqa: BLE001 - its class is told to whoever dials
+        raise _ResolverFailed(exc) from None
 
 
 def _in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None) -> _T:

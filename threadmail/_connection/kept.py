@@ -40,7 +40,7 @@ from ..errors import (
 from .heard import mail_was_answered, was_stale, was_taken_back
 from .idle import IdleWatch
 from .line import Line
-from .opening import AnySMTP, Pair, as_ours, open_session, pair_to_offer, unconnected
+from .opening import AnySMTP, Pair, as_ours, is_lack, open_session, pair_to_offer, unconnected
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
 #: the look at the socket; a question each time made servers hang up (Symfony #35515).
@@ -391,6 +391,8 @@ class KeptConnection(Guarded):
             error.phase = error.phase or Phase.CONNECT
             raise
         except Exception as exc:
+            if not is_lack(exc):
+                raise
             raise as_ours(exc, self.config, Phase.CONNECT) from exc
 
     def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:

@@ -1,10 +1,11 @@
 """From a config to a session that is ready for mail.
 
 Owns the steps between dialling and the first message: greeting, TLS, EHLO, login. Guarantees: what comes out is as
-secure and as logged in as the config asks for, or there is an error of ours that says in which phase it failed,
-whatever raised: much here is the user's own, a callable for credentials, a TLS context, a resolver. No pair of user
-name and password that the server refused is offered to it again for a while, and by one thread first: as long as
-somebody offers a pair, the others wait for the answer, each in its own dial and no longer than a command may take.
+secure and as logged in as the config asks for, or there is an error of ours that says in which phase it failed, also
+where the user's own raised: a callable for credentials, a TLS context, a resolver. What comes from outside, a time
+limit of a job queue say, stays what it is, and is no failure of the server. No pair of user name and password that the
+server refused is offered to it again for a while, and by one thread first: as long as somebody offers a pair, the
+others wait for the answer, each in its own dial and no longer than a command may take.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair 
     Args:
         pair: the credentials, if they have been had already.
     Raises:
-        MailError: with the phase; whatever else was raised is its cause.
+        MailError: with the phase; what the machine lacked, or the user's own code raised, is its cause.
+        Exception: what comes from outside, as it is.
     """
     phase = Phase.CONNECT
 
@@ -115,17 +117,25 @@ def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair 
         error.phase = error.phase or phase
         raise
     except Exception as exc:
+        if not is_lack(exc):
+            raise
         raise as_ours(exc, config, phase) from exc
 
 
+def is_lack(exc: Exception) -> bool:
+    """Whether it says what the machine has not got. Else it comes from outside, a time limit say, and stays itself.
+
+    It says nothing about the server then. What the user's own code raises is told as such where that is called.
+    """
+    return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno is not None)
+
+
 def as_ours(exc: Exception, config: ServerConfig, phase: Phase) -> ConnectFailed:
-    """The error of ours for what the user's own code, or a mistake of ours, raised while a server was dialled.
+    """The error of ours for what the machine lacks while a server is dialled; it may have it later.
 
     Of the exception only its class is told: its text may hold anything.
     """
-    # What the machine lacks now it may have later; a mistake stays one.
-    transient = isinstance(exc, (OSError, MemoryError, RuntimeError))
-    return ConnectFailed(f"cannot connect to {config.address}: {type(exc).__name__}", phase=phase, transient=transient)
+    return ConnectFailed(f"cannot connect to {config.address}: {type(exc).__name__}", phase=phase, transient=True)
 
 
 def _log_in(smtp: AnySMTP, config: ServerConfig, pair: Pair, end: Deadline) -> None:
