@@ -153,6 +153,19 @@ def test_an_mbox_is_divided_as_the_standard_library_divides_it(data: bytes, tmp_
     assert [item.content for item in _cli_sources.items([str(path)], io.BytesIO())] == expected
 
 
+def test_a_from_field_in_the_old_syntax_is_no_mbox_line(
+    sink: CaptureServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """RFC 5322 section 4.5. The field was lost, and in an mbox what stood behind it was a message of its own."""
+    old = b"From : ann@example.org\nTo: bob@example.net\n\nFrom \t: ann\nx\n"
+    give_stdin(monkeypatch, old)
+    assert main(["send", "--server", sink.url]) == 0
+    assert [m.content for m in sink.messages] == [old.replace(b"\n", b"\r\n")]
+    path = tmp_path / "box"
+    path.write_bytes(b"From a\n" + old + b"\nFrom b\n" + old)
+    assert [item.content for item in _cli_sources.items([str(path)], io.BytesIO())] == [old, old]
+
+
 def test_folders_are_searched_in_order_and_hidden_files_left_alone(tmp_path: Path) -> None:
     for name in ("b.eml", "a.EML", "._b.eml", "notes.txt", "c/z.eml", "c/y.eml", ".hidden/x.eml"):
         path = tmp_path / name

@@ -518,6 +518,49 @@ def test_no_bcc_is_left_behind_an_mbox_line(mbox_line: bytes) -> None:
     assert e == Envelope.from_bytes(mbox_line + e.content, "ann", "bob")
 
 
+@pytest.mark.parametrize(
+    ("lead", "kept"),
+    [
+        (b"Bcc: eve@example.org\r\nFrom jack Mon\r\n", b""),
+        (b"Bcc: eve@example.org\r\nFrom jack Mon\r\nBcc: mallory@example.org\r\n", b""),
+        (b"From a\r\nFrom b\r\nBcc: eve@example.org\r\n", b""),
+        (b"From a\r\nresent-BCC : eve,\r\n mallory\r\nFrom b\r\nFrom c\r\nbcc:\r\n", b""),
+        (b"From : ann\r\nBcc: eve@example.org\r\n", b"From : ann\r\n"),
+    ],
+)
+def test_no_bcc_is_left_around_mbox_lines(lead: bytes, kept: bytes) -> None:
+    """With the Bcc gone the line behind it is the first one; what was behind that was a header to whoever reads it."""
+    for rest in (b"Subject: bcc\r\n\r\nBcc: x\r\n", b"X: 1\r\nBcc: eve@example.org\r\n\r\nFrom a\r\n"):
+        e = Envelope("ann", "bob", lead + rest)
+        assert e.content == kept + rest.replace(b"Bcc: eve@example.org\r\n", b"")
+        assert Envelope.from_dict(e.to_dict()) == e
+    e = Envelope("ann", "bob", lead + b"\r\nFrom a\r\n")
+    assert b"bcc" not in e.content.lower()
+    assert Envelope.from_dict(e.to_dict()) == e
+
+
+def test_mbox_lines_with_no_header_behind_them_are_what_somebody_wrote() -> None:
+    for text in (b"From a\r\nFrom b\r\nx\r\n", b"From a\r\n", b"From a\r\n\r\n"):
+        assert Envelope("ann", "bob", text).content == text
+        assert Envelope("ann", "bob", b"Bcc: eve\r\n" + text).content == text
+    with pytest.raises(InvalidEnvelope, match="bare CR in a header field in line 4"):
+        Envelope("ann", "bob", b"From a\r\nBcc: eve\r\nFrom b\r\nX: 1\rX-Hidden: 1\r\n\r\n")
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"From a", b"From : a", b"Bcc: a", b"Resent-Bcc:", b" x", b"X: bcc", b"", b"text", b"a\rX: 1"])
+    ).map(b"\r\n".join)
+)
+def test_what_an_envelope_took_out_it_took_out_whole(content: bytes) -> None:
+    try:
+        e = Envelope("ann", "bob", content)
+    except InvalidEnvelope:
+        return
+    assert Envelope.from_dict(e.to_dict()) == e
+    assert Envelope("ann", "bob", e.content).content == e.content
+
+
 @pytest.mark.parametrize("gap", [b" ", b"  ", b" \t"])
 def test_a_from_field_with_a_space_before_its_colon_is_no_mbox_line(gap: bytes, tmp_path: Path) -> None:
     """RFC 5322 section 4.5: the old syntax, which is still to be read. It was taken out, and the mail had no From."""

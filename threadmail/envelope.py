@@ -37,8 +37,8 @@ class Envelope:
     Args:
         sender: the reverse-path: a mailbox, `Name <mailbox>`, or `""` for the null sender of bounces (RFC 5321 §4.5.5).
         recipients: one address, or an iterable of them; repetitions are dropped, the order is kept.
-        content: the message with header and body. Line ends become CRLF; text must be ASCII. Bcc fields, and an mbox
-            line (`From ` and a space) ahead of the header, are taken out.
+        content: the message with header and body. Line ends become CRLF; text must be ASCII. Bcc fields, and mbox
+            lines (`From ` and a space) ahead of the header, are taken out.
         strict: refuse a bare CR or LF instead of turning it into CRLF.
     Raises:
         InvalidEnvelope, InvalidAddress (both ValueError): naming what is wrong and where.
@@ -54,7 +54,7 @@ class Envelope:
 
     def __init__(self, sender: str, recipients: Recipients, content: bytes | str, *, strict: bool = False) -> None:
         wire = _message.normalise_line_ends(_message.as_bytes(content), strict=strict)
-        wire = _message.without_bcc(_message.without_mbox_line(wire))
+        wire = _message.without_bcc(wire[_message.header_start(wire) :])
         self._fill(sender, recipients, wire, wire)
 
     def _fill(

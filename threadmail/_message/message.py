@@ -30,8 +30,9 @@ _MESSAGE_ID = re.compile(rb"message-id[ \t]*:")
 _ORIGINATORS_AND_RECIPIENTS = frozenset(
     p + name for p in ("", "resent-") for name in ("date", "sender", "from", "to", "cc", "bcc")
 )
-#: How an mbox line begins; what goes on with a colon is a From field as RFC 822 let it be written.
-MBOX_LINE = re.compile(rb"From (?![ \t]*:)")
+#: An mbox line; what goes on with a colon is a From field as RFC 822 let it be written.
+MBOX_LINE = re.compile(rb"From (?![ \t]*:)[^\r\n]*(?:\r\n?|$)")
+_BCC = re.compile(rb"((?i:resent-)?(?i:bcc))[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*(?:\r\n|$)")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _BLOCK = 1 << 15
 #: What the email package raises of a message that is not as it should be. Others come from outside: a time limit, no
@@ -132,8 +133,7 @@ def refuse_hidden_field(content: bytes) -> None:
     Only where other lines end otherwise; a file of CRs alone is an old Macintosh's.
     """
     header = content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    mbox_line = re.match(rb"[^\r\n]*(?:\r\n?)?", header) if MBOX_LINE.match(header) else None
-    begin = mbox_line.end() if mbox_line else 0
+    begin = _lead(header)[1]
     end = begin + header_length(header[begin:])
     if re.match(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r(?!\n)", header[end:]):
         raise InvalidEnvelope(f"content: bare CR in a header field in line {_line_at(header, end)}")
@@ -168,12 +168,28 @@ def _text(value: bytes) -> str:
     return text.replace("\t", " ")
 
 
-def without_mbox_line(content: bytes) -> bytes:
-    """CRLF-normalised `content` without the mbox line that stands ahead of a header."""
-    if not MBOX_LINE.match(content):
-        return content
-    rest = content.partition(b"\r\n")[2]
-    return rest if header_length(rest) else content  # else it is what somebody wrote
+def header_start(content: bytes) -> int:
+    """Where the header begins in CRLF-normalised `content`: behind mbox lines, which servers take out as well.
+
+    Where no header follows those are what somebody wrote, and it begins with them.
+    """
+    written, behind = _lead(content)
+    return behind if FIELD.match(content, behind) else written
+
+
+def _lead(content: bytes) -> tuple[int, int]:
+    """Where the last mbox lines begin that `content` begins with, and where they end.
+
+    With the Bcc fields among them: those go, and then the next line is the first one.
+    """
+    begin = end = 0
+    while True:
+        if field := _BCC.match(content, end):
+            begin = end = field.end()
+        elif line := MBOX_LINE.match(content, end):
+            end = line.end()
+        else:
+            return begin, end
 
 
 def without_bcc(content: bytes) -> bytes:

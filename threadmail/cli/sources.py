@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .._message.message import MBOX_LINE
+
 STDIN = "-"
 LARGE = 1024 * 1024  # octets; a larger file is read while it is sent, and must not change until then
-MBOX_LINE = b"From "  # and a blank: how an mbox file, and each message in it, begins (RFC 4155)
 
 
 class Readable(Protocol):
@@ -38,7 +39,8 @@ class Item:
 def items(paths: Iterable[str], stdin: Readable) -> Iterator[Item]:
     """The messages of `paths` in order: `-` is standard input, folders are searched for `*.eml`, sorted by name.
 
-    What begins with `From ` and is not called `*.eml` is an mbox file. Of a Maildir `cur` and `new` are read.
+    What begins with an mbox line (`From ` and no colon) and is not called `*.eml` is an mbox file (RFC 4155). Of a
+    Maildir `cur` and `new` are read.
     """
     for path in paths:
         if path == STDIN:
@@ -117,7 +119,7 @@ def _is_eml(path: str) -> bool:
 
 def _content(name: str, stream: Readable, *, may_be_mbox: bool) -> Iterator[Item]:
     first = stream.readline()
-    if may_be_mbox and first.startswith(MBOX_LINE):
+    if may_be_mbox and MBOX_LINE.match(first):
         for number, content in enumerate(_mbox(stream), 1):
             yield Item(f"{name}#{number}", content)
     else:
@@ -127,13 +129,14 @@ def _content(name: str, stream: Readable, *, may_be_mbox: bool) -> Iterator[Item
 def _mbox(stream: Readable) -> Iterator[bytes]:
     """The messages of an mbox file whose first line has been read, as `mailbox.mbox` divides it, which reads all first.
 
-    Each line that begins with `From ` ends a message, an empty line before it belongs to neither. Lines that begin with
-    `>From ` stay as they are: whether a body was quoted that way, or written so, the file does not tell.
+    Each mbox line ends a message, an empty line before it belongs to neither. `From : ` is none, which that takes for
+    one. Lines that begin with `>From ` stay as they are: whether a body was quoted that way, or written so, the file
+    does not tell.
     """
     lines: list[bytes] = []
     while True:
         line = stream.readline()
-        if line and not line.startswith(MBOX_LINE):
+        if line and not MBOX_LINE.match(line):
             lines.append(line)
             continue
         if lines and lines[-1] in (b"\n", b"\r\n"):
