@@ -158,6 +158,13 @@ def test_what_names_no_server_is_refused(server: Any) -> None:
             use(server)
 
 
+@pytest.mark.parametrize("name", ["cafile", "auth"])
+def test_an_empty_setting_is_not_the_default(name: str) -> None:
+    """As an empty variable gives it: all the system's roots would be trusted, where somebody named one of their own."""
+    with pytest.raises(InvalidConfig, match=f"^{name} is empty"):
+        ServerConfig("mx.example.org", **{name: ""})  # type: ignore[arg-type]
+
+
 def test_a_cafile_may_be_a_path(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     TestCA().write_ca(path)
@@ -193,6 +200,11 @@ def test_a_cafile_may_be_a_path(tmp_path: Path) -> None:
         ("smtp://mx.example.org?timeout=nan", "timeout"),
         ("smtp://mx.example.org?timeout=1e300", "timeout"),
         ("smtp://mx.example.org?local_hostname=a%0d%0ab", "local_hostname"),
+        ("smtps://mx.example.org?cafile=", "cafile is empty"),
+        ("smtps://mx.example.org?timeout=5&cafile", "cafile is empty"),
+        ("smtps://mx.example.org?auth=", "auth is empty"),
+        ("smtp://mx.example.org?local_hostname=", "local_hostname"),
+        ("smtp://mx.example.org?timeout=", "timeout"),
         ("smtp://mx.example.org#part", "%23"),
         ("smtps://ann@mx.example.org", "password .* is missing"),
         ("smtps://ann:%zz@mx.example.org", "lone '%'"),

@@ -233,6 +233,9 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidConfig(f"{name} must be more than 0, not {value!r}")
+        for name in ("cafile", "auth"):
+            if getattr(self, name) == "":  # an empty variable in a template is not to mean the default
+                raise InvalidConfig(f"{name} is empty: leave it out where the default is meant")
         if self.window < 1:
             raise InvalidConfig(f"window must be at least 1, not {self.window!r}")
 
