@@ -429,6 +429,41 @@ def test_how_long_he_waits_whose_connection_is_lost_under_him(has_one: bool, mon
         assert (time.monotonic() - began < 0.9) == has_one
 
 
+def test_who_has_waited_in_line_before_his_connection_was_lost_has_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`send` waits for others for a minute at most, all tries together."""
+    monkeypatch.setattr("threadmail._pool.leases.LINE", 1.0)
+    lost, full = [Serve(until="MAIL", count=2), Drop()], [greeting("421 4.3.2 too many connections")]
+    with (
+        ScriptedServer([Serve()], lost, full, last="repeat") as server,
+        sound(ClientPool(server.config, max_size=2)) as pool,
+        contextlib.ExitStack() as mine,
+    ):
+        leases = [threading.Event(), threading.Event()]
+        free, over = threading.Event(), threading.Event()
+
+        def hold(index: int, until: threading.Event) -> None:
+            with pool.lease() as client:
+                if index:
+                    client.send(envelope("first"))
+                leases[index].set()
+                until.wait(10.0)
+
+        for index, until in enumerate((over, free)):
+            holder = threading.Thread(target=hold, args=(index, until), name=f"holder {index}")
+            holder.start()
+            mine.callback(holder.join, 10.0)
+            mine.callback(until.set)
+            assert leases[index].wait(10.0)
+        timer = threading.Timer(0.7, free.set)
+        timer.start()
+        mine.callback(timer.join)
+        began = time.monotonic()
+        with pytest.raises(TimedOut, match="no client of the pool came free"):
+            pool.send(envelope("second"))
+        assert server.connections == 3
+        assert 0.7 < time.monotonic() - began < 1.5
+
+
 # ---------------------------------------------------------------- Q7, S17, S18: closing
 
 

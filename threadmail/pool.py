@@ -105,14 +105,14 @@ class ClientPool(BornAnew):
                 handler came in the middle of a step of this very pool in this very thread.
             Closed: the pool is closed.
         """
-        return self._lease(timeout, None)
+        return self._lease(timeout, [])
 
     @contextmanager
-    def _lease(self, timeout: float | Deadline | None, line: Deadline | None) -> Iterator[Client]:
+    def _lease(self, timeout: float | Deadline | None, line: list[Deadline]) -> Iterator[Client]:
         """As `lease`.
 
         Args:
-            line: when the wait for what others have is over, where that has begun before.
+            line: when the wait for what others have is over; none as long as it has not begun, which is noted here.
         """
         self._check_process()
         end = Deadline.after(timeout)
@@ -135,7 +135,7 @@ class ClientPool(BornAnew):
         """
         envelope = Envelope.of(message)
         end = Deadline.after(deadline)
-        line: Deadline | None = None
+        line: list[Deadline] = []  # one for all tries
         try:
             while True:
                 with self._lease(end, line) as client:
@@ -146,8 +146,8 @@ class ClientPool(BornAnew):
                         # was written on that, so this is as if there had been none from the beginning.
                         if not self._is_passing(error, client):
                             raise
-                # One for all tries. Behind the lease, whose client is not one that the caller has besides.
-                line = line or in_line(end, held(self._keys))
+                # Behind the lease, whose client is not one that the caller has besides.
+                line = line or [in_line(end, held(self._keys))]
         except MailError as error:
             told = Receipt.after(envelope, error)
             if told is error.receipt or told.error is None:
@@ -157,12 +157,13 @@ class ClientPool(BornAnew):
     def _is_passing(self, error: MailError, client: Client) -> bool:
         return error.transient and is_refusal(error) and self._steps.take(self._keys.serves, client)
 
-    def _acquire(self, lease: Lease[Client], end: Deadline, line: Deadline | None) -> Client:
+    def _acquire(self, lease: Lease[Client], end: Deadline, line: list[Deadline]) -> Client:
         while True:
             answer = self._steps.take(self._keys.answer, lease)
             if answer.client is None:
-                line = line or in_line(end, lease.holds)
-                answer = self._wait(lease, line, answer)
+                if not line:
+                    line.append(in_line(end, lease.holds))
+                answer = self._wait(lease, line[0], answer)
             client, dials = answer.client, answer.dials
             assert client is not None
             if dials:
