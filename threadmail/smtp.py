@@ -20,7 +20,7 @@ from ._runtime.deadline import NEVER, Deadline, DeadlinePassed
 from ._session import login as _login
 from ._session.dialogue import UNSET, Answer, State, exclusive, exclusive_parting
 from ._session.mailing import Mailing
-from ._transport.connecting import tls_context, why_not_connected
+from ._transport.connecting import in_time, seconds_left, tls_context, why_not_connected
 from ._transport.lookup import CalledOff, Waiter, addresses, default_local_hostname
 from ._transport.wire import Wire
 from .config import Timeouts, is_loopback
@@ -178,14 +178,14 @@ class _Client(Mailing):
             timeout: seconds for the lookup of the name, and for each address.
             end: when all of it must be over.
         """
-        places = _in_time(lambda limit: self._places(host, port, limit), end, timeout)
+        places = in_time(lambda limit: self._places(host, port, limit), end, timeout)
         while True:
             place = places.pop(0)
             if end.passed:
                 raise DeadlinePassed("the deadline passed")
             try:
                 # An address at a time: given the name, it would allow each address the time that is left for all.
-                return _in_time(partial(self._reach, place), end, timeout)
+                return in_time(partial(self._reach, place), end, timeout)
             except OSError:
                 if not places:
                     raise
@@ -213,7 +213,7 @@ class _Client(Mailing):
         raise ConnectFailed(f"cannot connect to {host}:{port}: {type(exc).__name__}", transient=transient) from exc
 
     def _reach(self, place: tuple[str, int], limit: Deadline) -> socket.socket:
-        return socket.create_connection(place, _seconds(limit), self.source_address)
+        return socket.create_connection(place, seconds_left(limit), self.source_address)
 
     def _new_waiter(self) -> Waiter:
         waiter = self._waiter = _Waiter()  # from here on abort() reaches it
@@ -409,27 +409,6 @@ def _answer(ask: Callable[[], _T]) -> _T:
         raise _ResolverFailed(exc) from None
 
 
-def _in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None) -> _T:
-    """What `work(limit)` comes to, which must be over after `seconds`, or at `end` where that is sooner.
-
-    Raises:
-        DeadlinePassed: time was up, and it was that of `end`.
-    """
-    limit = end.within(seconds)
-    try:
-        return work(limit)
-    except TimeoutError as exc:
-        if limit is end and end is not NEVER and exc.errno is None:  # the system's own has one
-            raise DeadlinePassed(*exc.args) from None
-        raise
-
-
-def _seconds(limit: Deadline) -> float | None:
-    """What is left, as a socket takes it: there 0 means "do not block"."""
-    left = limit.remaining()
-    return 0.001 if left == 0.0 else left
-
-
 class SMTP(_Client):
     """`smtplib.SMTP` that threads can share."""
 
@@ -496,11 +475,11 @@ class LMTP(_Client, smtplib.LMTP):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
         def reach(limit: Deadline) -> None:
-            sock.settimeout(_seconds(limit))
+            sock.settimeout(seconds_left(limit))
             sock.connect(host)
 
         try:
-            _in_time(reach, end, timeout)
+            in_time(reach, end, timeout)
         except BaseException:
             sock.close()
             raise

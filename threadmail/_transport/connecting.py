@@ -1,16 +1,20 @@
 """What surrounds a connect.
 
-Owns the TLS context of those who bring none, and the reasons why there is no connection, in words and as the error that
-callers can tell apart. Opens nothing itself.
+Owns the TLS context of those who bring none, how long its parts may take, and the reasons why there is no connection,
+in words and as the error that callers can tell apart. Opens nothing itself.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
+from typing import TypeVar
 
-from .._runtime.deadline import DeadlinePassed
+from .._runtime.deadline import NEVER, Deadline, DeadlinePassed
 from ..errors import ConnectFailed, ConnectionRefused, ConnectTimedOut, HostNotFound
+
+_T = TypeVar("_T")
 
 
 def tls_context(context: ssl.SSLContext | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
@@ -45,3 +49,24 @@ def why_not_connected(exc: OSError | ValueError | OverflowError, where: str) -> 
         error.deadline_passed = isinstance(exc, DeadlinePassed)
         return error
     return ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}", errno=exc.errno)
+
+
+def in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None) -> _T:
+    """What `work(limit)` comes to, which must be over after `seconds`, or at `end` where that is sooner.
+
+    Raises:
+        DeadlinePassed: time was up, and it was that of `end`.
+    """
+    limit = end.within(seconds)
+    try:
+        return work(limit)
+    except TimeoutError as exc:
+        if limit is end and end is not NEVER and exc.errno is None:  # the system's own has one
+            raise DeadlinePassed(*exc.args) from None
+        raise
+
+
+def seconds_left(limit: Deadline) -> float | None:
+    """What is left, as a socket takes it: there 0 means "do not block"."""
+    left = limit.remaining()
+    return 0.001 if left == 0.0 else left
