@@ -197,15 +197,20 @@ class _Client(Mailing):
 
         What comes up while another thread asks is none, but comes from outside, such as a time limit of a job queue.
         """
-        self._waiter = None
+        made: list[Waiter] = []
+
+        def new_waiter() -> Waiter:
+            made.append(self._new_waiter())
+            return made[0]
+
         try:
-            return addresses(host, port, self._new_waiter, limit)
+            return addresses(host, port, new_waiter, limit)
         except (CalledOff, OSError, ValueError, OverflowError):
             raise
         except _ResolverFailed as failed:
             exc = failed.args[0]
         except Exception as raised:
-            if self._waiter is not None:
+            if made:
                 raise
             exc = raised
         transient = isinstance(exc, (MemoryError, RuntimeError))  # what the machine lacks now it may have later
