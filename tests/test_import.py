@@ -126,3 +126,23 @@ def test_what_type_checkers_are_told_of_modules_is_so() -> None:
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is None]
     told = {alias.name for node in imports for alias in node.names}
     assert told == {name for name in threadmail._MODULES if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("where", ["atexit", "thread"])
+def test_a_program_whose_first_mail_comes_at_its_end_has_its_names(where: str) -> None:
+    """The import of the executor is refused once the interpreter's exit has begun."""
+    begin = {
+        "atexit": "import atexit; atexit.register(last)",
+        "thread": "import threading\nthreading.Thread(target=lambda: (threading.main_thread().join(), last())).start()",
+    }[where]
+    program = (
+        f"import threadmail\ndef last(): print(threadmail.Client.__name__, threadmail.MailError.__name__)\n{begin}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("Client MailError\n", "")
+
+
+def test_a_name_that_a_test_has_set_stays() -> None:
+    program = "import threadmail; threadmail.Client = 1; threadmail.Envelope; print(threadmail.Client)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")

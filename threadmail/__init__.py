@@ -11,6 +11,10 @@ run; then it imports everything, once.
 from __future__ import annotations
 
 import importlib
+
+# Not later: it registers what it does at the interpreter's exit, and that is refused once the exit has begun. A program
+# whose first mail is that of its end would import it then.
+from concurrent.futures import thread as _hooks_at_exit  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -109,7 +113,8 @@ if not TYPE_CHECKING:  # to a type checker, a misspelt name is an error
         # Threads that ask at once all do this, and have the same: the import system has locks of its own. An exception
         # from outside leaves nothing half done: the names are put here together, and modules are there or not.
         public = importlib.import_module(f"{__name__}._public")
-        globals().update({each: getattr(public, each) for each in __all__})
+        for each in __all__:
+            globals().setdefault(each, getattr(public, each))  # what a test has put there stays
         return globals()[name]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import SMTP, Client, ClientPool, Envelope, MailError, Outcome
+from threadmail import SMTP, Client, ClientPool, Envelope, MailError, Outcome, TimedOut
 from threadmail._transport.socket import TimedSocket, is_from_outside
 from threadmail.testing import CaptureServer
 
@@ -27,7 +27,21 @@ class Limit(TimeoutError):
     """A time limit of somebody's own."""
 
 
-LIMITS = [TimeoutError("time limit"), TimeoutError("timed out"), Limit("over"), OSError("over"), TimeoutError()]
+class Worded(TimeoutError):
+    """One whose class has a text of its own: another thread sets the class alone."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__("exceeded the timeout value")
+
+
+LIMITS = [
+    Worded(),
+    TimeoutError("time limit"),
+    TimeoutError("timed out"),
+    Limit("over"),
+    OSError("over"),
+    TimeoutError(),
+]
 
 
 class Strike:
@@ -159,3 +173,35 @@ def test_what_a_socket_raises_in_our_own_frame_is_not_from_outside() -> None:
         assert trace is not None
         caught.value.__traceback__ = trace.tb_next  # without this test's own frame
         assert not is_from_outside(caught.value, a)
+
+
+@pytest.mark.parametrize("name", ["send", "recv"])
+def test_the_error_of_another_client_that_a_handler_uses_is_from_outside(name: str) -> None:
+    """The handler's `pool.send` found no client free in time: the write it interrupted was made again."""
+    with CaptureServer() as server, Client(server.url) as client, ClientPool(server.url, max_size=1) as pool:
+        client.send(one("first"))
+
+        with pool.lease():
+
+            def look(frame: FrameType, event: str, called: Any) -> None:
+                ours = event == "c_return" and "_transport" in frame.f_code.co_filename
+                if ours and getattr(called, "__name__", "") == name and not struck:
+                    struck.append(name)
+                    sys.setprofile(None)
+                    in_threads_with_none_free(pool)
+
+            struck: list[str] = []
+            sys.setprofile(look)
+            try:
+                with pytest.raises(TimedOut):
+                    client.send(one("struck"))
+            finally:
+                sys.setprofile(None)
+        assert client.send(one("after")).outcome is Outcome.SENT
+        server.wait_for(2)
+        assert all(mail.content.count(b"Subject:") == 1 for mail in server.messages)
+
+
+def in_threads_with_none_free(pool: ClientPool) -> None:
+    """What a handler may do: it ends in a TimedOut of ours."""
+    raise TimedOut("no client of the pool came free in time")

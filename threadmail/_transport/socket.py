@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from .._runtime.deadline import LONGEST, NEVER, Deadline, DeadlinePassed, now
-from ..errors import Aborted, BadReply, ConnectionLost, NotConnected, ReplyTimedOut
+from ..errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut
 
 #: Who waits for longer than this many seconds looks up once in so many.
 TICK = 15.0
@@ -164,25 +165,41 @@ def is_from_outside(exc: BaseException, sock: socket.socket | None = None) -> bo
     """Whether a signal handler raised this, or another thread, in the middle of what we did on a socket.
 
     A handler's `raise TimeoutError` is the textbook's time limit, and looks like the socket's own. Taken for that, a
-    write that was over is made again: the message has its content twice. The traceback tells: what a socket raises
-    comes up in our own frame, or in one of its class (ssl, gevent); what a handler raises, in the handler's. What
-    another thread sets (`PyThreadState_SetAsyncExc`) has no arguments.
+    write that was over is made again: the message has its content twice. What a socket raises is of a class of the
+    standard library or of its own, has a number or says that it timed out, and comes up in frames of ours, of the
+    standard library's sockets or of its class (gevent's, say); a handler's own frame is always between.
     """
+    kind = type(sock) if sock is not None else socket.socket
+    its_own = {_root(each.__module__) for each in kind.__mro__} - _STANDARD
+    ours = isinstance(exc, MailError)
+    if not ours:
+        if _root(type(exc).__module__) not in _STANDARD | its_own and not isinstance(exc, DeadlinePassed):
+            return True
+        known = isinstance(exc, (ConnectionError, ssl.SSLError)) or _says_time_out(exc)
+        if getattr(exc, "errno", None) is None and not known:
+            return True
     trace = exc.__traceback__
-    if trace is None or not exc.args:
-        return trace is not None
-    while trace.tb_next is not None:
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        if _root(name) in its_own:
+            return False
+        if not name.startswith(_OURS) and _root(name) not in _STANDARD:
+            return True
         trace = trace.tb_next
-    where = _root(trace.tb_frame.f_globals.get("__name__"))
-    kind = type(sock) if sock is not None else socket.socket  # gevent's, perhaps
-    return where not in _OURS and where not in [_root(each.__module__) for each in kind.__mro__]
+    return False
+
+
+def _says_time_out(exc: BaseException) -> bool:
+    """As the standard library's sockets do, and gevent's: "timed out", "The read operation timed out"."""
+    return isinstance(exc, TimeoutError) and len(exc.args) == 1 and str(exc).endswith("timed out")
 
 
 def _root(module: object) -> str:
     return str(module).partition(".")[0]
 
 
-_OURS = frozenset([_root(__name__), "socket", "ssl", "selectors", "encodings", "concurrent", "threading"])
+_OURS = ("threadmail._transport", "threadmail._runtime")
+_STANDARD = frozenset(["builtins", "socket", "_socket", "ssl", "_ssl", "selectors"])
 
 
 def _timed_out(message: str, by_deadline: bool) -> ReplyTimedOut:
