@@ -12,16 +12,18 @@ import smtplib
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Hashable
+from copy import copy
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from ._runtime.deadline import NEVER, Deadline, DeadlinePassed
+from ._runtime.outside import is_of_a_handler
 from ._session import login as _login
 from ._session.dialogue import UNSET, Answer, State, exclusive, exclusive_parting
 from ._session.mailing import Mailing
-from ._transport.connecting import in_time, seconds_left, tls_context, why_not_connected
-from ._transport.lookup import CalledOff, Waiter, addresses, default_local_hostname
+from ._transport.connecting import in_time, is_from_outside_the_dial, seconds_left, tls_context, why_not_connected
+from ._transport.lookup import CalledOff, ResolverFailed, Waiter, addresses, default_local_hostname
+from ._transport.socket import is_from_outside
 from ._transport.wire import Wire
 from .config import Timeouts, is_loopback
 from .errors import (
@@ -43,8 +45,6 @@ from .errors import (
 from .receipt import Reply
 
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-_T = TypeVar("_T")
 
 
 class _Client(Mailing):
@@ -163,12 +163,17 @@ class _Client(Mailing):
         except ConnectFailed:
             raise  # of the resolver; it is an OSError as well
         except (OSError, ValueError, OverflowError) as exc:
+            if is_of_a_handler(exc) or (isinstance(exc, OSError) and is_from_outside_the_dial(exc)):
+                raise
             raise why_not_connected(exc, host if host.startswith("/") else f"{host}:{port}") from exc
-        sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
         try:
+            sock.settimeout(socket.getdefaulttimeout() if self.timeout is UNSET else self.timeout)
             sock.setsockopt(*_NO_DELAY)  # content and lone dot in two segments cost 44 ms with Nagle's algorithm
-        except OSError:
-            pass  # a Unix socket has no such option
+        except BaseException as exc:
+            if not isinstance(exc, OSError) or is_from_outside_the_dial(exc):
+                sock.close()
+                raise
+            # Else: a Unix socket has no such option.
         return sock
 
     def _dial(self, host: str, port: int, timeout: float | None, end: Deadline) -> socket.socket:
@@ -186,8 +191,8 @@ class _Client(Mailing):
             try:
                 # An address at a time: given the name, it would allow each address the time that is left for all.
                 return in_time(partial(self._reach, place), end, timeout)
-            except OSError:
-                if not places:
+            except OSError as exc:
+                if not places or is_from_outside_the_dial(exc):
                     raise
                 if self._abort_requested:
                     raise CalledOff from None
@@ -205,12 +210,13 @@ class _Client(Mailing):
 
         try:
             return addresses(host, port, new_waiter, limit)
-        except (CalledOff, OSError, ValueError, OverflowError):
-            raise
-        except _ResolverFailed as failed:
+        except ResolverFailed as failed:
             exc = failed.args[0]
+            if isinstance(exc, (OSError, ValueError, OverflowError)):
+                exc = copy(exc)  # others may wait for the same, and each adds its own traceback
+                raise why_not_connected(exc, f"{host}:{port}") from exc
         except Exception as raised:
-            if made:
+            if made or isinstance(raised, (OSError, ValueError, OverflowError)) or is_of_a_handler(raised):
                 raise
             exc = raised
         transient = isinstance(exc, (MemoryError, RuntimeError))  # what the machine lacks now it may have later
@@ -221,7 +227,7 @@ class _Client(Mailing):
         return socket.create_connection(place, seconds_left(limit), self.source_address)
 
     def _new_waiter(self) -> Waiter:
-        waiter = self._waiter = _Waiter()  # from here on abort() reaches it
+        waiter = self._waiter = Waiter()  # from here on abort() reaches it
         if self._abort_requested:
             waiter.call_off()
         return waiter
@@ -338,11 +344,14 @@ class _Client(Mailing):
         return self._drive(lambda wire: _login.authenticate(wire, name, answerer, None, initial_ok=initial_ok).pair)
 
     def _peer_is_local(self) -> bool:
-        assert self.sock is not None
+        sock = self.sock
+        assert sock is not None
         try:
-            peer = self.sock.getpeername()
+            peer = sock.getpeername()
         except OSError as exc:  # reset meanwhile, which says nothing about where the server is
             self._drop()
+            if is_from_outside(exc, sock):
+                raise
             raise ConnectionLost("the server closed the connection", phase=Phase.AUTH) from exc
         return not isinstance(peer, tuple) or is_loopback(str(peer[0]))  # the name of a Unix socket is no tuple
 
@@ -392,26 +401,6 @@ class _Client(Mailing):
             refused.outcome = Outcome.IN_DOUBT
             refused.transient = False
             raise refused
-
-
-class _ResolverFailed(Exception):
-    """The resolver, on its thread, raised its argument, and no resolver should."""
-
-
-class _Waiter(Waiter):
-    """Waits for a resolver that may be the user's own, so that its mistakes are told from what comes from outside."""
-
-    def ask(self, question: Hashable, ask: Callable[[], _T], limit: Deadline) -> _T:
-        return super().ask(question, partial(_answer, ask), limit)
-
-
-def _answer(ask: Callable[[], _T]) -> _T:
-    try:
-        return ask()
-    except (OSError, ValueError, OverflowError):
-        raise
-    except Exception as exc:  # noqa: BLE001 - its class is told to whoever dials
-        raise _ResolverFailed(exc) from None
 
 
 class SMTP(_Client):

@@ -7,6 +7,7 @@ where it was taken for the socket's own time-out.
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import threading
@@ -41,6 +42,8 @@ LIMITS = [
     Limit("over"),
     OSError("over"),
     TimeoutError(),
+    TimeoutError(errno.ETIME, "over"),
+    BlockingIOError(errno.EAGAIN, "over"),
 ]
 
 
@@ -60,7 +63,7 @@ class Strike:
             self.passed += 1
             if self.passed == self.at:
                 sys.setprofile(None)
-                raise self.limit
+                raise self.limit.with_traceback(None)
 
         sys.setprofile(look)
         try:

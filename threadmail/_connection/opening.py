@@ -10,11 +10,13 @@ others wait for the answer, each in its own dial and no longer than a command ma
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple, TypeAlias
 
 from .._known.barred import mark
 from .._runtime.deadline import NEVER, Deadline, now
 from .._runtime.guard import holding
+from .._runtime.outside import is_of_a_handler
 from .._session.login import Secret
 from .._transport.lookup import default_local_hostname
 from ..config import Security, ServerConfig
@@ -36,6 +38,9 @@ AnySMTP: TypeAlias = SMTP | SMTP_SSL | LMTP
 
 #: Seconds after which whoever waits for another one's login looks whether his own call was called off.
 LOOK = 0.5
+
+#: Descriptors and memory; any other number may be that of somebody's time limit.
+_LACKING = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
 
 
 class Pair(NamedTuple):
@@ -127,7 +132,9 @@ def is_lack(exc: Exception) -> bool:
 
     It says nothing about the server then. What the user's own code raises is told as such where that is called.
     """
-    return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno is not None)
+    if is_of_a_handler(exc):
+        return False
+    return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno in _LACKING)
 
 
 def as_ours(exc: Exception, config: ServerConfig, phase: Phase) -> ConnectFailed:
@@ -200,6 +207,8 @@ def _credentials(config: ServerConfig) -> Pair:
     try:
         given: object = config.credentials()
     except Exception as exc:
+        if is_of_a_handler(exc):
+            raise
         transient = not isinstance(exc, MailError) or exc.transient
         raise MailError(
             f"the credentials could not be had: {type(exc).__name__}", phase=Phase.AUTH, transient=transient

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from .._runtime.deadline import NEVER, Deadline, DeadlinePassed
 from ..errors import ConnectFailed, ConnectionRefused, ConnectTimedOut, HostNotFound
+from .socket import is_from_outside
 
 _T = TypeVar("_T")
 
@@ -61,9 +62,16 @@ def in_time(work: Callable[[Deadline], _T], end: Deadline, seconds: float | None
     try:
         return work(limit)
     except TimeoutError as exc:
+        if is_from_outside_the_dial(exc):
+            raise
         if limit is end and end is not NEVER and exc.errno is None:  # the system's own has one
             raise DeadlinePassed(*exc.args) from None
         raise
+
+
+def is_from_outside_the_dial(exc: BaseException) -> bool:
+    """`is_from_outside`, of a dial: in the place of what it calls a program may have put functions of its own."""
+    return is_from_outside(exc, socket.socket, socket.create_connection, socket.getaddrinfo)
 
 
 def seconds_left(limit: Deadline) -> float | None:

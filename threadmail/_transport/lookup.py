@@ -22,8 +22,10 @@ from typing import Any, TypeVar, cast
 
 from .._message.address import a_label
 from .._runtime.deadline import Deadline
+from .._runtime.outside import is_of_a_handler
 from .._runtime.threads import join_thread, start_thread
 from ..config import is_loopback
+from .socket import is_from_outside
 
 #: Seconds for this machine's own name: without it there is another one to give in EHLO.
 OWN_NAME = 5.0
@@ -33,6 +35,10 @@ _T = TypeVar("_T")
 
 class CalledOff(Exception):
     """Whoever waits for the answer was told to stop waiting."""
+
+
+class ResolverFailed(Exception):
+    """The resolver, on its thread, raised its argument; so that this is told from what strikes who waits for it."""
 
 
 class _Lookup:
@@ -47,7 +53,10 @@ class _Lookup:
     def run(self, key: Hashable) -> None:
         try:
             answer = self._ask()
-        except Exception as exc:  # noqa: BLE001 - told to those who wait
+        except Exception as exc:
+            if is_of_a_handler(exc):  # where there was no thread for it, and so for this one alone
+                self.interrupted(key)
+                raise
             answer = exc.with_traceback(None)
         except BaseException:  # from outside, and for this thread alone
             self.interrupted(key)
@@ -97,7 +106,7 @@ class Waiter:
         try:
             told = bool(lookup.answer) or self._news.get(timeout=limit.remaining())
         except queue.Empty:
-            raise TimeoutError("the resolver did not answer in time") from None
+            raise TimeoutError("the resolver timed out") from None
         finally:
             lookup.waiting.remove(self)
         if not told:
@@ -128,6 +137,7 @@ def addresses(host: str, port: int, waiter: Callable[[], Waiter], limit: Deadlin
     Raises:
         TimeoutError, CalledOff: as `Waiter.ask`.
         OSError, ValueError, OverflowError: there is no such host, or cannot be one; or port.
+        ResolverFailed: with what says so, where another thread asked.
     """
     if isinstance(port, int) and not 0 <= port <= 65535:  # code written for smtplib may give the name of a service
         raise OverflowError("port must be 0-65535")  # the resolver would take it modulo 65536
@@ -137,9 +147,20 @@ def addresses(host: str, port: int, waiter: Callable[[], Waiter], limit: Deadlin
         found = _resolve(host, port, socket.AI_NUMERICHOST)  # no resolver is asked for an address
     except socket.gaierror:
         # This machine's own name stands in a file.
-        ask = functools.partial(_resolve, host, port, 0)
-        found = ask() if is_loopback(host) else waiter().ask((host, port), ask, limit)
+        if is_loopback(host):
+            found = _resolve(host, port, 0)
+        else:
+            found = waiter().ask((host, port), functools.partial(_answer, host, port), limit)
     return [(address, port) for address in found]
+
+
+def _answer(host: str, port: int) -> list[str]:
+    try:
+        return _resolve(host, port, 0)
+    except Exception as exc:
+        if is_of_a_handler(exc):  # there was no thread for it
+            raise
+        raise ResolverFailed(exc) from None
 
 
 def _resolve(host: str, port: int, flags: int) -> list[str]:
@@ -161,8 +182,10 @@ def default_local_hostname(end: Deadline) -> str:
         return _own_name()
     try:
         return Waiter().ask("the name of this machine", _own_name, end.within(OWN_NAME))
-    except OSError:  # too late, or interrupted
-        return "[127.0.0.1]"
+    except OSError as exc:
+        if is_from_outside(exc):
+            raise
+        return "[127.0.0.1]"  # too late, or interrupted
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,9 +14,11 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import NoReturn, TypeVar
 
 from .._runtime.deadline import LONGEST, NEVER, Deadline, DeadlinePassed, now
+from .._runtime.outside import is_of_a_handler
 from ..errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut
 
 #: Who waits for longer than this many seconds looks up once in so many.
@@ -63,7 +65,9 @@ class TimedSocket:
                 self._set_ticks(0.0)
                 self.sock.settimeout(self._resting_timeout)
                 return
-        except OSError:
+        except OSError as exc:
+            if is_from_outside(exc, self.sock):
+                raise
             return  # another kernel than was thought, or no connection any more; nothing depends on it
         self.kernel_ticks = self.ticks_here = True
 
@@ -89,8 +93,10 @@ class TimedSocket:
             # Not self.sock.shutdown: that of an SSLSocket first forgets its TLS state, and a thread between two
             # writes would go on in plaintext.
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed already, or the peer was faster
+        except OSError as exc:
+            if is_from_outside(exc):
+                raise
+            # Else: closed already, or the peer was faster.
 
     def close(self) -> None:
         """Close without a farewell. May be called twice."""
@@ -105,8 +111,10 @@ class TimedSocket:
                 self.kernel_ticks = self.ticks_here = False
             if self.is_open and self.sock.gettimeout() != self._resting_timeout:
                 self.sock.settimeout(self._resting_timeout)
-        except OSError:
-            pass  # somebody closed it
+        except OSError as exc:
+            if is_from_outside(exc, self.sock):
+                raise
+            # Else: somebody closed it.
 
     def _patiently(self, call: Callable[[_A], _R], argument: _A, seconds: float | None, what: str) -> _R:
         """Call `send` or `recv`, for at most `seconds`; less where the call under way must be over before.
@@ -161,32 +169,51 @@ class TimedSocket:
         raise ConnectionLost(f"{what}: {exc.strerror or exc}") from exc
 
 
-def is_from_outside(exc: BaseException, sock: socket.socket | None = None) -> bool:
+def is_from_outside(exc: BaseException, *called: object) -> bool:
     """Whether a signal handler raised this, or another thread, in the middle of what we did on a socket.
 
     A handler's `raise TimeoutError` is the textbook's time limit, and looks like the socket's own. Taken for that, a
     write that was over is made again: the message has its content twice. What a socket raises is of a class of the
     standard library or of its own, has a number or says that it timed out, and comes up in frames of ours, of the
-    standard library's sockets or of its class (gevent's, say); a handler's own frame is always between.
+    standard library's sockets or of its class (gevent's, say). With those of its class anybody's may be, for it may
+    call, and be called by, whom it likes; a handler's own frame never is.
+
+    Args:
+        called: the socket, and what else was called that may be somebody's own.
     """
-    kind = type(sock) if sock is not None else socket.socket
-    its_own = {_root(each.__module__) for each in kind.__mro__} - _STANDARD
-    ours = isinstance(exc, MailError)
-    if not ours:
-        if _root(type(exc).__module__) not in _STANDARD | its_own and not isinstance(exc, DeadlinePassed):
-            return True
-        known = isinstance(exc, (ConnectionError, ssl.SSLError)) or _says_time_out(exc)
-        if getattr(exc, "errno", None) is None and not known:
-            return True
-    trace = exc.__traceback__
-    while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__"))
-        if _root(name) in its_own:
-            return False
-        if not name.startswith(_OURS) and _root(name) not in _STANDARD:
-            return True
-        trace = trace.tb_next
-    return False
+    if is_of_a_handler(exc):
+        return True
+    its_own = {_root(module) for each in called for module in _modules(each)} - _STANDARD - {"threadmail"}
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(exc.__traceback__)]
+    in_its_own = any(_root(name) in its_own for name in names)
+    if not in_its_own and not all(name.startswith(_OURS) or _root(name) in _STANDARD for name in names):
+        return True
+    return not (isinstance(exc, (MailError, DeadlinePassed)) or _looks_its_own(exc, its_own if in_its_own else set()))
+
+
+def _looks_its_own(exc: BaseException, its_own: set[str]) -> bool:
+    kind = _root(type(exc).__module__)
+    if kind in its_own or (kind in _STANDARD and _says_time_out(exc)):
+        return True
+    if kind not in _STANDARD or (its_own and _was_thrown(exc)):
+        return False
+    known = isinstance(exc, (ConnectionError, ssl.SSLError)) or str(exc) in _WITHOUT_NUMBER
+    return known or getattr(exc, "errno", None) is not None
+
+
+def _was_thrown(exc: BaseException) -> bool:
+    """Whether somebody threw it into a greenlet that waited, as `gevent.Timeout` does.
+
+    What a socket of gevent's throws there itself is of a class of gevent's, or says that it timed out.
+    """
+    *_, (last, _) = walk_tb(exc.__traceback__)
+    return last.f_code.co_name.endswith("switch")
+
+
+def _modules(called: object) -> list[object]:
+    """Where `called` comes from: an object's class with those it inherits from, or a function."""
+    kinds = called.__mro__ if isinstance(called, type) else type(called).__mro__
+    return [getattr(each, "__module__", "") for each in (called, *kinds)]
 
 
 def _says_time_out(exc: BaseException) -> bool:
@@ -198,7 +225,9 @@ def _root(module: object) -> str:
     return str(module).partition(".")[0]
 
 
-_OURS = ("threadmail._transport", "threadmail._runtime")
+_OURS = ("threadmail._transport", "threadmail._runtime", "threadmail.smtp")
+#: What the standard library's sockets say without a number, besides that they timed out.
+_WITHOUT_NUMBER = ("AF_UNIX path too long", "getaddrinfo returns an empty list")
 _STANDARD = frozenset(["builtins", "socket", "_socket", "ssl", "_ssl", "selectors"])
 
 

@@ -18,6 +18,7 @@ from math import inf
 from typing import Any
 
 from .._runtime.deadline import NEVER, now
+from .._runtime.outside import is_of_a_handler
 from ..config import Timeouts
 from ..errors import Aborted, BadReply, ConnectionLost, MailError, printable
 from ..receipt import Reply
@@ -173,7 +174,9 @@ class Wire(TimedSocket):
                 # What `_patiently` comes to for nearly every write, less a frame.
                 try:
                     sent = self.sock.send(data)
-                except BlockingIOError:
+                except BlockingIOError as exc:
+                    if is_from_outside(exc, self.sock):
+                        raise
                     sent, timeout = 0, None if timeout is None else timeout - TICK
                 self.content_left -= sent
                 if sent == len(data):
@@ -337,7 +340,9 @@ class Wire(TimedSocket):
             # What `_patiently` comes to for nearly every read, less a frame.
             try:
                 data = self.sock.recv(MAX_LINE)
-            except BlockingIOError:
+            except BlockingIOError as exc:
+                if is_from_outside(exc, self.sock):
+                    raise
                 seconds = None if seconds is None else seconds - TICK
         if data is None:
             data = self._patiently(self.sock.recv, MAX_LINE, seconds, "no whole reply came")
@@ -358,7 +363,9 @@ class Wire(TimedSocket):
         if option is not None:
             try:
                 self.sock.setsockopt(socket.IPPROTO_TCP, option, 1)
-            except OSError:
+            except OSError as exc:
+                if is_from_outside(exc, self.sock):
+                    raise
                 self.acknowledges_at_once = False  # not a TCP socket
 
     def quiet(self) -> bool:
@@ -377,13 +384,12 @@ class Wire(TimedSocket):
                 data = self.sock.recv(MAX_LINE)
             finally:
                 self.sock.settimeout(standing)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return True  # a TLS record that is no data, such as a session ticket, has been taken off by the look
         except OSError as exc:
             if is_from_outside(exc, self.sock):
                 self.close()
                 raise
-            return False
+            # A TLS record that is no data, such as a session ticket, has been taken off by the look.
+            return isinstance(exc, (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError))
         except BaseException:
             self.close()  # what it found may be lost
             raise
@@ -431,7 +437,7 @@ class Wire(TimedSocket):
             return wrap_tls(self.sock, context, hostname, limit, self._replace, offered=offered, by_deadline=mine)
         except BaseException as exc:
             self.close()
-            if self.aborted and isinstance(exc, OSError):
+            if self.aborted and isinstance(exc, OSError) and not is_from_outside(exc, self.sock, context):
                 raise Aborted("the connection was dropped by abort()") from exc
             raise
 
@@ -458,7 +464,9 @@ class Wire(TimedSocket):
     def _hear(self) -> Reply | None:
         try:
             return self.read_reply(0.5)  # it is there, or never
-        except MailError:
+        except MailError as exc:
+            if is_of_a_handler(exc):
+                raise
             return None
 
     def look_for_listeners(self) -> None:
@@ -471,8 +479,10 @@ class Wire(TimedSocket):
             if self.trace is not None:
                 self.trace(direction, text)
             protocol_log.debug("%s %s %s", self.name, direction, text)
-        except Exception:  # noqa: BLE001 - a broken log handler must not come between a command and its reply
-            pass
+        except Exception as exc:
+            if is_of_a_handler(exc):
+                raise
+            # Else: a broken log handler must not come between a command and its reply.
 
 
 def _poll_of(sock: socket.socket) -> select.poll | None:
