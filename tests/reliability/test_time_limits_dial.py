@@ -12,6 +12,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from typing import Any
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import SMTP, Client, ClientPool, ConnectFailed, MailError, ServerConfig, Timeouts
+from threadmail import SMTP, Client, ClientPool, ConnectFailed, MailError, Security, ServerConfig, Timeouts, TLSFailed
 from threadmail._connection.opening import is_lack
 from threadmail._transport import lookup
 from threadmail._transport.socket import is_from_outside
@@ -195,6 +196,38 @@ def test_it_comes_out_of_the_users_credentials(limit: Exception) -> None:
     with CaptureServer(auth={"ann": "token"}) as server:
         config = ServerConfig(server.host, server.port, credentials=fetch, timeouts=TIMEOUTS)
         with Client(config) as client, limited(limit):
+            client.send(envelope("a"))
+
+
+class OwnContext(ssl.SSLContext):
+    """As truststore's."""
+
+
+class Stumbling(OwnContext):
+    def wrap_socket(self, *args: Any, **settings: Any) -> ssl.SSLSocket:
+        raise ssl.SSLError("no root is trusted")
+
+
+@pytest.mark.parametrize("limit", [*LIMITS, RuntimeError("over")], ids=repr)
+@pytest.mark.parametrize("kind", [ssl.SSLContext, OwnContext])
+def test_it_comes_out_of_a_handshake(limit: Exception, kind: type[ssl.SSLContext]) -> None:
+    """With a context of the user's own it was TLSFailed, permanent."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(5)
+        context = kind(ssl.PROTOCOL_TLS_CLIENT)
+        port = silent.getsockname()[1]
+        config = ServerConfig("127.0.0.1", port, Security.TLS, ssl_context=context, timeouts=TIMEOUTS)
+        with Client(config) as client, limited(limit):
+            client.send(envelope("a"))
+
+
+def test_what_a_context_of_the_users_own_raises_is_told_as_a_failure_of_tls() -> None:
+    """An SSLError from its own frames came out bare."""
+    with CaptureServer() as server:
+        context = Stumbling(ssl.PROTOCOL_TLS_CLIENT)
+        config = ServerConfig(server.host, server.port, Security.TLS, ssl_context=context)
+        with Client(config) as client, pytest.raises(TLSFailed, match="no root is trusted"):
             client.send(envelope("a"))
 
 

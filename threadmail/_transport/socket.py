@@ -183,12 +183,18 @@ def is_from_outside(exc: BaseException, *called: object) -> bool:
     """
     if is_of_a_handler(exc):
         return True
-    its_own = {_root(module) for each in called for module in _modules(each)} - _STANDARD - {"threadmail"}
+    its_own = _roots(called)
     names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(exc.__traceback__)]
-    in_its_own = any(_root(name) in its_own for name in names)
+    in_its_own = came_through(exc, *called)
     if not in_its_own and not all(name.startswith(_OURS) or _root(name) in _STANDARD for name in names):
         return True
     return not (isinstance(exc, (MailError, DeadlinePassed)) or _looks_its_own(exc, its_own if in_its_own else set()))
+
+
+def came_through(exc: BaseException, *called: object) -> bool:
+    """Whether it came up in a frame of what is somebody's own among `called`."""
+    its_own = _roots(called)
+    return any(_root(frame.f_globals.get("__name__")) in its_own for frame, _ in walk_tb(exc.__traceback__))
 
 
 def _looks_its_own(exc: BaseException, its_own: set[str]) -> bool:
@@ -210,10 +216,10 @@ def _was_thrown(exc: BaseException) -> bool:
     return last.f_code.co_name.endswith("switch")
 
 
-def _modules(called: object) -> list[object]:
-    """Where `called` comes from: an object's class with those it inherits from, or a function."""
-    kinds = called.__mro__ if isinstance(called, type) else type(called).__mro__
-    return [getattr(each, "__module__", "") for each in (called, *kinds)]
+def _roots(called: tuple[object, ...]) -> set[str]:
+    """The packages, besides ours and the standard library's, that these come from, with all that they inherit from."""
+    origins = [part for each in called for part in (each, *(each if isinstance(each, type) else type(each)).__mro__)]
+    return {_root(getattr(each, "__module__", "")) for each in origins} - _STANDARD - {"threadmail"}
 
 
 def _says_time_out(exc: BaseException) -> bool:

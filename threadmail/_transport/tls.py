@@ -12,8 +12,9 @@ import ssl
 from collections.abc import Callable
 
 from .._runtime.deadline import Deadline
+from .._runtime.outside import is_of_a_handler
 from ..errors import TLSFailed
-from .socket import is_from_outside
+from .socket import came_through, is_from_outside
 
 
 def wrap_tls(
@@ -52,7 +53,7 @@ def wrap_tls(
         raise TLSFailed(f"the certificate of {hostname} is not valid: {exc.verify_message}", transient=False) from exc
     except (OSError, ValueError) as exc:
         sock.close()
-        if isinstance(exc, OSError) and is_from_outside(exc, sock):
+        if is_of_a_handler(exc) or (isinstance(exc, OSError) and is_from_outside(exc, sock, context)):
             raise
         # A port that does not speak TLS will not learn it; everything else may have been bad luck.
         stranger = getattr(exc, "reason", None) == "WRONG_VERSION_NUMBER" and not offered
@@ -62,11 +63,16 @@ def wrap_tls(
         raise error from exc
     except BaseException as exc:
         sock.close()
-        if isinstance(exc, Exception) and type(context) is not ssl.SSLContext:  # which is somebody's own
+        if isinstance(exc, Exception) and type(context) is not ssl.SSLContext and _is_of(exc, context, sock):
             kind = type(exc).__name__
             raise TLSFailed(f"the TLS handshake with {hostname} failed: {kind}", transient=False) from exc
         raise
     return wrapped
+
+
+def _is_of(exc: Exception, *called: object) -> bool:
+    """Whether a context of the user's own raised it: in a frame of its own, or as it could not be called at all."""
+    return not is_of_a_handler(exc) and (isinstance(exc, (TypeError, AttributeError)) or came_through(exc, *called))
 
 
 def _tls_cause(exc: Exception, stranger: bool) -> str:
