@@ -11,6 +11,7 @@ import ssl
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,6 +308,11 @@ def test_a_machine_with_the_longest_name_there_is_sends(monkeypatch: pytest.Monk
         ({"source_address": ("127.0.0.1",)}, "source_address"),
         ({"source_address": ("127.0.0.1", "0")}, "source_address"),
         ({"source_address": ("127.0.0.1", 70000)}, "source_address"),
+        ({"source_address": ("x\0y", 0)}, "source_address"),
+        ({"source_address": ("\ud800", 0)}, "source_address"),
+        ({"source_address": ("x" * 70 + "\u00e9", 0)}, "source_address"),
+        ({"cafile": "\ud800x"}, "cafile is no path"),
+        ({"cafile": Path("\ud800x")}, "cafile is no path"),
         ({"ssl_context": "context"}, "ssl_context"),
         ({"credentials": ("ann", SECRET)}, "credentials"),
         ({"username": "ann", "password": SECRET.encode()}, "password"),

@@ -245,8 +245,8 @@ class ServerConfig:
             value = getattr(self, name)
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise InvalidConfig(f"{name} is no {kinds[0].__name__} but a {type(value).__name__}")
-        if self.cafile is not None and "\0" in os.fsdecode(self.cafile):
-            raise InvalidConfig("cafile is no path: it holds a NUL")
+        if self.cafile is not None:
+            _require_path("cafile", self.cafile)
         names: object = self.without
         if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):  # of a str each letter would be a name
             raise InvalidConfig(f"without is no set of names but a {type(names).__name__}")
@@ -267,6 +267,7 @@ class ServerConfig:
             isinstance(given, tuple)
             and len(given) == 2
             and isinstance(given[0], str)
+            and (given[0] == "" or _is_host(given[0]))
             and isinstance(given[1], int)
             and 0 <= given[1] <= 65535
         ):
@@ -392,6 +393,20 @@ def _verifying_context(cafile: str | None, changed: int) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=cafile)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+def _is_host(name: str) -> bool:
+    """Whether sockets take it for a name or an address, and as no other name."""
+    return _HOST.fullmatch(name) is not None and a_label(name).isascii()
+
+
+def _require_path(name: str, path: str | os.PathLike[str]) -> None:
+    try:
+        holds = "it holds a NUL" if b"\0" in os.fsencode(path) else ""
+    except UnicodeEncodeError:
+        holds = "it holds what no name of a file can"
+    if holds:
+        raise InvalidConfig(f"{name} is no path: {holds}")
 
 
 def is_loopback(host: str) -> bool:
