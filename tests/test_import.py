@@ -146,3 +146,38 @@ def test_a_name_that_a_test_has_set_stays() -> None:
     program = "import threadmail; threadmail.Client = 1; threadmail.Envelope; print(threadmail.Client)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("during", ["config.py", "client.py", "_dispatch/worker.py", "pool.py", "sender.py"])
+def test_a_signal_handler_in_the_middle_of_the_import_has_the_names_that_can_be_had(during: str) -> None:
+    """Of SIGTERM, say: `except threadmail.MailError`, and an outcome for the log. It was an AttributeError."""
+    lines = fresh(
+        "import threadmail",
+        "def handler(frame, event, _):",
+        f"    if event == 'call' and frame.f_code.co_filename.endswith('threadmail/{during}'):",
+        "        sys.setprofile(None)",
+        "        print(threadmail.Outcome.SENT, threadmail.MailError.__name__, threadmail.errors.__name__)",
+        "        got.append(threadmail.MailError)",
+        "got = []",
+        "sys.setprofile(handler)",
+        "print(threadmail.Client.__name__, threadmail.MailError is got[0])",
+    )
+    assert lines == ["Outcome.SENT MailError threadmail.errors", "Client True"]
+
+
+def test_a_name_that_is_being_imported_under_a_signal_handler_is_not_there_yet() -> None:
+    lines = fresh(
+        "import threadmail",
+        "def handler(frame, event, _):",
+        "    if event == 'call' and frame.f_code.co_filename.endswith('threadmail/sender.py'):",
+        "        sys.setprofile(None)",
+        "        print(hasattr(threadmail, 'ThreadedSender'))",
+        "sys.setprofile(handler)",
+        "print(threadmail.ThreadedSender.__name__)",
+    )
+    assert lines == ["False", "ThreadedSender"]
+
+
+def test_each_name_is_found_in_the_module_that_has_it() -> None:
+    source, find = inspect.getsource(_public), vars(threadmail)["_from_its_module"]
+    assert [name for name in threadmail.__all__ if find(name, source) is not vars(_public)[name]] == []

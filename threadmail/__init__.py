@@ -113,9 +113,24 @@ if not TYPE_CHECKING:  # to a type checker, a misspelt name is an error
         # Threads that ask at once all do this, and have the same: the import system has locks of its own. An exception
         # from outside leaves nothing half done: the names are put here together, and modules are there or not.
         public = importlib.import_module(f"{__name__}._public")
+        if not all(hasattr(public, each) for each in __all__):  # a signal handler, and the import goes on under it
+            return _from_its_module(name, public.__loader__.get_source(public.__name__))
         for each in __all__:
             globals().setdefault(each, getattr(public, each))  # what a test has put there stays
         return globals()[name]
+
+    def _from_its_module(name: str, source: str | None) -> Any:
+        # Of all that a handler may have interrupted, nothing but this file is sure to be there: not `re`, nor `ast`.
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        for part in (source or "").split("\nfrom ."):
+            module, _, names = part.partition(" import ")
+            if f"{name} as {name}" in names:
+                try:
+                    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+                except (ImportError, AttributeError):
+                    break  # it is half imported itself, or needs what is
+        raise AttributeError(f"{__name__}.{name} is not there yet: what this interrupts is importing it")
 
 
 def __dir__() -> list[str]:
