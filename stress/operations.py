@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from threadmail import Envelope, MailError, Receipt, RetryPolicy
 from threadmail._connection.breaker import CircuitBreaker
-from threadmail._dispatch.job import Job
+from threadmail._dispatch.job import Job, SendFuture
 from threadmail._dispatch.schedule import Do, Schedule
 from threadmail._runtime.deadline import Deadline
 
@@ -45,6 +45,12 @@ class Nobody:
     """Who has the jobs and whom they are told: nobody looks."""
 
     must_not_wait = all_told = False
+
+    def call_back(
+        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
+    ) -> None:
+        for each in those:
+            act(each)
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
         return False

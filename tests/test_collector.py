@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from threadmail import Closed, Envelope, MailError, Outcome, Receipt, TimedOut
 from threadmail._dispatch import collector as collector_module
 from threadmail._dispatch.collector import LONGEST_REST, Collector, Slot
-from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.job import Job, JobState, SendFuture
 from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
@@ -30,6 +31,12 @@ class Keeper:
             return False
         settle(job, job.ended_by(error))
         return True
+
+    def call_back(
+        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
+    ) -> None:
+        for each in those:
+            act(each)
 
     def abort(self, job: Job) -> bool:
         self.aborted.append(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from threadmail import Envelope, MailError, Outcome, Receipt, TimedOut
 from threadmail._dispatch import collector as module
 from threadmail._dispatch.collector import LAST_WORD, LONGEST_REST, SHORTEST_REST, Collector, Slot
-from threadmail._dispatch.job import Job, JobState
+from threadmail._dispatch.job import Job, JobState, SendFuture
 from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
@@ -56,6 +57,12 @@ class Keeper:
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
         self.withdrawn.append((job, error))
         return False
+
+    def call_back(
+        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
+    ) -> None:
+        for each in those:
+            act(each)
 
     def abort(self, job: Job) -> bool:
         self.aborted.append(job)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from typing import Any
 
 import pytest
 
 from threadmail import Envelope, Outcome, Phase, Receipt
-from threadmail._dispatch.job import Job
+from threadmail._dispatch.job import Job, SendFuture
 from threadmail._runtime.deadline import NEVER
 from threadmail.errors import TimedOut
 from threadmail.receipt import Reply
@@ -25,6 +26,12 @@ class Keeper:
 
     def withdraw(self, job: Job, error: Any, *, cancelled: bool = False) -> bool:
         return False
+
+    def call_back(
+        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
+    ) -> None:
+        for each in those:
+            act(each)
 
     def abort(self, job: Job) -> bool:
         return False

@@ -286,11 +286,8 @@ class ThreadedSender(BornAnew):
     def _announce_refused(self, receipts: deque[Receipt]) -> None:
         """Tell of what was refused at the door. Each is taken out in the moment before: nobody is told of it twice."""
         dispatcher = self._here(opened=False)
-        dispatcher.require_no_step()
-        if dispatcher.is_telling:
-            dispatcher.behind([(self._announce_first, receipts)] * len(receipts))
-        else:
-            dispatcher.marked(self._announce_first, [receipts] * len(receipts))
+        with dispatcher.entry:
+            dispatcher.call_back(self._announce_first, [receipts] * len(receipts))
 
     def _announce_first(self, receipts: deque[Receipt]) -> None:
         if not receipts:

@@ -30,8 +30,6 @@ from threadmail import (
     ThreadedSender,
     TimedOut,
 )
-from threadmail._dispatch.job import Job
-from threadmail._runtime.deadline import NEVER
 
 from .scenario import CONFIG, LETTER, no_exit_hook, of_sender
 from .stage import Server, Threads, no_thread_left, on_time
@@ -322,32 +320,6 @@ def closed_where_one_is_handed_over(run: Run) -> None:
     threads.add(act)
 
 
-def forgotten_beside_wanted(run: Run) -> None:
-    """A signal handler forgets whom the frame under it wanted, while another thread wants one: that one is not lost."""
-    threads = Threads(run, ModelServer())
-    dispatcher = _sender(run, workers=2)._dispatcher
-    schedule, starter = dispatcher._schedule, dispatcher._starter
-    mine = starter._make()
-    schedule.workers[mine] = None
-
-    def handler() -> None:
-        starter._local.starting = mine
-        starter.before_closing()
-
-    def wants() -> None:
-        with dispatcher._lock:
-            schedule.submit(Job(LETTER, NEVER, dispatcher))
-            starter.wanted()
-
-    threads.add(handler)
-    threads.add(wants)
-
-    def lost() -> list[str]:
-        return ["a worker that nobody starts is counted" for each in schedule.workers if each not in starter._to_start]
-
-    threads.at_the_end = lost  # type: ignore[method-assign]
-
-
 def closed_while_submitted(run: Run) -> None:
     """`close(drain=False)` beside `submit` and `cancel`: each message is told once, by the call or by its future."""
     threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
@@ -377,7 +349,6 @@ SMALL = [
     of_sender("moments, a full queue of retries", full_of_retries, limit=300),
     of_sender("moments, called off while another waits for the place", aborted_for_a_place, limit=300),
     of_sender("moments, a callback closes", closing_callback, limit=300),
-    of_sender("moments, one is forgotten and another wanted", forgotten_beside_wanted, limit=300),
     of_sender("moments, closed where one is handed over", closed_where_one_is_handed_over, limit=300),
     of_sender("moments, closed again with less time", closed_shorter, limit=300),
     of_sender("moments, no thread can be started", no_thread, limit=300),

@@ -57,8 +57,9 @@ class Handler:
         sys.setprofile(look)
         try:
             program()
-        except Interrupt:
-            sender.close(timeout=None)
+        except (Interrupt, MailError):
+            sys.setprofile(None)
+            sender.close(timeout=None)  # a handler that closes in the middle of a step leaves that to another call
         finally:
             sys.setprofile(None)
 

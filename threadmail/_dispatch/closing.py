@@ -45,11 +45,14 @@ class Closing:
         self._close_by = Deadline()  # only ever becomes earlier
         self._farewell = NEVER  # begins when connections were first dropped, whoever closes
 
-    def begin(self, *, drain: bool, end: Deadline) -> bool:
+    def begin(self, *, drain: bool, end: Deadline, in_a_step: bool) -> bool:
         """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over.
 
+        Args:
+            in_a_step: the calling thread is in the middle of something that it leaves when this returns.
         Raises:
-            Reentered: the calling thread has a worker's lock, which that worker needs to end.
+            Reentered: it is, or has a worker's lock, which that worker needs to end. What is taken back here could not
+                be told of before that is over.
         """
         schedule = self._schedule
         with self._lock:
@@ -61,7 +64,7 @@ class Closing:
             for waiter in list(schedule.line):
                 waiter.wake()
             self.settled.notify_all()
-            if any(is_owned(worker.lock) for worker in list(schedule.workers)):
+            if in_a_step or any(is_owned(worker.lock) for worker in list(schedule.workers)):
                 raise Reentered("a signal handler closes in the middle of a step: the closing has begun")
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True

@@ -27,13 +27,14 @@ from .._runtime.life import Life
 from .._runtime.locks import new_rlock
 from ..client import Client, ClientStats
 from ..config import ServerConfig
-from ..errors import Aborted, Closed, MailError, Outcome, Reentered
+from ..errors import Aborted, Closed, MailError, Outcome
 from ..receipt import Receipt
 from ..retry import RetryPolicy
 from ..throttle import Throttle
 from .closing import LONGEST_WAIT, Closing
 from .conclusions import learn, put_where_it_belongs, told_of_dial
 from .door import Door
+from .entry import Entry
 from .job import Job
 from .leavings import left_by, lost_behind
 from .schedule import ON_WIRE, SLICE, Do, Schedule, Waiter
@@ -91,7 +92,8 @@ class Dispatcher:
             announce,
             wake_worker=self._not_empty.notify,
             wake_closers=self._wake_closers,
-            may_hand_over=lambda: self._closing.life is Life.OPEN and not self._starter.in_worker,
+            in_worker=lambda: self._starter.in_worker,
+            in_between=lambda: self._starter.in_between,
         )
         self._starter = Starter(
             self._lock,
@@ -112,11 +114,12 @@ class Dispatcher:
             is_open=lambda: self._closing.life is Life.OPEN,
             in_callback=lambda: self.in_callback,
         )
+        self.entry = Entry(self._lock, self._starter, self._teller)
         self._withdrawal = Withdrawal(self._lock, self._schedule, self._teller, self._closing, window=config.window)
         # What the parts do is asked of the whole: callers and workers know no others.
         self.fail_queue = self._withdrawal.fail_queue
         self.tell, self.announce_some = self._teller.tell, self._teller.announce_some
-        self.marked, self.behind = self._teller.marked, self._teller.behind
+        self.call_back = self._teller.call_back
         self._opened = 0  # connections of workers that have ended
         self._closed: Counter[str] = Counter()
         self.dials = True  # set under the lock; read without it where a dial has begun
@@ -124,44 +127,31 @@ class Dispatcher:
 
     # ------------------------------------------------------------ callers
 
-    # A finaliser may come up on a worker's thread in a step under that worker's lock. The dispatcher's comes before
-    # that: who asked for it there could wait for one who has it, and wants the worker's.
-
-    def require_no_step(self) -> None:
-        """Raises Reentered where a finaliser asks that came up in the middle of a worker's step."""
-        if self._starter.in_step and not is_owned(self._lock):
-            raise Reentered("a finaliser came up in the middle of a worker's step, and must not call its sender there")
-
     def put(self, job: Job) -> None:
-        self.require_no_step()
-        self._door.put(job)
+        with self.entry:
+            self._door.put(job)
 
     def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
-        self.require_no_step()
-        self._door.put_some(jobs, waiter)
+        with self.entry:
+            self._door.put_some(jobs, waiter)
 
     def leave_line(self, waiter: Waiter) -> None:
-        self.require_no_step()
-        self._door.leave_line(waiter)
+        with self.entry:
+            self._door.leave_line(waiter)
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
-        self.require_no_step()
-        return self._withdrawal.withdraw(job, error, cancelled=cancelled)
+        with self.entry:
+            return self._withdrawal.withdraw(job, error, cancelled=cancelled)
 
     def abort(self, job: Job) -> bool:
-        self.require_no_step()
-        return self._withdrawal.abort(job)
+        with self.entry:
+            return self._withdrawal.abort(job)
 
     def settle_overdue(self) -> None:
-        self.require_no_step()
-        self._withdrawal.settle_overdue()
+        with self.entry:
+            self._withdrawal.settle_overdue()
 
     # ------------------------------------------------------------ telling
-
-    @property
-    def is_telling(self) -> bool:
-        """Whether the calling thread is in a callback."""
-        return self._teller.is_telling
 
     @property
     def in_callback(self) -> bool:
@@ -194,6 +184,7 @@ class Dispatcher:
     def next(self, worker: Worker) -> Do:
         """Count what a worker has done, and wait for something to do."""
         connected = worker.client.is_connected
+        self._teller.catch_up()
         try:
             with self._lock:
                 if not worker.begun:
@@ -228,6 +219,8 @@ class Dispatcher:
                 schedule.leaving[worker] = None  # in the same step, so that no two end for one reason
             if action.do is not Do.WAIT:
                 return action.do
+            if schedule.unannounced or self._teller.has_behind:
+                return Do.ANNOUNCE  # a finaliser has come up in this step
             try:
                 schedule.idle += 1
                 self.others_idle = True
@@ -377,6 +370,7 @@ class Dispatcher:
                 self._teller.announce(told)
             # What a callback raises comes up when all were told.
             self._teller.marked(lambda _: self.announce_some(), range(slices))
+            self._teller.catch_up()
             if another:
                 self._starter.start()
         except BaseException:
@@ -416,20 +410,23 @@ class Dispatcher:
             The jobs that were cut short: taken out of the queue, or dropped on the wire. All are settled.
         """
         cut_short: list[Job] = []
-        if self._see_off(drain=drain, end=end):
-            self._withdrawal.cut(_closed())  # what was put back for another attempt meanwhile
-            cut_short = self._closing.finish()
-        self._starter.join()
+        with self.entry:
+            if self._see_off(drain=drain, end=end):
+                self._withdrawal.cut(_closed())  # what was put back for another attempt meanwhile
+                cut_short = self._closing.finish()
+            self._starter.join()
         return cut_short
 
     def part(self, *, drain: bool, end: Deadline) -> None:
         """The first half of `close`, which sees it through: all of it but that threads are waited for."""
-        self._see_off(drain=drain, end=end, stay=False)
+        with self.entry:
+            self._see_off(drain=drain, end=end, stay=False)
 
     def _see_off(self, *, drain: bool, end: Deadline, stay: bool = True) -> bool:
         """Take no more jobs, and wait until all are told, or until the time is over. False: it is over already."""
+        in_a_step = is_owned(self._lock) or self._starter.in_the_middle
         self._starter.before_closing()
-        if not self._closing.begin(drain=drain, end=end):
+        if not self._closing.begin(drain=drain, end=end, in_a_step=in_a_step):
             return False
         self._withdrawal.cut(_closed())
         over = False
@@ -467,8 +464,7 @@ class Dispatcher:
 
     def stats(self) -> SenderStats:
         """What the sender is doing now, and has done so far."""
-        self.require_no_step()
-        with self._lock:
+        with self.entry, self._lock:
             stats = seen(self._schedule)
             workers, opened, closed = list(self._schedule.workers), self._opened, Counter(self._closed)
         return with_connections(stats, opened, closed, workers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from typing import Any, Protocol, TypeAlias
 
@@ -44,6 +44,9 @@ class Keeper(Protocol):
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool: ...
     def abort(self, job: Job) -> bool: ...
     def settle_overdue(self) -> None: ...
+    def call_back(
+        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = ...
+    ) -> None: ...
     @property
     def must_not_wait(self) -> bool: ...
 
@@ -174,10 +177,9 @@ class SendFuture(Future[Receipt]):
         self._job: Job | None = job
         self._receipt: Receipt | None = None
         self._all_told = False  # that it is settled, all who wait know
-        self._called_back = False  # they were told, and the callbacks are being run
+        self._called_back = False  # they were told, and the callbacks are run, or will be
         # Of one that was taken back; guarded by the future's own lock, which is for one thread twice.
         self._cancel_begun = self._cancel_told = False
-        self.add_done_callback(_note_told)  # the first one: those who wait are told before
         self._pid = os.getpid()
 
     @property
@@ -281,6 +283,8 @@ class SendFuture(Future[Receipt]):
             self._tell_cancelled()
         elif not self._called_back:
             self._tell_the_others()
+        if not self._called_back:
+            self._invoke_callbacks()
         self._all_told = True
 
     def _set_first(self, job: Job, receipt: Receipt) -> None:
@@ -296,6 +300,20 @@ class SendFuture(Future[Receipt]):
             self.set_exception(error)
         else:
             self.set_result(receipt)
+
+    def _invoke_callbacks(self) -> None:
+        """Call back, as any future does when those who wait were told; but not in the middle of something, and once.
+
+        The other one may be a thread that closes, or this one before an exception from outside came up.
+        """
+        if not self._done_callbacks:  # type: ignore[attr-defined]
+            self._called_back = True
+            return
+        with self._condition:
+            if self._called_back:
+                return
+            self._called_back = True
+        self._keeper.call_back(_call_back, [self], settling=True)
 
     def _tell_cancelled(self) -> None:
         """Nobody will run it any more, so those who wait are told now."""
@@ -322,6 +340,5 @@ class SendFuture(Future[Receipt]):
             self._condition.notify_all()
 
 
-def _note_told(future: Future[Receipt]) -> None:
-    assert isinstance(future, SendFuture)
-    future._called_back = True
+def _call_back(future: SendFuture) -> None:
+    super(SendFuture, future)._invoke_callbacks()  # type: ignore[misc]

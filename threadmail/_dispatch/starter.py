@@ -85,6 +85,13 @@ class Starter:
         local = self._local
         return getattr(local, "starting", None) is not None or getattr(local, "joining", False)
 
+    @property
+    def in_between(self) -> bool:
+        """Whether the calling thread is about the executor, or a worker's that asks before the last bytes of a message:
+        no place for a callback."""
+        worker: Worker | None = getattr(self._local, "worker", None)
+        return (worker is not None and worker.asks) or self.in_the_middle
+
     def wanted(self) -> bool:
         """Have one more worker, if there is more to do than those there are can do. Under the lock.
 
@@ -201,16 +208,9 @@ class Starter:
         self.start()
 
     def before_closing(self) -> None:
-        """Where a signal handler closes before the frame under it has started whom it wanted: start, or forget them."""
-        if not self.in_the_middle:
-            if getattr(self._local, "owes", False):
-                self.start()
-            return
-        starting: Worker | None = getattr(self._local, "starting", None)
-        with self._lock:
-            for worker in [*self._to_start, *([] if starting is None else [starting])]:
-                self._forget(worker)
-            self._to_start.clear()
+        """Where a signal handler closes before the frame under it has started whom it wanted: start."""
+        if getattr(self._local, "owes", False):
+            self.start()
 
     def _forget(self, worker: Worker) -> bool:
         """A worker could not be started. Returns whether there is nobody left to come to the queue."""

@@ -110,12 +110,12 @@ class ReceiptStream(Iterator[Receipt]):
         """Pull no more messages, and take back what no worker has begun. What is still to come tells of all of them."""
         if self._pid != os.getpid():
             return  # a forked child: the messages are its parent's, whose locks are not to be touched here
-        self._dispatcher().require_no_step()
-        self._stopped, self._source = True, None
-        self._refuse_held(_stopped)
-        self._collector.take_back(_stopped)
-        self._dispatcher().leave_line(self._collector)
-        self._collector.wake()  # it may be the thread under this signal handler that waits for a place
+        with self._dispatcher().entry:
+            self._stopped, self._source = True, None
+            self._refuse_held(_stopped)
+            self._collector.take_back(_stopped)
+            self._dispatcher().leave_line(self._collector)
+            self._collector.wake()  # it may be the thread under this signal handler that waits for a place
 
     # ------------------------------------------------------------ feeding
 

@@ -87,6 +87,7 @@ class Worker:
         finished: sent at the first attempt and told, to be counted the next time it comes by.
         left: what it is to tell of, and whoever buries it if it has not.
         connected, dialling, idle_since, begun, over: as the dispatcher last saw it, and guarded by its lock.
+        asks: its thread is in `before_final`.
         needed_until: how long the connection it is to make is of use to anybody.
     """
 
@@ -105,6 +106,7 @@ class Worker:
         self.finished: list[Job] = []
         self.left: list[Job] = []
         self.connected = self.dialling = self.begun = self.over = False
+        self.asks = False
         self.buried = False  # nothing is left to be done about it
         self.idle_since = now()
         self.needed_until = Deadline()
@@ -300,11 +302,14 @@ class Worker:
             job = next((each for each in self.prefetched if each.transaction is transaction), job)
         assert job is not None
         try:
+            self.asks = True  # nobody is called back in the middle of this
             self._hook(transaction, job.tag)
         except MailError:
             raise
         except Exception as exc:
             raise MailError(f"it was held back before its last bytes: {type(exc).__name__}") from exc
+        finally:
+            self.asks = False
 
     # ------------------------------------------------------------ connecting
 

@@ -1,0 +1,338 @@
+"""What a signal handler, a finaliser or a hook brings up in the middle of something is told when that is over.
+
+A callback under the sender's lock, or in the lines of the executor, could wait for ever: for somebody who has the
+callback's own lock, and wants the sender's. The handler is put where Python could let it in, by hand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.support.mail import envelope
+from threadmail import Envelope, MailError, Outcome, Receipt, Reentered, RetryPolicy, ThreadedSender, Throttle, TimedOut
+from threadmail._dispatch import dispatcher as dispatching
+from threadmail._dispatch.schedule import Schedule
+from threadmail._dispatch.starter import Starter
+from threadmail._dispatch.worker import is_owned
+from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve, Signal
+
+PATIENCE = 20.0
+
+#: A step of a call, and the function in the middle of it.
+STEPS = {"submit": (Schedule, "submit"), "stats": (dispatching, "seen"), "a start": (Starter, "_able")}
+
+
+def one(name: str) -> Envelope:
+    """An envelope with a single recipient."""
+    return envelope(name).for_recipients(f"to-{name}@example.net")
+
+
+@contextmanager
+def no_worker(**settings: Any) -> Iterator[ThreadedSender]:
+    """A sender that nothing leaves and that has no worker: who takes a message back has to tell of it himself."""
+    throttle = Throttle()
+    throttle.pause(3600.0)
+    with ScriptedServer([Serve()], last="repeat") as server:
+        sender = ThreadedSender(server.url, workers=1, throttle=throttle, **settings)
+        try:
+            yield sender
+        finally:
+            sender.close(drain=False, timeout=0.0)
+
+
+def within(step: str, sender: ThreadedSender, handler: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Make a call, and have the handler come up once in the middle of that step of it."""
+    place, name = STEPS[step]
+    real = getattr(place, name)
+    came: list[None] = []
+
+    def struck(*args: Any) -> Any:
+        if not came:
+            came.append(None)
+            handler()
+        return real(*args)
+
+    with patch.context() as patched:
+        patched.setattr(place, name, struck)
+        if step == "stats":
+            sender.stats()
+        else:
+            sender.submit(one("outer"))
+    assert came
+
+
+def is_free(sender: ThreadedSender) -> bool:
+    """Whether another thread gets the sender's lock, and the calling thread is not in the executor's lines."""
+    dispatcher = sender._dispatcher
+    return not (is_owned(dispatcher._lock) or dispatcher._starter.in_the_middle)
+
+
+def cancelled(sender: ThreadedSender, said: list[bool]) -> Callable[[], object]:
+    future = sender.submit(one("a"))
+    return future.cancel
+
+
+def with_done_callback(sender: ThreadedSender, said: list[bool]) -> Callable[[], object]:
+    future = sender.submit(one("a"))
+    future.add_done_callback(lambda _: said.append(is_free(sender)))
+    return future.cancel
+
+
+def stopped(sender: ThreadedSender, said: list[bool]) -> Callable[[], object]:
+    stream = sender.send_each([one("a")])
+    stream._pull(1)
+    stream._make_job()  # it has no place in the queue yet
+    return stream.stop
+
+
+ACTS = {"cancel": (cancelled, 1), "done callback": (with_done_callback, 2), "stop": (stopped, 1)}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_taken_back_in_a_step_is_told_when_the_step_is_over(
+    act: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool] = []
+    make, count = ACTS[act]
+    monkeypatch.setattr(Schedule, "hand_over", lambda *_: False)  # there is no worker to tell of it
+
+    def on_receipt(_: Receipt) -> None:
+        said.append(is_free(sender))
+
+    with no_worker(on_receipt=on_receipt) as sender:
+        with monkeypatch.context() as patched:
+            patched.setattr(Starter, "wanted", lambda _: False)
+            handler = make(sender, said)
+        heard: list[int] = []
+
+        def taking_back() -> None:
+            handler()
+            heard.append(len(said))
+
+        within(step, sender, taking_back, monkeypatch)
+        assert heard == [0]
+        assert said == [True] * count
+
+
+def test_where_there_is_a_worker_it_tells_and_the_handler_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    threads: list[str] = []
+
+    def on_receipt(_: Receipt) -> None:
+        threads.append(threading.current_thread().name)
+        told.set()
+
+    with no_worker(on_receipt=on_receipt) as sender:
+        future = sender.submit(one("a"))
+        within("stats", sender, future.cancel, monkeypatch)
+        assert future.cancelled()
+        assert told.wait(PATIENCE)
+    assert threads[0].startswith("threadmail-lane")
+
+
+def test_a_future_that_is_cancelled_in_a_step_is_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its callbacks wait."""
+    order: list[str] = []
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        future.add_done_callback(lambda _: order.append("called back"))
+
+        def handler() -> None:
+            assert future.cancel()
+            order.append("done" if future.cancelled() else "not done")
+
+        within("stats", sender, handler, monkeypatch)
+    assert order == ["done", "called back"]
+
+
+def test_what_could_not_be_sent_for_want_of_a_thread_is_told_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool] = []
+
+    def no_thread(*_: object) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Starter, "_able", no_thread)
+
+    def on_receipt(_: Receipt) -> None:
+        said.append(is_free(sender))
+
+    with no_worker(on_receipt=on_receipt) as sender:
+        within("stats", sender, lambda: sender.submit(one("a")), monkeypatch)
+        assert said == [True]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_who_closes_in_a_step_is_told_so_and_another_call_sees_it_through(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Receipt] = []
+    raised: list[type[BaseException]] = []
+
+    def handler() -> None:
+        try:
+            sender.close(drain=False)
+        except MailError as error:
+            raised.append(type(error))
+
+    with no_worker(on_receipt=told.append) as sender:
+        if step == "stats":
+            sender.submit(one("outer"))
+        try:
+            within(step, sender, handler, monkeypatch)
+        except MailError:
+            assert step == "submit"  # it is closed
+        assert raised == [Reentered]
+        assert len(sender.close(drain=False, timeout=0.0)) == (step != "submit")
+    assert [receipt.outcome for receipt in told] == [Outcome.NOT_SENT] * (step != "submit")
+
+
+@pytest.mark.parametrize("last", ["a receipt", "sys.exit"])
+def test_a_hook_that_takes_another_message_back_is_not_called_back_within_itself(last: str) -> None:
+    """Its journal is under a lock perhaps, which `on_receipt` takes as well; and what that raises is not the hook's."""
+    journal, told = threading.Lock(), list[Outcome]()
+    submitted, all_told = threading.Event(), threading.Event()
+    futures: list[Future[Receipt]] = []
+    free: list[bool] = []
+
+    def on_receipt(receipt: Receipt) -> None:
+        free.append(journal.acquire(blocking=False))
+        if free[-1]:
+            journal.release()
+        told.append(receipt.outcome)
+        if len(told) == count:
+            all_told.set()
+        if receipt.outcome is not Outcome.SENT and last == "sys.exit":
+            raise SystemExit
+
+    def hook(_: object, tag: int) -> None:
+        assert submitted.wait(PATIENCE)
+        with journal:
+            if tag == 0:
+                assert futures[-1].cancel()
+
+    count = 6
+    with CaptureServer() as server:
+        sender = ThreadedSender(server.url, workers=1, on_receipt=on_receipt, before_final=hook)
+        futures += [sender.submit(one(f"m{number}"), tag=number) for number in range(count)]
+        submitted.set()
+        assert all_told.wait(PATIENCE)
+        assert [future.result(PATIENCE).outcome for future in futures[:-1]] == [Outcome.SENT] * (count - 1)
+        sender.close()
+    assert free == [True] * count
+    assert told.count(Outcome.NOT_SENT) == 1
+
+
+def test_what_a_finaliser_takes_back_as_its_worker_goes_to_sleep_is_told_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = threading.Event()
+    nothing_due = Schedule._nothing_due
+    futures: list[Future[Receipt]] = []
+
+    def finalised(*args: Any) -> Any:
+        action = nothing_due(*args)
+        while futures:
+            futures.pop().cancel()
+        return action
+
+    def later(_: object) -> str:
+        assert submitted.wait(PATIENCE)
+        return "451 later"
+
+    submitted = threading.Event()
+    with CaptureServer(on_message=later) as server:
+        policy = RetryPolicy(base=1000.0, longest=1000.0, total=10_000.0)
+        sender = ThreadedSender(server.url, workers=1, retry=policy, on_receipt=lambda _: told.set())
+        monkeypatch.setattr(Schedule, "_nothing_due", finalised)
+        future = sender.submit(one("a"))
+        futures.append(future)
+        submitted.set()
+        assert told.wait(PATIENCE)
+        assert future.cancelled()
+        sender.close(drain=False)
+
+
+def test_who_has_a_deadline_does_not_call_back_for_others_while_another_thread_closes() -> None:
+    reached, go = threading.Event(), threading.Event()
+    callers: list[threading.Thread] = []
+
+    with ScriptedServer([Signal(reached), Pause(go, PATIENCE), Serve()], last="repeat") as server:
+        sender = ThreadedSender(server.url, workers=1, on_receipt=lambda _: callers.append(threading.current_thread()))
+        sender.submit(one("first"))
+        assert reached.wait(PATIENCE)
+        futures = [sender.submit(one(f"m{number}"), deadline=0.05) for number in range(5)]
+        closing = threading.Thread(target=sender.close)
+        closing.start()
+        while sender._dispatcher._closing.life.name == "OPEN":
+            time.sleep(0.001)
+        with pytest.raises(TimedOut):
+            futures[-1].result()
+        assert threading.current_thread() not in callers
+        go.set()
+        closing.join(PATIENCE)
+    assert len(callers) == 6
+
+
+def test_done_callbacks_that_take_each_other_back_do_not_pile_up() -> None:
+    """One after the other, and not each within the one before: that would end at Python's limit of recursion."""
+    count = 3000
+    with no_worker(queue_size=count) as sender:
+        futures = [sender.submit(one("a")) for _ in range(count)]
+        for future, after in pairwise(futures):
+            future.add_done_callback(partial(_take_back, after))
+        futures[0].cancel()
+        assert all(future.cancelled() for future in futures)
+
+
+def _take_back(after: Future[Receipt], _: Future[Receipt]) -> None:
+    after.cancel()
+
+
+def test_done_callbacks_of_a_future_that_was_settled_half_are_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception from outside comes up between those who wait being told, and the callbacks."""
+    called: list[object] = []
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        future.add_done_callback(called.append)
+        real = type(future)._invoke_callbacks
+        struck: list[None] = []
+
+        def interrupted(self: Any) -> None:
+            if not struck:
+                struck.append(None)
+                raise KeyboardInterrupt
+            real(self)
+
+        monkeypatch.setattr(type(future), "_invoke_callbacks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
+        assert called == [future]
+
+
+def test_an_executor_of_the_application_may_be_used_by_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of all executors is held where one starts a thread."""
+    done: list[int] = []
+    adjust = ThreadPoolExecutor._adjust_thread_count
+    with ThreadPoolExecutor(1) as journal, no_worker(on_receipt=lambda _: journal.submit(done.append, 1)) as sender:
+        journal.submit(int).result(PATIENCE)
+        stream = sender.send_each([one("a"), one("b")])
+
+        def struck(executor: ThreadPoolExecutor) -> None:
+            stream.stop()
+            adjust(executor)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ThreadPoolExecutor, "_adjust_thread_count", struck)
+            patched.setattr(Schedule, "hand_over", lambda *_: False)
+            receipts = list(stream)
+    assert len(receipts) == len(done) == 2
