@@ -94,7 +94,7 @@ class TimedSocket:
             # writes would go on in plaintext.
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
         except OSError as exc:
-            if is_from_outside(exc):
+            if is_from_outside(exc, self.sock, socket.socket):  # gevent puts its own in that place
                 raise
             # Else: closed already, or the peer was faster.
 
