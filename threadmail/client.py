@@ -318,7 +318,7 @@ class Client(KeptConnection):
 
         def attempt(smtp: AnySMTP) -> Reply:
             reply = Reply(*question(smtp, end))
-            if reply.code in (221, 421):
+            if reply.code == 221 or reply.closes:
                 raise ConnectionLost(f"the server is closing: {reply}")
             if not (reply.positive or reply.transient or reply.permanent):
                 smtp.close()

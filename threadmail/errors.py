@@ -43,6 +43,9 @@ class Phase(enum.Enum):
 #: The phases before a session is ready: a failure in one of them says something about the server, not about a message.
 CONNECTING = (Phase.CONNECT, Phase.TLS, Phase.AUTH)
 
+#: The code of a server that closes the connection, whatever it was asked (RFC 5321 §3.8, §4.2.1).
+CLOSING = 421
+
 
 class Outcome(enum.Enum):
     """What became of a message, as far as anybody on this side can know.

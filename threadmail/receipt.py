@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, overload
 
 from .envelope import Envelope
-from .errors import DeliveryFailed, MailError, Outcome, Phase, printable
+from .errors import CLOSING, DeliveryFailed, MailError, Outcome, Phase, printable
 
 _ENHANCED = re.compile(rb"([245])\.\d{1,3}\.\d{1,3}(?=[ \n]|$)")
 
@@ -55,6 +55,11 @@ class Reply:
     @property
     def permanent(self) -> bool:
         return 500 <= self.code <= 599
+
+    @property
+    def closes(self) -> bool:
+        """421: the server closes the connection, whatever it was asked (RFC 5321 §3.8)."""
+        return self.code == CLOSING
 
     @property
     def pair(self) -> tuple[int, bytes]:

@@ -8,6 +8,7 @@ counts dials, or keeps connections, what follows.
 from __future__ import annotations
 
 from ..errors import (
+    CLOSING,
     CONNECTING,
     Aborted,
     BadReply,
@@ -39,9 +40,9 @@ def was_stale(error: MailError) -> bool:
     if error._of_hook or isinstance(error, Aborted) or error.phase not in (None, Phase.MAIL, Phase.RCPT, Phase.DATA):
         return False
     if isinstance(error, RecipientsRefused):
-        return any(code == 421 for code, _ in error.recipients.values())
+        return any(code == CLOSING for code, _ in error.recipients.values())
     if isinstance(error, ReplyError) and not isinstance(error, BadReply):
-        return error.smtp_code == 421
+        return error.smtp_code == CLOSING
     return isinstance(error, (ConnectionLost, BadReply))
 
 
@@ -52,4 +53,4 @@ def _is_reply(error: MailError) -> bool:
 
 
 def _is_closing(error: MailError) -> bool:
-    return isinstance(error, ReplyError) and error.smtp_code == 421
+    return isinstance(error, ReplyError) and error.smtp_code == CLOSING

@@ -142,7 +142,7 @@ def _signs(replies: list[Reply]) -> Signs:
     return Signs(
         greylisted=any(_GREYLISTED.search(r.raw) for r in replies),
         too_fast=any(r.code == 454 or (r.enhanced or "").startswith("4.7.") for r in replies),
-        too_many=any(r.code in (421, 432) or r.enhanced == "4.3.2" for r in replies),
+        too_many=any(r.closes or r.code == 432 or r.enhanced == "4.3.2" for r in replies),
     )
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..envelope import Envelope
 from ..errors import (
+    CLOSING,
     CONNECTING,
     Aborted,
     BadReply,
@@ -101,7 +102,7 @@ def _session_lost(receipt: Receipt, error: MailError | None) -> bool:
         return False
     if isinstance(error, Aborted) or error.deadline_passed or error._of_hook:
         return False
-    return isinstance(error, (ConnectionLost, BadReply)) or getattr(error, "smtp_code", 0) == 421
+    return isinstance(error, (ConnectionLost, BadReply)) or getattr(error, "smtp_code", 0) == CLOSING
 
 
 def _answered(receipt: Receipt, error: MailError | None) -> bool:

@@ -189,7 +189,7 @@ class Transaction:
         unasked = len(self.envelope.recipients) - len(self._replies)
         everybody = len(refused) == len(self.envelope.recipients)
         # With the content at the server already, what it says of the others counts; and it may go on after a 421.
-        closing = reply.code == 421 and self.phase is not Phase.FINAL
+        closing = reply.closes and self.phase is not Phase.FINAL
         if everybody or closing or (self.terms.all_or_nothing and not unasked):
             self.error = RecipientsRefused({r: answer.pair for r, answer in refused.items()})
             if self._at_rcpt and self.terms.all_or_nothing:

@@ -274,7 +274,7 @@ class Pipeline:
                 raise
             self.wire.close()  # what was refused stays refused, however the rest of the group goes
         else:
-            if reply.code == 421:
+            if reply.closes:
                 self.wire.close()  # the server is closing (RFC 5321 §3.8)
         return self.wire.is_open
 
@@ -282,7 +282,7 @@ class Pipeline:
         """Take the replies to what was written to end the transaction ahead."""
         for name in before:
             reply = self.wire.read_reply()
-            if reply.code == 421:
+            if reply.closes:
                 raise ConnectionLost(f"the server is closing: {reply}")
             # Only a 250 to RSET proves that no old MAIL still stands (field: 503 nested MAIL for all later messages).
             if name == "rset" and reply.code != 250:
@@ -311,7 +311,7 @@ class Pipeline:
             raise
         reply = wire.read_reply(wire.timeouts.final)
         transaction.take_final("", reply)
-        if reply.code == 421:
+        if reply.closes:
             wire.close()
 
     def _send_content(
@@ -348,7 +348,7 @@ class Pipeline:
         for recipient in transaction.awaited:
             reply = wire.read_reply(wire.timeouts.final)
             transaction.take_final(recipient, reply)
-            closing = closing or reply.code == 421
+            closing = closing or reply.closes
         if closing:  # though others accepted it, under LMTP
             wire.close()
 

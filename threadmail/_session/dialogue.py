@@ -359,7 +359,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         elif self._state is State.CONTENT:
             self._state = State.IDLE
         self._challenged = reply.code == 334
-        if reply.code in (221, 421):
+        if reply.code == 221 or reply.closes:
             self._drop()  # the server is closing (RFC 5321 §3.8); smtplib lets the next command find out
         return reply.pair
 

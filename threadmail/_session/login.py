@@ -142,7 +142,7 @@ def authenticate(wire: Wire, name: str, answerer: Mechanism, secret: Secret | No
     if not (reply.transient or reply.permanent):
         wire.close()
         raise BadReply(f"AUTH was answered {reply}", phase=Phase.AUTH)  # which says nothing about the password
-    if reply.code == 421:
+    if reply.closes:
         wire.close()
     raise LoginRefused(*reply.pair)
 

@@ -284,7 +284,7 @@ def _written_by_hand(content: bytes, wire: Wire) -> Answer:
     except BaseException:
         wire.close()  # after a 354 the next command would be taken for content
         raise
-    if reply.code == 421:
+    if reply.closes:
         wire.close()
     if phase is Phase.DATA:
         raise DataRefused(*reply.pair)

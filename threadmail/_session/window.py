@@ -142,7 +142,7 @@ class Window:
         announced, self._closing = self._closing, False
         reply = self._wire.read_reply(timeouts.quit if announced else timeouts.final if final else timeouts.command)
         self._outstanding -= 1
-        if reply.code == 421:
+        if reply.closes:
             # It is closing (RFC 5321 §3.8): nothing more is written. But some say so, to put off one recipient, and go
             # on (field: Exim's `defer message = 421`); what they took they tell in their next replies. One that does
             # hang up may have taken what had reached it all the same, and died before it could say so.

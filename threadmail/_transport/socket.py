@@ -14,11 +14,10 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
-from traceback import walk_tb
 from typing import NoReturn, TypeVar
 
 from .._runtime.deadline import LONGEST, NEVER, Deadline, DeadlinePassed, now
-from .._runtime.outside import is_of_a_handler
+from .._runtime.outside import frames, is_of_a_handler
 from ..errors import Aborted, BadReply, ConnectionLost, MailError, NotConnected, ReplyTimedOut
 
 #: Who waits for longer than this many seconds looks up once in so many.
@@ -184,17 +183,21 @@ def is_from_outside(exc: BaseException, *called: object) -> bool:
     if is_of_a_handler(exc):
         return True
     its_own = _roots(called)
-    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(exc.__traceback__)]
     in_its_own = came_through(exc, *called)
-    if not in_its_own and not all(name.startswith(_OURS) or _root(name) in _STANDARD for name in names):
+    strangers = [name for name in _modules(exc) if not name.startswith(_OURS) and _root(name) not in _STANDARD]
+    if strangers and not in_its_own:
         return True
     return not (isinstance(exc, (MailError, DeadlinePassed)) or _looks_its_own(exc, its_own if in_its_own else set()))
 
 
 def came_through(exc: BaseException, *called: object) -> bool:
     """Whether it came up in a frame of what is somebody's own among `called`."""
-    its_own = _roots(called)
-    return any(_root(frame.f_globals.get("__name__")) in its_own for frame, _ in walk_tb(exc.__traceback__))
+    return not _roots(called).isdisjoint([_root(name) for name in _modules(exc)])
+
+
+def _modules(exc: BaseException) -> list[str]:
+    """Those whose frames it came through. No generator: what comes up as one is closed is lost."""
+    return [str(frame.f_globals.get("__name__")) for frame in frames(exc)]
 
 
 def _looks_its_own(exc: BaseException, its_own: set[str]) -> bool:
@@ -212,8 +215,7 @@ def _was_thrown(exc: BaseException) -> bool:
 
     What a socket of gevent's throws there itself is of a class of gevent's, or says that it timed out.
     """
-    *_, (last, _) = walk_tb(exc.__traceback__)
-    return last.f_code.co_name.endswith("switch")
+    return frames(exc)[-1].f_code.co_name.endswith("switch")
 
 
 def _roots(called: tuple[object, ...]) -> set[str]:
