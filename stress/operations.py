@@ -44,7 +44,10 @@ class Hand:
 class Nobody:
     """Who has the jobs and whom they are told: nobody looks."""
 
-    must_not_wait = all_told = False
+    must_not_wait = all_told = is_held_here = False
+
+    def is_awaited_below(self) -> bool:
+        return False
 
     def call_back(
         self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False

@@ -32,6 +32,9 @@ class Keeper:
         settle(job, job.ended_by(error))
         return True
 
+    def is_awaited_below(self) -> bool:
+        return False
+
     def call_back(
         self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
     ) -> None:

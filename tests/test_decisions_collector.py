@@ -58,6 +58,9 @@ class Keeper:
         self.withdrawn.append((job, error))
         return False
 
+    def is_awaited_below(self) -> bool:
+        return False
+
     def call_back(
         self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
     ) -> None:

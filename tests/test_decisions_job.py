@@ -27,6 +27,9 @@ class Keeper:
     def withdraw(self, job: Job, error: Any, *, cancelled: bool = False) -> bool:
         return False
 
+    def is_awaited_below(self) -> bool:
+        return False
+
     def call_back(
         self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
     ) -> None:

@@ -494,7 +494,7 @@ def test_a_callback_may_submit_but_not_wait() -> None:
     def tell(receipt: Receipt) -> None:
         if receipt.sender != "from-a@example.org":
             return
-        for forbidden in (lambda: sender.send(one("x")), lambda: sender.send_all([one("x")]), sender.close):
+        for forbidden in (lambda: sender.send(one("x")), lambda: sender.send_all([one("x")])):
             try:
                 forbidden()
             except Reentered as error:
@@ -503,8 +503,24 @@ def test_a_callback_may_submit_but_not_wait() -> None:
 
     with CaptureServer() as server, ThreadedSender(server.url, workers=1, on_receipt=tell) as sender:
         sender.send(one("a"))
-    assert refused == [Reentered] * 3
+    assert refused == [Reentered] * 2
     assert [m.sender[5] for m in server.messages] == ["a", "b"]
+
+
+def test_a_callback_that_closes_has_begun_the_closing_and_another_call_sees_it_through() -> None:
+    met: list[type[BaseException]] = []
+
+    def tell(_: Receipt) -> None:
+        for act in (sender.close, lambda: sender.submit(one("b"))):
+            try:
+                act()
+            except MailError as error:
+                met.append(type(error))
+
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1, on_receipt=tell) as sender:
+        sender.send(one("a"))
+    assert met == [Reentered, Closed]
+    assert [m.sender[5] for m in server.messages] == ["a"]
 
 
 def test_a_callback_does_not_wait_for_a_place_in_a_full_queue() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -18,11 +18,26 @@ from typing import Any
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import Envelope, MailError, Outcome, Receipt, Reentered, RetryPolicy, ThreadedSender, Throttle, TimedOut
+from threadmail import (
+    Closed,
+    Envelope,
+    MailError,
+    Outcome,
+    QueueFull,
+    Receipt,
+    Reentered,
+    RetryPolicy,
+    ThreadedSender,
+    Throttle,
+    TimedOut,
+)
 from threadmail._dispatch import dispatcher as dispatching
+from threadmail._dispatch import door
+from threadmail._dispatch import job as jobs
+from threadmail._dispatch.job import Job
 from threadmail._dispatch.schedule import Schedule
 from threadmail._dispatch.starter import Starter
-from threadmail._dispatch.worker import is_owned
+from threadmail._runtime.locks import is_owned
 from threadmail.testing import CaptureServer, Pause, ScriptedServer, Serve, Signal
 
 PATIENCE = 20.0
@@ -336,3 +351,113 @@ def test_an_executor_of_the_application_may_be_used_by_callbacks(monkeypatch: py
             patched.setattr(Schedule, "hand_over", lambda *_: False)
             receipts = list(stream)
     assert len(receipts) == len(done) == 2
+
+
+@contextmanager
+def awaited(future: Future[Receipt]) -> Iterator[None]:
+    """As `concurrent.futures.wait` has the locks of its futures, when a signal handler comes up in it."""
+    with future._condition:
+        yield
+
+
+@pytest.mark.parametrize("timeout", [None, 12.0])
+def test_a_handler_that_closes_where_its_thread_has_the_lock_of_a_future_does_not_wait_for_the_worker(
+    timeout: float | None,
+) -> None:
+    reached, go = threading.Event(), threading.Event()
+    with ScriptedServer([Signal(reached), Pause(go, PATIENCE), Serve()], last="repeat") as server:
+        with ThreadedSender(server.url, workers=1) as sender:
+            future = sender.submit(one("a"))
+            assert reached.wait(PATIENCE)
+            with awaited(future):
+                go.set()
+                with pytest.raises(Reentered):
+                    sender.close(timeout=timeout)
+            assert future.result(PATIENCE).outcome is Outcome.SENT
+
+
+def test_nor_does_one_that_submits_or_waits_for_another_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "LAST_WORD", 0.01)  # after which they look
+    monkeypatch.setattr(jobs, "LAST_WORD", 0.01)
+    reached, go = threading.Event(), threading.Event()
+
+    def hook(*_: object) -> None:
+        reached.set()
+        assert go.wait(PATIENCE)
+
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1, queue_size=1, before_final=hook) as sender:
+        future = sender.submit(one("a"))
+        assert reached.wait(PATIENCE)
+        other = sender.submit(one("b"))
+        with awaited(future):
+            with pytest.raises(QueueFull):
+                sender.submit(one("c"))
+            with pytest.raises(Reentered):
+                other.result()
+        go.set()
+
+
+def test_who_waits_is_woken_by_his_own_threads_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes up when he has looked, and before he waits: there is nobody to be notified yet."""
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        done = type(future).done
+        looks: list[bool] = []
+
+        def looked(self: Any) -> bool:
+            looks.append(done(self))
+            if len(looks) == 2:  # the first one asks whether there is anything to wait for
+                future.cancel()
+            return looks[-1]
+
+        monkeypatch.setattr(type(future), "done", looked)
+        with pytest.raises(CancelledError):
+            future.result(PATIENCE)
+    assert looks[:2] == [False, False]
+
+
+def test_a_handler_that_closes_as_its_thread_tells_has_begun_the_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    conclude = Job.conclude
+    raised: list[type[BaseException]] = []
+
+    def closing(job: Job) -> None:
+        conclude(job)
+        try:
+            sender.close(drain=False, timeout=0.0)
+        except MailError as error:
+            raised.append(type(error))
+
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        with monkeypatch.context() as patched:
+            patched.setattr(Job, "conclude", closing)
+            future.cancel()
+        assert raised == [Reentered]
+        with pytest.raises(Closed):
+            sender.submit(one("b"))
+
+
+def test_a_forked_child_does_not_wait_for_the_lock_of_an_inherited_future() -> None:
+    """Another thread may have had it at the fork, which is not there to give it back."""
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        held, go = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with awaited(future):
+                held.set()
+                assert go.wait(PATIENCE)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert held.wait(PATIENCE)
+        future._pid = -1
+        asked: list[object] = []
+        child = threading.Thread(target=lambda: asked.extend([future.cancel(), future.done()]))
+        child.start()
+        child.join(PATIENCE / 2)
+        go.set()
+        thread.join()
+        child.join()
+        assert asked == [False, False]
+        assert not thread.is_alive()

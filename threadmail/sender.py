@@ -316,15 +316,13 @@ class ThreadedSender(BornAnew):
             What was cut short, each with the receipt that its future got as well; where a callback or a hook kept a
             thread from coming to its end, with what is known by now. Empty when all went well.
         Raises:
-            Reentered: called by a callback, which would wait for itself; or by a signal handler that came up where its
-                own thread was in the middle of a step. Then the closing has begun, nothing more is taken, and another
-                call sees it through.
+            Reentered: called by a callback, or by a signal handler that came up in the middle of a call of this sender
+                or of `concurrent.futures.wait`: it would wait for itself. The closing has begun, nothing more is taken,
+                and another call sees it through.
             KeyboardInterrupt: and whatever else ends the waiting from outside; the sender is closed then, as if
                 `timeout` had passed, and the log says what was cut short.
         """
         dispatcher = self._here(opened=False)
-        if dispatcher.in_callback:
-            raise Reentered("a callback of the sender must not close it")
         end = Deadline.after(timeout)
         try:
             cut = dispatcher.close(drain=drain, end=end)

@@ -13,10 +13,11 @@ from typing import Any
 
 from .._runtime.deadline import NEVER, Deadline
 from .._runtime.life import Life
+from .._runtime.locks import is_owned
 from ..errors import Reentered
 from .job import LAST_WORD, Job
 from .schedule import Schedule
-from .worker import Worker, is_owned
+from .worker import Worker
 
 #: Seconds for all workers together to end, once their connections were dropped. A dial cannot be ended before its own
 #: time is over.
@@ -65,7 +66,9 @@ class Closing:
                 waiter.wake()
             self.settled.notify_all()
             if in_a_step or any(is_owned(worker.lock) for worker in list(schedule.workers)):
-                raise Reentered("a signal handler closes in the middle of a step: the closing has begun")
+                raise Reentered(
+                    "a callback or a signal handler closes: that has begun, and another call sees it through"
+                )
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True
 

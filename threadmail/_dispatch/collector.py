@@ -48,6 +48,8 @@ class Slot:
         """Whether the receipt is on its way to the caller."""
         return self._told
 
+    is_held_here = False
+
     @property
     def all_told(self) -> bool:
         return self._told

@@ -24,7 +24,7 @@ from .._connection.breaker import CircuitBreaker, Dial
 from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline, now
 from .._runtime.life import Life
-from .._runtime.locks import new_rlock
+from .._runtime.locks import is_owned, new_rlock
 from ..client import Client, ClientStats
 from ..config import ServerConfig
 from ..errors import Aborted, Closed, MailError, Outcome
@@ -43,7 +43,7 @@ from .starter import Starter
 from .teller import Teller
 from .verdict import judge
 from .withdrawal import Withdrawal
-from .worker import BeforeFinal, Worker, is_owned, note
+from .worker import BeforeFinal, Worker, note
 
 
 class Dispatcher:
@@ -113,6 +113,7 @@ class Dispatcher:
             self._starter,
             is_open=lambda: self._closing.life is Life.OPEN,
             in_callback=lambda: self.in_callback,
+            is_awaited_below=self.is_awaited_below,
         )
         self.entry = Entry(self._lock, self._starter, self._teller)
         self._withdrawal = Withdrawal(self._lock, self._schedule, self._teller, self._closing, window=config.window)
@@ -166,6 +167,14 @@ class Dispatcher:
         starting a worker.
         """
         return self.in_callback or self._starter.in_the_middle or is_owned(self._lock)
+
+    def is_awaited_below(self) -> bool:
+        """Whether the frame under a signal handler has the lock of a future whose message is under way.
+
+        `concurrent.futures.wait` and `as_completed` have those of all their futures for a moment, and no worker can
+        settle one meanwhile. Grows with the queue, so it is asked by those who are about to wait for long.
+        """
+        return any(job.completion.is_held_here for job in self._schedule.jobs())
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""
@@ -424,7 +433,7 @@ class Dispatcher:
 
     def _see_off(self, *, drain: bool, end: Deadline, stay: bool = True) -> bool:
         """Take no more jobs, and wait until all are told, or until the time is over. False: it is over already."""
-        in_a_step = is_owned(self._lock) or self._starter.in_the_middle
+        in_a_step = self.must_not_wait or self.is_awaited_below()
         self._starter.before_closing()
         if not self._closing.begin(drain=drain, end=end, in_a_step=in_a_step):
             return False

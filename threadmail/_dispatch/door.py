@@ -14,12 +14,13 @@ from itertools import islice
 from typing import Any
 
 from .._runtime.deadline import out_of_time
+from .._runtime.locks import is_owned
 from ..errors import Closed, QueueFull
 from .closing import LONGEST_WAIT
-from .job import Job
+from .job import LAST_WORD, Job
 from .schedule import NEW, READY, Schedule, Waiter
 from .starter import Starter
-from .worker import Worker, is_owned
+from .worker import Worker
 
 
 class _Waiter:
@@ -39,6 +40,7 @@ class Door:
         not_empty: where workers wait for something to do.
         is_open: whether jobs are taken; asked under the lock.
         in_callback: whether the calling thread must not be made to wait.
+        is_awaited_below: whether a frame under it keeps workers from going on; this is asked after a moment of waiting.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Door:
         *,
         is_open: Callable[[], bool],
         in_callback: Callable[[], bool],
+        is_awaited_below: Callable[[], bool],
     ) -> None:
         self._lock = lock
         self._schedule = schedule
@@ -57,6 +60,7 @@ class Door:
         self._starter = starter
         self._is_open = is_open
         self._in_callback = in_callback
+        self._is_awaited_below = is_awaited_below
 
     def put(self, job: Job) -> None:
         """Queue a job; waits for a place, in the order of asking.
@@ -83,6 +87,7 @@ class Door:
         schedule, mine = self._schedule, None
         # Who waits in the frame below cannot come in before this one returns: his turn is used for both.
         waiter = below = self._in_line()
+        longest = LAST_WORD
         try:
             while not schedule.admits(waiter):
                 self._require_open()
@@ -94,7 +99,10 @@ class Door:
                     waiter = mine = _Waiter(self._lock)
                     schedule.line[mine] = threading.get_ident()
                 left = job.end.remaining()
-                mine.wait(LONGEST_WAIT if left is None else min(left, LONGEST_WAIT))
+                if not mine.wait(longest if left is None else min(left, longest)) and longest == LAST_WORD:
+                    longest = LONGEST_WAIT
+                    if self._is_awaited_below():
+                        raise _full()
             self._require_open()
             return self._submit(job)
         finally:

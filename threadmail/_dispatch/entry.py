@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._runtime.locks import is_owned
 from ..errors import Reentered
 from .starter import Starter
 from .teller import Teller
-from .worker import is_owned
 
 
 class Entry:

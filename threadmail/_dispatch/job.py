@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import enum
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, wait
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol, TypeAlias
 
 from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline
+from .._runtime.locks import is_owned
+from .._runtime.steps import Bell
 from ..envelope import Envelope
 from ..errors import Aborted, MailError, Reentered
 from ..receipt import Receipt
@@ -47,6 +50,7 @@ class Keeper(Protocol):
     def call_back(
         self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = ...
     ) -> None: ...
+    def is_awaited_below(self) -> bool: ...
     @property
     def must_not_wait(self) -> bool: ...
 
@@ -57,6 +61,10 @@ class Completion(Protocol):
     @property
     def all_told(self) -> bool:
         """Whether everybody knows who waits; not so where there was no memory for telling."""
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether the calling thread has a lock that whoever settles this needs."""
 
     def done(self) -> bool: ...
     def settle(self, job: Job, receipt: Receipt) -> None: ...
@@ -180,17 +188,24 @@ class SendFuture(Future[Receipt]):
         self._called_back = False  # they were told, and the callbacks are run, or will be
         # Of one that was taken back; guarded by the future's own lock, which is for one thread twice.
         self._cancel_begun = self._cancel_told = False
+        self._bells: list[Bell] = []  # of those who wait for the result
         self._pid = os.getpid()
+        self._is_orphaned = False
 
     @property
     def _is_inherited(self) -> bool:
         """Whether this is a forked child: the message is its parent's, whose locks are not to be touched here."""
-        return self._pid != os.getpid()
+        if self._pid == os.getpid():
+            return False
+        if not self._is_orphaned:
+            # A thread may have had this lock that did not come along.
+            self._condition, self._is_orphaned = threading.Condition(), True
+        return True
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""
-        job = self._job
-        if job is None or self._is_inherited:
+        is_inherited, job = self._is_inherited, self._job
+        if job is None or is_inherited:
             return self.cancelled()
         taken_back = Aborted("the message was taken back before it was on the wire")
         return self._keeper.withdraw(job, taken_back, cancelled=True) or self.cancelled()
@@ -224,16 +239,18 @@ class SendFuture(Future[Receipt]):
         Returns:
             Seconds that are left of `timeout`.
         """
-        job = self._job
-        if job is not None and self._is_inherited:
+        is_inherited, job = self._is_inherited, self._job
+        if self.done():
+            return timeout
+        if is_inherited:
             raise MailError("this message is sent by the process that submitted it, and its future is told there")
-        if job is not None and self._keeper.must_not_wait:
-            raise Reentered("a callback of the sender must not wait for another message of the sender")
+        if self._keeper.must_not_wait:
+            raise _reentered()
         left = None if job is None else job.end.remaining()
         if left is None or (timeout is not None and timeout < left):
-            return timeout
+            return self._wait(Deadline.after(timeout))
         limit = Deadline.after(timeout)
-        wait([self], left)
+        self._wait(Deadline.after(left))
         # While every worker is busy with a server that stalls, none of them looks at the queue.
         self._keeper.settle_overdue()
         return limit.remaining() if self.done() else self._left_after_last_word(limit)
@@ -241,13 +258,37 @@ class SendFuture(Future[Receipt]):
     def _left_after_last_word(self, limit: Deadline) -> float | None:
         """It may have been begun behind another one, whose callback takes its time. What its own worker can say of it,
         it says in a moment."""
-        wait([self], limit.within(LAST_WORD).remaining())
+        self._wait(limit.within(LAST_WORD))
         return self._left_after_abort(limit)
 
     def _left_after_abort(self, limit: Deadline) -> float | None:
         if not limit.passed:
             self.abort()
         return limit.remaining()
+
+    def _wait(self, limit: Deadline) -> float | None:
+        """Wait until it is settled. Returns seconds that are left then.
+
+        Not as any future does, which looks, and waits then to be notified: a signal handler that settles it between the
+        two, on the thread that waits, would notify nobody.
+        """
+        bell = Bell()
+        self._bells.append(bell)
+        try:
+            if not self.done():
+                bell.wait(limit.within(LAST_WORD).remaining())
+            if not self.done() and self._keeper.is_awaited_below():
+                raise _reentered()
+            if not self.done():
+                bell.wait(limit.remaining())
+        finally:
+            self._bells.remove(bell)
+        return limit.remaining()
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether a frame of this thread, under a signal handler, is in the lines of this future."""
+        return is_owned(self._condition)
 
     @property
     def all_told(self) -> bool:
@@ -285,6 +326,7 @@ class SendFuture(Future[Receipt]):
             self._tell_the_others()
         if not self._called_back:
             self._invoke_callbacks()
+        self._ring()
         self._all_told = True
 
     def _set_first(self, job: Job, receipt: Receipt) -> None:
@@ -306,6 +348,7 @@ class SendFuture(Future[Receipt]):
 
         The other one may be a thread that closes, or this one before an exception from outside came up.
         """
+        self._ring()
         if not self._done_callbacks:  # type: ignore[attr-defined]
             self._called_back = True
             return
@@ -314,6 +357,10 @@ class SendFuture(Future[Receipt]):
                 return
             self._called_back = True
         self._keeper.call_back(_call_back, [self], settling=True)
+
+    def _ring(self) -> None:
+        for bell in list(self._bells):
+            bell.set()
 
     def _tell_cancelled(self) -> None:
         """Nobody will run it any more, so those who wait are told now."""
@@ -338,6 +385,10 @@ class SendFuture(Future[Receipt]):
                     # it would come back early.
                     waiter.event.set()
             self._condition.notify_all()
+
+
+def _reentered() -> Reentered:
+    return Reentered("a callback of the sender, or a signal handler in its midst, must not wait for a message of it")
 
 
 def _call_back(future: SendFuture) -> None:

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from .._runtime.locks import is_owned
 from .schedule import Schedule
-from .worker import Worker, is_owned, note
+from .worker import Worker, note
 
 #: How often it is tried to see to the end of a worker. What raises there has been told by then, or came from outside.
 _TRIES = 3

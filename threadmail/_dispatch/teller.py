@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from .._runtime.locks import is_owned
 from .job import Job
 from .schedule import Schedule
-from .worker import Worker, is_owned
+from .worker import Worker
 
 _T = TypeVar("_T")
 

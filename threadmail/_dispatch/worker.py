@@ -341,11 +341,6 @@ class Worker:
             self._boss.dialled(self, error)
 
 
-def is_owned(lock: Any) -> bool:
-    """Whether the calling thread has this re-entrant lock."""
-    return bool(lock._is_owned())
-
-
 def too_late() -> TimedOut:
     """The error of a message that nobody took up in time."""
     return out_of_time("the deadline passed before the message was on the wire")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
+from typing import Any
 
 _HAS_THE_GAP = sys.version_info[:2] == (3, 14)
 _BLOCKING = (True,)
@@ -36,3 +37,8 @@ def new_rlock() -> _thread.RLock:
     """A `threading.RLock`, asked for by that name, so that a scheduler's may stand in its place."""
     made = threading.RLock()
     return _Kept() if _HAS_THE_GAP and type(made) is _thread.RLock else made
+
+
+def is_owned(lock: Any) -> bool:
+    """Whether the calling thread has this re-entrant lock."""
+    return bool(lock._is_owned())
