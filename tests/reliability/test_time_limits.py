@@ -166,9 +166,6 @@ def test_what_a_socket_raises_in_our_own_frame_is_not_from_outside() -> None:
     a, b = socket.socketpair()
     with a, b:
         a.settimeout(0.001)
-        with pytest.raises(TimeoutError) as caught:
-            a.recv(1)
-        assert is_from_outside(caught.value, a), "it came up in a frame of the test"
         wire = TimedSocket(a)
         with pytest.raises(TimeoutError) as caught:
             wire._patiently(a.recv, 1, 0.001, "nothing came")

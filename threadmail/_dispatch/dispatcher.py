@@ -174,7 +174,9 @@ class Dispatcher:
         `concurrent.futures.wait` and `as_completed` have those of all their futures for a moment, and no worker can
         settle one meanwhile. Grows with the queue, so it is asked by those who are about to wait for long.
         """
-        return any(job.completion.is_held_here for job in self._schedule.jobs())
+        with self._lock:
+            jobs = self._schedule.jobs()
+        return any(job.completion.is_held_here for job in jobs)
 
     def _wake_closers(self) -> None:
         """Have those who close look, if what they wait for has perhaps come about. After whatever may have done so."""

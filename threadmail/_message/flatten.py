@@ -62,6 +62,9 @@ def _generated(message: AnyMessage, *, utf8: bool, before: bytes) -> bytes:
         policy = policy.clone(utf8=True)
     elif utf8:
         _write_utf8_as_it_is(copied)
+    elif getattr(policy, "utf8", False):
+        # With encoded words it goes to any server; raw, it would need one with SMTPUTF8, and say so (RFC 6531 3.1).
+        policy = policy.clone(utf8=False)
     _mind_addresses(copied, policy, utf8=utf8)
     copied.set_raw(_END, "")
     out = io.BytesIO()

@@ -121,7 +121,8 @@ def _rules(policy: Any) -> _Rules | None:
     modern = type(policy) is EmailPolicy
     trivial = not modern or policy.refold_source in ("none", "long")
     longest = policy.max_line_length or sys.maxsize
-    return _Rules(policy.clone(linesep="\r\n"), modern, longest, trivial, policy.cte_type != "7bit")
+    seven_bit = {"utf8": False} if modern else {}  # who wants UTF-8 in the header is not written out here
+    return _Rules(policy.clone(linesep="\r\n", **seven_bit), modern, longest, trivial, policy.cte_type != "7bit")
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,6 +11,8 @@ import inspect
 from itertools import pairwise
 from types import FrameType
 
+_OURS = frozenset([__name__.partition(".")[0], "socket", "ssl", "smtplib", "selectors"])
+
 
 def is_of_a_handler(exc: BaseException) -> bool:
     """Whether a signal handler (or a trace function) raised this, below the frame that asks.
@@ -33,11 +35,18 @@ def frames(exc: BaseException) -> list[FrameType]:
 
 
 def _was_given(frame: FrameType, interrupted: FrameType) -> bool:
+    """As signal handlers are, with the signal's number before it; or trace functions, with a word behind."""
     code = frame.f_code
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
-    for name in code.co_varnames[:count]:
-        given = frame.f_locals.get(name)
-        for each in given if type(given) is tuple else (given,):
-            if each is interrupted:
-                return True
-    return False
+    if code.co_argcount + bool(code.co_flags & inspect.CO_VARARGS) == 0 or _is_ours(frame):
+        return False  # not looked into: what `f_locals` is asked of holds its locals, and with them sockets, for longer
+    given: list[object] = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+    if code.co_flags & inspect.CO_VARARGS:
+        given += frame.f_locals.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount], ())
+    return True in [
+        each is interrupted and (isinstance(before, int) or isinstance(behind, str))
+        for before, each, behind in zip([None, *given], given, [*given[1:], None], strict=False)
+    ]
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in _OURS

@@ -172,39 +172,29 @@ def is_from_outside(exc: BaseException, *called: object) -> bool:
     """Whether a signal handler raised this, or another thread, in the middle of what we did on a socket.
 
     A handler's `raise TimeoutError` is the textbook's time limit, and looks like the socket's own. Taken for that, a
-    write that was over is made again: the message has its content twice. What a socket raises is of a class of the
-    standard library or of its own, has a number or says that it timed out, and comes up in frames of ours, of the
-    standard library's sockets or of its class (gevent's, say). With those of its class anybody's may be, for it may
-    call, and be called by, whom it likes; a handler's own frame never is.
+    write that was over is made again: the message has its content twice. The handler's frame says what it is. What
+    another thread sets, or gevent throws, has none: that is told by what a socket raises, which is of a class of the
+    standard library, of its own, or of whoever has wrapped it, and has a number or says that it timed out. Whose frames
+    it came through says nothing: anybody may have put a function of his own in the place of any of the socket's.
 
     Args:
         called: the socket, and what else was called that may be somebody's own.
     """
     if is_of_a_handler(exc):
         return True
-    its_own = _roots(called)
-    in_its_own = came_through(exc, *called)
-    strangers = [name for name in _modules(exc) if not name.startswith(_OURS) and _root(name) not in _STANDARD]
-    if strangers and not in_its_own:
-        return True
-    return not (isinstance(exc, (MailError, DeadlinePassed)) or _looks_its_own(exc, its_own if in_its_own else set()))
+    return not (isinstance(exc, (MailError, DeadlinePassed)) or _looks_its_own(exc, _roots(exc, called)))
 
 
 def came_through(exc: BaseException, *called: object) -> bool:
     """Whether it came up in a frame of what is somebody's own among `called`."""
-    return not _roots(called).isdisjoint([_root(name) for name in _modules(exc)])
-
-
-def _modules(exc: BaseException) -> list[str]:
-    """Those whose frames it came through. No generator: what comes up as one is closed is lost."""
-    return [str(frame.f_globals.get("__name__")) for frame in frames(exc)]
+    return not _roots_of(called).isdisjoint(_modules(exc))
 
 
 def _looks_its_own(exc: BaseException, its_own: set[str]) -> bool:
     kind = _root(type(exc).__module__)
     if kind in its_own or (kind in _STANDARD and _says_time_out(exc)):
         return True
-    if kind not in _STANDARD or (its_own and _was_thrown(exc)):
+    if kind not in _STANDARD or _was_thrown(exc):
         return False
     known = isinstance(exc, (ConnectionError, ssl.SSLError)) or str(exc) in _WITHOUT_NUMBER
     return known or getattr(exc, "errno", None) is not None
@@ -218,7 +208,17 @@ def _was_thrown(exc: BaseException) -> bool:
     return frames(exc)[-1].f_code.co_name.endswith("switch")
 
 
-def _roots(called: tuple[object, ...]) -> set[str]:
+def _roots(exc: BaseException, called: tuple[object, ...]) -> set[str]:
+    """The packages whose classes of errors may be a socket's."""
+    return (_roots_of(called) | _modules(exc)) - _STANDARD - {"threadmail"}
+
+
+def _modules(exc: BaseException) -> set[str]:
+    """The packages whose frames it came through. No generator: what comes up as one is closed is lost."""
+    return {_root(frame.f_globals.get("__name__")) for frame in frames(exc)}
+
+
+def _roots_of(called: tuple[object, ...]) -> set[str]:
     """The packages, besides ours and the standard library's, that these come from, with all that they inherit from."""
     origins = [part for each in called for part in (each, *(each if isinstance(each, type) else type(each)).__mro__)]
     return {_root(getattr(each, "__module__", "")) for each in origins} - _STANDARD - {"threadmail"}
@@ -233,7 +233,6 @@ def _root(module: object) -> str:
     return str(module).partition(".")[0]
 
 
-_OURS = ("threadmail._transport", "threadmail._runtime", "threadmail.smtp")
 #: What the standard library's sockets say without a number, besides that they timed out.
 _WITHOUT_NUMBER = ("AF_UNIX path too long", "getaddrinfo returns an empty list")
 _STANDARD = frozenset(["builtins", "socket", "_socket", "ssl", "_ssl", "selectors"])

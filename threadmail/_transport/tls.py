@@ -43,7 +43,9 @@ def wrap_tls(
         # One that was reset is found out here: wrap_socket() would take the descriptor, raise, and leave it to the
         # garbage collector to close, with a ResourceWarning.
         sock.getpeername()
-        sock = wrapped = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
+        # "mail.example.com." is a name that no search list is tried with; certificates have it without (RFC 6066 3).
+        name = hostname.rstrip(".") or hostname
+        sock = wrapped = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
         if publish is not None:
             publish(wrapped)
         wrapped.do_handshake()
