@@ -901,3 +901,17 @@ def test_the_message_id_is_the_first_of_the_header(text: str) -> None:
     content = text.encode()
     first = [" ".join(v.split()) for n, v in header_fields(content) if n.lower() == "message-id"][:1]
     assert message_id(content) == (first[0] if first else None)
+
+
+@pytest.mark.parametrize("attachment", [None, b"%PDF"])
+def test_a_message_whose_policy_wants_utf8_is_written_with_encoded_words(attachment: bytes | None) -> None:
+    """Its addresses need no SMTPUTF8: raw, it would need a server with that, and nobody would ask for it."""
+    message = EmailMessage(policy=email.policy.SMTPUTF8)
+    message["From"], message["To"], message["Subject"] = "Jos\u00e9 <a@example.org>", "b@example.net", "\u00fc"
+    message.set_content("hello")
+    if attachment is not None:
+        message.add_attachment(attachment, maintype="application", subtype="pdf", filename="\u00fc.pdf")
+    e = Envelope.from_message(message)
+    assert not e.smtputf8
+    assert e.content[: header_length(e.content)].isascii()
+    assert email.message_from_bytes(bytes(e.content), policy=email.policy.default)["Subject"] == "\u00fc"

@@ -311,6 +311,8 @@ def test_a_machine_with_the_longest_name_there_is_sends(monkeypatch: pytest.Monk
         ({"source_address": ("x\0y", 0)}, "source_address"),
         ({"source_address": ("\ud800", 0)}, "source_address"),
         ({"source_address": ("x" * 70 + "\u00e9", 0)}, "source_address"),
+        ({"host": "localhost:2525"}, "a host and a port"),
+        ({"host": "/run/" + "x" * 200, "security": Security.NONE, "lmtp": True}, "path of a Unix socket"),
         ({"cafile": "\ud800x"}, "cafile is no path"),
         ({"cafile": Path("\ud800x")}, "cafile is no path"),
         ({"ssl_context": "context"}, "ssl_context"),

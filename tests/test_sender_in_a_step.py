@@ -31,8 +31,8 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
+from threadmail._dispatch import closing, door
 from threadmail._dispatch import dispatcher as dispatching
-from threadmail._dispatch import door
 from threadmail._dispatch import job as jobs
 from threadmail._dispatch.job import Job
 from threadmail._dispatch.schedule import Schedule
@@ -286,15 +286,15 @@ def test_who_has_a_deadline_does_not_call_back_for_others_while_another_thread_c
         sender.submit(one("first"))
         assert reached.wait(PATIENCE)
         futures = [sender.submit(one(f"m{number}"), deadline=0.05) for number in range(5)]
-        closing = threading.Thread(target=sender.close)
-        closing.start()
+        closer = threading.Thread(target=sender.close)
+        closer.start()
         while sender._dispatcher._closing.life.name == "OPEN":
             time.sleep(0.001)
         with pytest.raises(TimedOut):
             futures[-1].result()
         assert threading.current_thread() not in callers
         go.set()
-        closing.join(PATIENCE)
+        closer.join(PATIENCE)
     assert len(callers) == 6
 
 
@@ -362,8 +362,9 @@ def awaited(future: Future[Receipt]) -> Iterator[None]:
 
 @pytest.mark.parametrize("timeout", [None, 12.0])
 def test_a_handler_that_closes_where_its_thread_has_the_lock_of_a_future_does_not_wait_for_the_worker(
-    timeout: float | None,
+    timeout: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(closing, "LAST_WORD", 0.01)  # after which it looks
     reached, go = threading.Event(), threading.Event()
     with ScriptedServer([Signal(reached), Pause(go, PATIENCE), Serve()], last="repeat") as server:
         with ThreadedSender(server.url, workers=1) as sender:
@@ -420,7 +421,7 @@ def test_a_handler_that_closes_as_its_thread_tells_has_begun_the_closing(monkeyp
     conclude = Job.conclude
     raised: list[type[BaseException]] = []
 
-    def closing(job: Job) -> None:
+    def closes(job: Job) -> None:
         conclude(job)
         try:
             sender.close(drain=False, timeout=0.0)
@@ -430,7 +431,7 @@ def test_a_handler_that_closes_as_its_thread_tells_has_begun_the_closing(monkeyp
     with no_worker() as sender:
         future = sender.submit(one("a"))
         with monkeypatch.context() as patched:
-            patched.setattr(Job, "conclude", closing)
+            patched.setattr(Job, "conclude", closes)
             future.cancel()
         assert raised == [Reentered]
         with pytest.raises(Closed):

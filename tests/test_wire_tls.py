@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from typing import Any
 
 import pytest
 
+from tests.support.mail import envelope
 from threadmail import BadReply, Client, Envelope, Outcome, Security, ServerConfig
-from threadmail.testing import Drop, ScriptedServer, Send, Serve, Signal, TestCA
+from threadmail.testing import CaptureServer, Drop, ScriptedServer, Send, Serve, Signal, TestCA
 
 RECORD = 16384
 END = b"\r\n.\r\n"
@@ -96,3 +98,17 @@ def test_a_reply_behind_the_354_is_not_taken_for_the_answer_to_the_content(ca: T
             client.send(Envelope("a@h.test", ["b@t.test"], content))
     assert caught.value.outcome is Outcome.NOT_SENT
     assert server.messages == []
+
+
+def test_a_name_with_its_last_dot_is_the_one_in_the_certificate(ca: TestCA, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 6066 section 3: the name that is asked for is written without it."""
+    resolve = socket.getaddrinfo
+
+    def resolver(host: str, *args: Any, **settings: Any) -> Any:
+        return resolve("127.0.0.1" if host == "mail.example.com." else host, *args, **settings)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with CaptureServer(tls="starttls", ssl_context=ca.server_context("mail.example.com")) as server:
+        config = ServerConfig("mail.example.com.", server.port, Security.STARTTLS, ssl_context=ca.client_context())
+        with Client(config) as client:
+            assert client.send(envelope("a")).outcome is Outcome.SENT

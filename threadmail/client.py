@@ -259,6 +259,7 @@ class Client(KeptConnection):
             One receipt for each message, in input order.
         Raises:
             TypeError: it is one message, and no iterable of them.
+            Closed, Reentered: this client is closed, or in the middle of a message of the calling thread.
             Exception: what the iterable raised, once the messages it gave before have been sent; or what comes from
                 outside, such as a time limit of a job queue.
         """

@@ -14,6 +14,7 @@ import ipaddress
 import os
 import re
 import ssl
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -115,6 +116,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_messages": (int, float, type(None)),
     "window": (int,),
 }
+_LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # sockaddr_un, less its last null
 # With the scope of a link-local address, which is the name of an interface: `eth0.100`, `br-lan` (RFC 6874 section 2).
 _HOST = re.compile(r"[A-Za-z0-9_\-.:\u0080-\U0010ffff]+(?:%[A-Za-z0-9_\-.~]+)?")
 
@@ -205,6 +207,10 @@ class ServerConfig:
         unix = self.lmtp and self.host.startswith("/")
         if not unix and not _HOST.fullmatch(self.host):
             raise InvalidConfig(f"{self.host!r} is no host name" if self.host else "the host is missing")
+        if unix and len(os.fsencode(self.host)) > _LONGEST_UNIX_PATH:
+            raise InvalidConfig(f"the path of a Unix socket has {_LONGEST_UNIX_PATH} bytes at most: {self.host!a}")
+        if not unix and self.host.count(":") == 1:
+            raise InvalidConfig(f"{self.host!a} is a host and a port: give the port as `port`")
         if not unix and not a_label(self.host).isascii():
             raise InvalidConfig(f"{self.host!a} would be looked up as another name: write it in ASCII (xn--...)")
         if not unix and any(len(label) > 63 for label in a_label(self.host).split(".")):

@@ -7,7 +7,9 @@ told as theirs, whoever they call.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import gc
 import logging
 import signal
@@ -26,7 +28,18 @@ from typing import Any
 import pytest
 
 from tests.support.mail import envelope
-from threadmail import SMTP, Client, ClientPool, ConnectFailed, MailError, Security, ServerConfig, Timeouts, TLSFailed
+from threadmail import (
+    SMTP,
+    Client,
+    ClientPool,
+    ConnectFailed,
+    ConnectionLost,
+    MailError,
+    Security,
+    ServerConfig,
+    Timeouts,
+    TLSFailed,
+)
 from threadmail._connection.opening import is_lack
 from threadmail._transport import lookup
 from threadmail._transport.socket import is_from_outside
@@ -410,3 +423,54 @@ def test_only_descriptors_and_memory_are_what_the_machine_lacks() -> None:
     assert is_lack(MemoryError())
     assert not is_lack(TimeoutError(errno.ETIME, "Timer expired"))
     assert not is_lack(OSError("over"))
+
+
+def traced(call: Callable[..., Any]) -> Callable[..., Any]:
+    """As tracers and pytest-socket wrap a function; what says whose it is, is copied."""
+
+    @functools.wraps(call)
+    def wrapper(*args: Any, **settings: Any) -> Any:
+        return call(*args, **settings)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("name", ["create_connection", "getaddrinfo"])
+def test_a_function_that_is_wrapped_raises_what_it_raised(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, name, traced(getattr(socket, name)))
+    with CaptureServer() as server:
+        port = server.port
+    host = "no.such.invalid" if name == "getaddrinfo" else "127.0.0.1"
+    for make in (Client, ClientPool):
+        with make(f"smtp://{host}:{port}") as client, pytest.raises(ConnectFailed):
+            client.send(envelope("a"))
+
+
+@pytest.mark.parametrize("number", [None, errno.ECONNRESET])
+def test_a_method_that_is_wrapped_on_the_class_raises_what_it_raised(
+    number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recv(sock: socket.socket, *args: Any) -> bytes:
+        if number is None:
+            raise TimeoutError("timed out")
+        raise OSError(number, "it said")
+
+    with CaptureServer() as server, SMTP(server.host, server.port, "test") as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "recv", functools.wraps(socket.socket.recv)(recv), raising=False)
+            with pytest.raises(MailError) as caught:
+                client._wire.read_reply(0.2)  # type: ignore[union-attr]
+    assert isinstance(caught.value, TimeoutError if number is None else ConnectionLost)
+
+
+def test_a_callable_that_gives_a_frame_to_its_helper_is_no_signal_handler() -> None:
+    def helper(_: FrameType) -> Any:
+        raise KeyError("no such account")
+
+    def credentials() -> tuple[str, str]:
+        return helper(sys._getframe())  # type: ignore[no-any-return]
+
+    with CaptureServer(tls="starttls", auth={"ann": "secret"}) as server:
+        config = dataclasses.replace(server.config, username=None, password=None, credentials=credentials)
+        with Client(config) as client, pytest.raises(MailError, match="credentials could not be had"):
+            client.send(envelope("a"))

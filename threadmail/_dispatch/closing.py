@@ -30,15 +30,18 @@ LONGEST_WAIT = 60.0
 class Closing:
     """The life of one sender in one process.
 
+    Args:
+        is_awaited_below: whether the frame under this signal handler keeps workers from coming to an end.
     Attributes:
         life: changed under the lock only, and only forwards.
         settled: who closes waits here for jobs to be told, then for workers to end.
         cut_short: jobs that closing has taken out of the queue, or dropped on the wire.
     """
 
-    def __init__(self, lock: Any, schedule: Schedule[Worker]) -> None:
+    def __init__(self, lock: Any, schedule: Schedule[Worker], is_awaited_below: Callable[[], bool]) -> None:
         self._lock = lock
         self._schedule = schedule
+        self._is_awaited_below = is_awaited_below
         self.life = Life.OPEN
         self.settled = threading.Condition(lock)
         self.cut_short: dict[Job, None] = {}
@@ -46,14 +49,14 @@ class Closing:
         self._close_by = Deadline()  # only ever becomes earlier
         self._farewell = NEVER  # begins when connections were first dropped, whoever closes
 
-    def begin(self, *, drain: bool, end: Deadline, in_a_step: bool) -> bool:
+    def begin(self, *, drain: bool, end: Deadline, must_not_wait: bool) -> bool:
         """Take no more jobs, and wait until the queue is worked off, or until the time is over. False: it is over.
 
         Args:
-            in_a_step: the calling thread is in the middle of something that it leaves when this returns.
+            must_not_wait: the calling thread is in a callback, or in the middle of something.
         Raises:
-            Reentered: it is, or has a worker's lock, which that worker needs to end. What is taken back here could not
-                be told of before that is over.
+            Reentered: it is, or it has a lock that a worker needs to end. What would be taken back here could not be
+                told of before that is over.
         """
         schedule = self._schedule
         with self._lock:
@@ -65,10 +68,8 @@ class Closing:
             for waiter in list(schedule.line):
                 waiter.wake()
             self.settled.notify_all()
-            if in_a_step or any(is_owned(worker.lock) for worker in list(schedule.workers)):
-                raise Reentered(
-                    "a callback or a signal handler closes: that has begun, and another call sees it through"
-                )
+            if must_not_wait or any(is_owned(worker.lock) for worker in list(schedule.workers)):
+                raise _reentered()
             self._wait(lambda: not (self._drain and schedule.workers) or not (len(schedule) or schedule.in_flight))
         return True
 
@@ -92,8 +93,7 @@ class Closing:
             schedule.working = False
             self._farewell = self._farewell.within(Deadline.after(FAREWELL))
             farewell = self._farewell if stay else Deadline(0.0)
-            while (schedule.workers or schedule.ending) and not farewell.passed:
-                self.settled.wait(farewell.remaining())
+            self._wait(lambda: not (schedule.workers or schedule.ending), farewell)
             return list(schedule.untold), True
 
     def _untold(self, to_tell: list[Job]) -> Callable[[], bool]:
@@ -127,7 +127,21 @@ class Closing:
             self.life = Life.CLOSED
             return list(self.cut_short)
 
-    def _wait(self, done: Callable[[], object], *, longest: float = LONGEST_WAIT) -> None:
-        while not done() and not self._close_by.passed:
-            left = self._close_by.remaining()
-            self.settled.wait(longest if left is None else min(left, longest))
+    def _wait(self, done: Callable[[], object], end: Deadline | None = None, *, longest: float = LONGEST_WAIT) -> None:
+        """Wait until it is done, or until `end`; None: by the earliest of all who close, which may change meanwhile.
+
+        Raises:
+            Reentered: nobody can come to an end, because of the lock of a future that the frame below has.
+        """
+        looked = False
+        while not (done() or (end or self._close_by).passed):
+            left = (end or self._close_by).remaining()
+            most = longest if looked else min(longest, LAST_WORD)
+            if not self.settled.wait(most if left is None else min(left, most)) and not looked:
+                looked = True
+                if self._is_awaited_below():
+                    raise _reentered()
+
+
+def _reentered() -> Reentered:
+    return Reentered("a callback or a signal handler closes: that has begun, and another call sees it through")

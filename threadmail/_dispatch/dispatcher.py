@@ -83,7 +83,7 @@ class Dispatcher:
             return_token=self._return_token,
             is_limited=lambda: throttle.is_limited,
         )
-        self._closing = Closing(self._lock, self._schedule)
+        self._closing = Closing(self._lock, self._schedule, self.is_awaited_below)
         self._settled = self._closing.settled
         self._teller = Teller(
             self._lock,
@@ -172,7 +172,7 @@ class Dispatcher:
         """Whether the frame under a signal handler has the lock of a future whose message is under way.
 
         `concurrent.futures.wait` and `as_completed` have those of all their futures for a moment, and no worker can
-        settle one meanwhile. Grows with the queue, so it is asked by those who are about to wait for long.
+        settle one meanwhile. Grows with the queue, so it is asked once, by who has waited for a while.
         """
         with self._lock:
             jobs = self._schedule.jobs()
@@ -435,9 +435,9 @@ class Dispatcher:
 
     def _see_off(self, *, drain: bool, end: Deadline, stay: bool = True) -> bool:
         """Take no more jobs, and wait until all are told, or until the time is over. False: it is over already."""
-        in_a_step = self.must_not_wait or self.is_awaited_below()
+        must_not_wait = self.must_not_wait
         self._starter.before_closing()
-        if not self._closing.begin(drain=drain, end=end, in_a_step=in_a_step):
+        if not self._closing.begin(drain=drain, end=end, must_not_wait=must_not_wait):
             return False
         self._withdrawal.cut(_closed())
         over = False

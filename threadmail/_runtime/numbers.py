@@ -18,6 +18,10 @@ def require_number(name: str, value: object, *, unit: str = "") -> None:
         raise InvalidConfig(f"{name} is no number{unit} but a {type(value).__name__}")
     if value != value:
         raise InvalidConfig(f"{name} must be a number{unit}, not nan")
+    try:
+        float(value)
+    except OverflowError:
+        raise InvalidConfig(f"{name} is too large a number{unit}") from None
 
 
 def require_whole(name: str, value: object) -> None:
