@@ -63,6 +63,8 @@ class Nobody:
 
     def settle_overdue(self) -> None: ...
 
+    def orphan(self) -> None: ...
+
     def done(self) -> bool:
         return False
 

@@ -6,10 +6,14 @@ callback's own lock, and wants the sender's. The handler is put where Python cou
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, TimeoutError, as_completed, wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -438,7 +442,8 @@ def test_a_handler_that_closes_as_its_thread_tells_has_begun_the_closing(monkeyp
             sender.submit(one("b"))
 
 
-def test_a_forked_child_does_not_wait_for_the_lock_of_an_inherited_future() -> None:
+@pytest.mark.parametrize("ask", ["cancel", "done", "cancelled", "repr", "add_done_callback", "wait"])
+def test_a_forked_child_does_not_wait_for_the_lock_of_an_inherited_future(ask: str) -> None:
     """Another thread may have had it at the fork, which is not there to give it back."""
     with no_worker() as sender:
         future = sender.submit(one("a"))
@@ -452,13 +457,83 @@ def test_a_forked_child_does_not_wait_for_the_lock_of_an_inherited_future() -> N
         thread = threading.Thread(target=other)
         thread.start()
         assert held.wait(PATIENCE)
-        future._pid = -1
-        asked: list[object] = []
-        child = threading.Thread(target=lambda: asked.extend([future.cancel(), future.done()]))
-        child.start()
-        child.join(PATIENCE / 2)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(int(PATIENCE / 2))  # without it a child that waits would never end
+            if ask == "add_done_callback":
+                future.add_done_callback(print)
+            elif ask == "wait":
+                wait([future], timeout=0.0)
+            elif ask == "repr":
+                repr(future)
+            else:
+                getattr(future, ask)()
+            os._exit(0)
         go.set()
         thread.join()
-        child.join()
-        assert asked == [False, False]
-        assert not thread.is_alive()
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_those_who_wait_for_a_cancelled_message_are_told_before_its_callbacks() -> None:
+    told = threading.Event()
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        heard: list[bool] = []
+        future.add_done_callback(lambda _: heard.append(told.wait(PATIENCE)))
+
+        def waits() -> None:
+            list(as_completed([future]))
+            told.set()
+
+        thread = threading.Thread(target=waits)
+        thread.start()
+        while not future._waiters:
+            time.sleep(0.001)
+        future.cancel()
+        thread.join()
+    assert heard == [True]
+
+
+def test_a_settled_future_keeps_nothing_of_its_sender() -> None:
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        future.cancel()
+        dispatcher = weakref.ref(sender._dispatcher)
+    del sender
+    gc.collect()
+    assert future.cancelled()
+    assert dispatcher() is None
+
+
+def test_to_ask_again_and_again_does_not_grow_with_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        monkeypatch.setattr(Schedule, "with_workers", lambda _: pytest.fail("it looked at others"))
+        for timeout in (0, 0.001):
+            with pytest.raises(TimeoutError):
+                future.result(timeout)
+
+
+def test_to_abort_a_message_that_was_taken_back_is_too_late() -> None:
+    with no_worker() as sender:
+        future = sender.submit(one("a"))
+        assert [sender.abort(future), sender.abort(future)] == [True, False]
+
+
+def test_what_close_says_was_cut_short_carries_its_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "FAREWELL", 0.01)
+    reached, go = threading.Event(), threading.Event()
+
+    def hook(*_: object) -> None:
+        reached.set()
+        assert go.wait(PATIENCE)
+
+    with CaptureServer() as server:
+        sender = ThreadedSender(server.url, workers=1, before_final=hook)
+        future = sender.submit(one("a"), tag="order 17")
+        assert reached.wait(PATIENCE)
+        assert [unsent.receipt.tag for unsent in sender.close(drain=False, timeout=0.0)] == ["order 17"]
+        go.set()
+        assert isinstance(future.exception(PATIENCE), MailError)
+        assert future.receipt is not None
+        assert future.receipt.tag == "order 17"

@@ -102,7 +102,7 @@ class ThreadedSender(BornAnew):
         super().__init__()
 
     def _inherited(self) -> list[Client]:
-        return self._dispatcher.clients()
+        return self._dispatcher.inherited()
 
     def _reset(self) -> None:
         # Also in a forked child, which begins with an empty queue: what the parent queued, the parent sends.
@@ -129,6 +129,8 @@ class ThreadedSender(BornAnew):
         Args:
             message: an `EmailMessage` (or `Message`), the bytes of one, or an `Envelope`.
             deadline: seconds in which the message must be settled, waiting for a place in the queue, retries and all.
+                Nothing of it is sent later. Who asks its future for the result is told by then; callbacks come when a
+                worker comes by, which may be later while all of them stand before a slow server.
             tag: anything; the receipt carries it back.
         Returns:
             A future: its result is the receipt (SENT or PARTIAL), its exception the `MailError` of a message not sent.
@@ -176,7 +178,7 @@ class ThreadedSender(BornAnew):
         Returns:
             False if the message was settled already.
         """
-        return future.cancel() or future.abort()
+        return not future.done() and (future.cancel() or future.abort())
 
     # ------------------------------------------------------------ many messages
 
@@ -309,7 +311,8 @@ class ThreadedSender(BornAnew):
         allowed (`drain=False`, a smaller `timeout`), for all of them, and never lengthen it.
 
         Args:
-            drain: work the queue off; False takes it back and finishes only what is on the wire.
+            drain: work the queue off; False takes it back and finishes only what is on the wire. (Where Reentered is
+                raised, the call that sees it through does so.)
             timeout: seconds for that. What is still queued then is taken back, what is on the wire is dropped; the
                 threads get up to ten seconds more to come to their end, for a dial or a callback may not be ended.
         Returns:
@@ -391,12 +394,12 @@ def _log_unsent(receipt: Receipt) -> None:
 
 def _unsent(cut_short: Iterable[Job]) -> list[Unsent]:
     """What has not arrived of what was cut short; of one whose worker does not let go of it, what is known by now."""
-    known = (
-        (job.envelope, seen_from_outside(job, Aborted("the sender was closed while it was under way")))
-        for job in cut_short
-    )
-    return [
-        Unsent(envelope, receipt)
-        for envelope, receipt in known
-        if receipt is not None and receipt.outcome is not Outcome.SENT
-    ]
+    unsent = []
+    for job in cut_short:
+        receipt = seen_from_outside(job, Aborted("the sender was closed while it was under way"))
+        if receipt is None or receipt.outcome is Outcome.SENT:
+            continue
+        if job.tag is not None:
+            receipt.__dict__["tag"] = job.tag
+        unsent.append(Unsent(job.envelope, receipt))
+    return unsent

@@ -282,12 +282,26 @@ def _at_first_start(run: Run, act: Callable[[], object]) -> None:
 
 
 def closed_in_a_start(run: Run) -> None:
-    """A signal handler closes in the middle of a worker's start, while another thread submits: no worker is lost."""
+    """A signal handler closes in the middle of a worker's start, while another thread submits: no worker is lost.
+
+    It is told that this is not the moment, and whoever comes next sees the closing through.
+    """
     threads = Threads(run, ModelServer(ordered=True), allowed=(Closed,))
     sender = _sender(run, workers=2)
-    _at_first_start(run, lambda: sender.close(drain=False, timeout=None))
-    threads.add(lambda: sender.submit(LETTER))
-    threads.add(lambda: sender.submit(LETTER))
+
+    def handler() -> None:
+        with contextlib.suppress(Reentered):
+            sender.close(drain=False, timeout=None)
+
+    def submits() -> None:
+        try:
+            sender.submit(LETTER)
+        finally:
+            sender.close(drain=False, timeout=None)
+
+    _at_first_start(run, handler)
+    threads.add(submits)
+    threads.add(submits)
 
     def left() -> list[str]:
         return ["a worker that never began is counted"] if sender._dispatcher._schedule.workers else []

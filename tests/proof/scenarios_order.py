@@ -252,13 +252,24 @@ def refused_for_good(run: Run) -> None:
     threads.add(act)
 
 
+class _Nobody:
+    """Keeps no job."""
+
+    must_not_wait = False
+
+    def is_awaited_below(self) -> bool:
+        return False
+
+    def call_back(self, *_: object, **__: object) -> None: ...
+
+
 def settled_again(run: Run) -> None:
     """An exception from outside came in the midst of settling, before those who wait were told: they are at the next.
 
     Nobody can interrupt a thread here, so what it leaves is made by hand.
     """
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, None)  # type: ignore[arg-type]
+    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
 
     def settle() -> None:
@@ -268,13 +279,12 @@ def settled_again(run: Run) -> None:
 
     threads.add(settle)
     threads.add(future.result)
-    threads.add(future.result)
 
 
 def told_in_part(run: Run) -> None:
     """As above, where who waits knew of the future already, and was not woken."""
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, None)  # type: ignore[arg-type]
+    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
 
     def settle() -> None:
@@ -292,7 +302,7 @@ def told_in_part(run: Run) -> None:
 def taken_back_by_two(run: Run) -> None:
     """Who takes a message back, and who closes meanwhile, tell of it in one moment: who waits is told once."""
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, None)  # type: ignore[arg-type]
+    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
     future._state = "CANCELLED"
 

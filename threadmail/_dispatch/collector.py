@@ -50,6 +50,9 @@ class Slot:
 
     is_held_here = False
 
+    def orphan(self) -> None:
+        """There is no lock."""
+
     @property
     def all_told(self) -> bool:
         return self._told

@@ -169,13 +169,13 @@ class Dispatcher:
         return self.in_callback or self._starter.in_the_middle or is_owned(self._lock)
 
     def is_awaited_below(self) -> bool:
-        """Whether the frame under a signal handler has the lock of a future whose message is under way.
+        """Whether the frame under a signal handler has the lock of a future whose message a worker has.
 
         `concurrent.futures.wait` and `as_completed` have those of all their futures for a moment, and no worker can
-        settle one meanwhile. Grows with the queue, so it is asked once, by who has waited for a while.
+        settle one meanwhile. Asked once, by who has waited for a while.
         """
         with self._lock:
-            jobs = self._schedule.jobs()
+            jobs = self._schedule.with_workers()
         return any(job.completion.is_held_here for job in jobs)
 
     def _wake_closers(self) -> None:
@@ -480,9 +480,15 @@ class Dispatcher:
             workers, opened, closed = list(self._schedule.workers), self._opened, Counter(self._closed)
         return with_connections(stats, opened, closed, workers)
 
-    def clients(self) -> list[Client]:
-        """The clients of all workers. Without the lock: for a forked child, where a dead thread may hold it."""
-        return [worker.client for worker in list(self._schedule.workers)]
+    def inherited(self) -> list[Client]:
+        """In a forked child, the clients of all workers; and nobody there waits for the lock of a future.
+
+        Without the lock, which a thread may have that did not come along.
+        """
+        schedule = self._schedule
+        for job in [*schedule.ready, *schedule.later, *schedule.in_flight, *schedule.untold]:
+            job.completion.orphan()
+        return [worker.client for worker in list(schedule.workers)]
 
 
 def _closed() -> Closed:

@@ -66,6 +66,9 @@ class Completion(Protocol):
     def is_held_here(self) -> bool:
         """Whether the calling thread has a lock that whoever settles this needs."""
 
+    def orphan(self) -> None:
+        """In a forked child: nobody settles it here, and nobody is to wait for a lock of it."""
+
     def done(self) -> bool: ...
     def settle(self, job: Job, receipt: Receipt) -> None: ...
     def put_off(self) -> None: ...
@@ -179,7 +182,7 @@ class SendFuture(Future[Receipt]):
 
     def __init__(self, job: Job, keeper: Keeper) -> None:
         super().__init__()
-        self._keeper = keeper
+        self._keeper: Keeper | None = keeper  # until it is settled: a future that is kept keeps nothing else
         # Let go of when the message is settled: job and future know each other, and would stay in memory, content and
         # all, until the garbage collector comes by.
         self._job: Job | None = job
@@ -197,28 +200,31 @@ class SendFuture(Future[Receipt]):
         """Whether this is a forked child: the message is its parent's, whose locks are not to be touched here."""
         if self._pid == os.getpid():
             return False
-        if not self._is_orphaned:
-            # A thread may have had this lock that did not come along.
-            self._condition, self._is_orphaned = threading.Condition(), True
+        self.orphan()
         return True
+
+    def orphan(self) -> None:
+        """In a forked child: have a lock of its own. A thread may have had this one that did not come along."""
+        if not self._is_orphaned:
+            self._condition, self._is_orphaned = threading.Condition(), True
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""
-        is_inherited, job = self._is_inherited, self._job
-        if job is None or is_inherited:
+        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
+        if job is None or keeper is None or is_inherited:
             return self.cancelled()
         taken_back = Aborted("the message was taken back before it was on the wire")
-        return self._keeper.withdraw(job, taken_back, cancelled=True) or self.cancelled()
+        return keeper.withdraw(job, taken_back, cancelled=True) or self.cancelled()
 
     def take_back(self, error: MailError) -> bool:
         """As `cancel`, but the future is not cancelled: it has `error`, where the message had no other outcome yet."""
-        job = self._job
-        return job is not None and not self._is_inherited and self._keeper.withdraw(job, error)
+        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
+        return job is not None and keeper is not None and not is_inherited and keeper.withdraw(job, error)
 
     def abort(self) -> bool:
         """End the message now: out of the queue, or with the connection it is on. Returns False if it was settled."""
-        job = self._job
-        return job is not None and not self._is_inherited and self._keeper.abort(job)
+        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
+        return job is not None and keeper is not None and not is_inherited and keeper.abort(job)
 
     def running(self) -> bool:
         """Whether the message is on the wire."""
@@ -239,26 +245,26 @@ class SendFuture(Future[Receipt]):
         Returns:
             Seconds that are left of `timeout`.
         """
-        is_inherited, job = self._is_inherited, self._job
-        if self.done():
+        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
+        if keeper is None or self.done():
             return timeout
         if is_inherited:
             raise MailError("this message is sent by the process that submitted it, and its future is told there")
-        if self._keeper.must_not_wait:
+        if keeper.must_not_wait:
             raise _reentered()
         left = None if job is None else job.end.remaining()
         if left is None or (timeout is not None and timeout < left):
-            return self._wait(Deadline.after(timeout))
+            return self._wait(Deadline.after(timeout), keeper)
         limit = Deadline.after(timeout)
-        self._wait(Deadline.after(left))
+        self._wait(Deadline.after(left), keeper)
         # While every worker is busy with a server that stalls, none of them looks at the queue.
-        self._keeper.settle_overdue()
-        return limit.remaining() if self.done() else self._left_after_last_word(limit)
+        keeper.settle_overdue()
+        return limit.remaining() if self.done() else self._left_after_last_word(limit, keeper)
 
-    def _left_after_last_word(self, limit: Deadline) -> float | None:
+    def _left_after_last_word(self, limit: Deadline, keeper: Keeper) -> float | None:
         """It may have been begun behind another one, whose callback takes its time. What its own worker can say of it,
         it says in a moment."""
-        self._wait(limit.within(LAST_WORD))
+        self._wait(limit.within(LAST_WORD), keeper)
         return self._left_after_abort(limit)
 
     def _left_after_abort(self, limit: Deadline) -> float | None:
@@ -266,7 +272,7 @@ class SendFuture(Future[Receipt]):
             self.abort()
         return limit.remaining()
 
-    def _wait(self, limit: Deadline) -> float | None:
+    def _wait(self, limit: Deadline, keeper: Keeper) -> float | None:
         """Wait until it is settled. Returns seconds that are left then.
 
         Not as any future does, which looks, and waits then to be notified: a signal handler that settles it between the
@@ -277,9 +283,9 @@ class SendFuture(Future[Receipt]):
         try:
             if not self.done():
                 bell.wait(limit.within(LAST_WORD).remaining())
-            if not self.done() and self._keeper.is_awaited_below():
-                raise _reentered()
-            if not self.done():
+            if not (self.done() or limit.passed):
+                if keeper.is_awaited_below():
+                    raise _reentered()
                 bell.wait(limit.remaining())
         finally:
             self._bells.remove(bell)
@@ -328,6 +334,7 @@ class SendFuture(Future[Receipt]):
             self._invoke_callbacks()
         self._ring()
         self._all_told = True
+        self._keeper = None
 
     def _set_first(self, job: Job, receipt: Receipt) -> None:
         self._receipt = receipt
@@ -356,7 +363,11 @@ class SendFuture(Future[Receipt]):
             if self._called_back:
                 return
             self._called_back = True
-        self._keeper.call_back(_call_back, [self], settling=True)
+        if self.cancelled():
+            self._tell_cancelled()
+        keeper = self._keeper
+        assert keeper is not None
+        keeper.call_back(_call_back, [self], settling=True)
 
     def _ring(self) -> None:
         for bell in list(self._bells):

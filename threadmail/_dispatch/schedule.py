@@ -166,9 +166,9 @@ class Schedule(Generic[_W]):
         """Whether nothing is left to be done or told."""
         return not (self.ready or len(self.later) or self.in_flight or self.untold)
 
-    def jobs(self) -> list[Job]:
-        """All that are not told yet."""
-        return [*list(self.ready), *self.later, *list(self.in_flight), *list(self.untold)]
+    def with_workers(self) -> list[Job]:
+        """Those that workers have, or are to tell of next: no more of these than a slice."""
+        return [*list(self.in_flight), *list(self.untold)[-SLICE:]]
 
     def places(self) -> int:
         """How many jobs may come in now."""
