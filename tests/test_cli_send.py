@@ -659,6 +659,38 @@ def test_ctrl_c_while_standard_input_is_awaited() -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_fifo_is_awaited(tmp_path: Path, number: signal.Signals) -> None:
+    """Nobody may ever open its other end."""
+    fifo = tmp_path / "x.eml"
+    os.mkfifo(fifo)
+    with (
+        CaptureServer() as server,
+        command("send", "--server", server.url, "no.eml", str(fifo), "-v", "--debug") as process,
+    ):
+        assert process.stderr is not None
+        assert "no.eml" in process.stderr.readline()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+
+
+def test_the_deadline_ends_the_wait_for_standard_input() -> None:
+    with (
+        CaptureServer() as server,
+        command("send", "--server", server.url, "-", "--deadline", "1", stdin=subprocess.PIPE) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write("From x\n" + MESSAGE.decode() + "\nFrom y\n")
+        process.stdin.flush()
+        assert process.wait(timeout=20) == 0
+        out = process.stdout.read() if process.stdout else ""
+        err = process.stderr.read() if process.stderr else ""
+    assert "the deadline passed; what came after was not tried" in out + err
+    assert len(server.messages) == 1
+
+
 def test_ctrl_c_in_process_leaves_the_handlers_as_they_were(tmp_path: Path) -> None:
     folder = letters(tmp_path / "out", 50)
     before = signal.getsignal(signal.SIGINT)

@@ -269,6 +269,18 @@ def test_age_and_use_end_a_connection(clock: Clock) -> None:
 # ---------------------------------------------------------------- deadlines, abort, close
 
 
+def test_a_deadline_that_has_passed_costs_no_connection() -> None:
+    """Nothing was written, and the server has refused nothing: overload is when callers' deadlines have passed."""
+    with CaptureServer() as server, Client(server.url) as client:
+        client.send(message())
+        for _ in range(3):
+            with pytest.raises(TimedOut) as caught:
+                client.send(message(), deadline=0)
+            assert caught.value.deadline_passed
+        client.send(message())
+        assert (client.stats().opened, client.stats().closed) == (1, {})
+
+
 def test_the_deadline_covers_the_wait_for_another_thread() -> None:
     with CaptureServer() as server, Client(server.url) as client:
         held, done = threading.Event(), threading.Event()

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadmail import Client, Envelope, InvalidAddress, InvalidEnvelope, NotSupported
+from threadmail import Client, Envelope, InvalidAddress, InvalidEnvelope, NotSupported, Outcome
 from threadmail._message import message as _message
 from threadmail._message.message import header_fields, header_length, message_id, normalise_line_ends
 from threadmail._session.delivery import stuffed
@@ -915,3 +915,19 @@ def test_a_message_whose_policy_wants_utf8_is_written_with_encoded_words(attachm
     assert not e.smtputf8
     assert e.content[: header_length(e.content)].isascii()
     assert email.message_from_bytes(bytes(e.content), policy=email.policy.default)["Subject"] == "\u00fc"
+
+
+def test_a_message_that_forwards_an_international_one_goes_as_8_bit_text() -> None:
+    """As one that was parsed does. No server looks at the addresses of what is attached."""
+    inner = EmailMessage(policy=email.policy.SMTP)
+    inner["From"], inner["To"], inner["Subject"] = "j\u00f6rg@example.com", "b@example.net", "hi"
+    inner.set_content("hello")
+    outer = EmailMessage()
+    outer["From"], outer["To"], outer["Subject"] = "a@example.org", "b@example.net", "Fwd: hi"
+    outer.set_content("see below")
+    outer.add_attachment(inner)
+    e = Envelope.from_message(outer)
+    assert (e.smtputf8, e.eight_bit) == (False, True)
+    assert "j\u00f6rg@example.com".encode() in bytes(e.content)
+    with CaptureServer() as server, Client(server.url) as client:
+        assert client.send(outer).outcome is Outcome.SENT

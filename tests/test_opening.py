@@ -319,6 +319,7 @@ def test_a_machine_with_the_longest_name_there_is_sends(monkeypatch: pytest.Monk
         ({"credentials": ("ann", SECRET)}, "credentials"),
         ({"username": "ann", "password": SECRET.encode()}, "password"),
         ({"timeouts": 5}, "timeouts"),
+        ({"idle_timeout": True}, "idle_timeout"),
         ({"local_hostname": 5}, "local_hostname"),
     ],
 )

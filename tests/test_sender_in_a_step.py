@@ -442,6 +442,7 @@ def test_a_handler_that_closes_as_its_thread_tells_has_begun_the_closing(monkeyp
             sender.submit(one("b"))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("ask", ["cancel", "done", "cancelled", "repr", "add_done_callback", "wait"])
 def test_a_forked_child_does_not_wait_for_the_lock_of_an_inherited_future(ask: str) -> None:
     """Another thread may have had it at the fork, which is not there to give it back."""

@@ -66,7 +66,7 @@ class Timeouts:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if not isinstance(value, (float, int, type(None))):
+            if isinstance(value, bool) or not isinstance(value, (float, int, type(None))):
                 raise InvalidConfig(f"timeout {f.name!r} is no number of seconds but a {type(value).__name__}")
             if value is not None and not 0 < value <= _LONGEST_TIMEOUT:
                 raise InvalidConfig(

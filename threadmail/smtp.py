@@ -34,6 +34,7 @@ from .errors import (
     ConnectTimedOut,
     GreetingRefused,
     InsecureLogin,
+    InvalidConfig,
     MailError,
     NotSupported,
     Outcome,
@@ -160,8 +161,8 @@ class _Client(Mailing):
             sock = self._dial(host, port, timeout, end)
         except CalledOff:
             raise Aborted("the call was ended by abort()", phase=Phase.CONNECT) from None
-        except ConnectFailed:
-            raise  # of the resolver; it is an OSError as well
+        except (ConnectFailed, InvalidConfig):
+            raise  # of the resolver, and an OSError as well; or what was given as a time-out is none
         except (OSError, ValueError, OverflowError) as exc:
             if is_of_a_handler(exc) or (isinstance(exc, OSError) and is_from_outside_the_dial(exc)):
                 raise

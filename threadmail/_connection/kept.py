@@ -250,9 +250,8 @@ class KeptConnection(Guarded):
                     self._disconnect("lost")
 
     def _unusable(self) -> MailError:
-        if self._busy:
-            return Reentered(f"this thread is in the middle of a call on this client: {INSTEAD}")
-        return Closed("this client is closed: make a new one")
+        again = Reentered(f"this thread is in the middle of a call on this client: {INSTEAD}")
+        return again if self._busy else Closed("this client is closed: make a new one")
 
     def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], begun: Transaction | None = None) -> _T:
         smtp, fresh = self._ready(end, begun)
@@ -286,6 +285,7 @@ class KeptConnection(Guarded):
                 return cast("AnySMTP", self._smtp), False
             self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:
+            end.check("the client was waited for")  # else the connection would be taken for a broken one
             reason = self._why_replace(self._smtp, end)
             if reason is None:
                 if self._watch is not None and (self._watch.is_missing or self._watch.has_died):

@@ -125,7 +125,13 @@ def _mind_addresses(message: AnyMessage, policy: Any, *, utf8: bool) -> None:
     if message.is_multipart():
         for part in message.get_payload():
             if isinstance(part, Message):
-                _mind_addresses(part, policy, utf8=utf8)
+                # A message inside goes as 8-bit text, whoever wrote to whom: no server looks at its addresses.
+                fields = list(part.raw_items())
+                inside = message.get_content_type() == "message/rfc822" and _address_field.need_utf8(fields)
+                if inside and not utf8:
+                    _write_utf8_as_it_is(part)
+                else:
+                    _mind_addresses(part, policy, utf8=utf8)
 
 
 def _verify_header(message: AnyMessage, content: bytes) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .._connection.opening import AnySMTP, unconnected
 from .._runtime.deadline import Deadline, now
-from .._transport.lookup import Waiter, addresses
+from .._transport.lookup import ResolverFailed, Waiter, addresses
 from ..config import Security, ServerConfig, Timeouts
 from ..errors import ConnectTimedOut, GreetingRefused, HostNotFound, MailError, TLSFailed
 from ..receipt import Reply
@@ -156,7 +156,7 @@ def _look_up(found: Findings) -> None:
         limit = Deadline.after(found.config.timeouts.connect)
         try:
             places = addresses(found.config.host, found.config.port, Waiter, limit)
-        except (OSError, ValueError):
+        except (OSError, ValueError, ResolverFailed):
             return  # connecting meets the same error, and words it
     found.addresses = [address for address, _ in places]
 

@@ -28,7 +28,7 @@ from .exit_codes import Exit, Failure
 from .ledger import Ledger
 from .output import Output
 from .server import server_of
-from .signals import Interruptible, Signals
+from .signals import Signals
 from .sources import STDIN, Item
 
 #: Messages, and octets, that may wait or be under way at once.
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, out: Output) -> Exit:
     with Signals(lambda: news.put(None)) as signals, ThreadedSender(config, retry=retry, **settings) as sender:
         mailing = Mailing(sender, ledger, signals, news, Deadline.after(options.deadline))
         with out.progress("Sending", total) as ledger.meter:
-            stopped = mailing.run(sources.items(paths, Interruptible(stdin, signals)), options)
+            stopped = mailing.run(sources.items(paths, stdin), options)
             if signals.count:
                 mailing.call_off(out)
         return ledger.finish(stopped, signals.exit if signals.count else None)
@@ -115,6 +115,7 @@ class Mailing:
         self._in_hand: dict[SendFuture, _InHand] = {}
         self._octets = 0
         self._hopeless = False  # the server lets nobody in
+        self._cut_off: str | None = None  # why there was no more to be had from the input
 
     def run(self, items: Iterator[Item], options: argparse.Namespace) -> str | None:
         """Send all, or until there is a reason to stop.
@@ -135,7 +136,7 @@ class Mailing:
                 late = now() > self._end.at + LAST_WORD
                 self._drop([future for future in self._in_hand if late or not future.running()])
             self._take_news()
-        return stopped or ("interrupted" if self._signals.count else None)
+        return stopped or self._cut_off or ("interrupted" if self._signals.count else None)
 
     def call_off(self, out: Output) -> None:
         """Finish what is on the wire, take the rest back; at the next signal drop the connections."""
@@ -163,9 +164,12 @@ class Mailing:
         return "the deadline passed" if self._end.passed else None
 
     def _next(self, items: Iterator[Item]) -> Item | None:
+        """None: there are no more; or none came before a signal, or in time: nobody may ever write to a pipe."""
         try:
-            return next(items, None)
-        except KeyboardInterrupt:  # while standard input was awaited
+            with self._signals.raised(self._end):
+                return next(items, None)
+        except KeyboardInterrupt:
+            self._cut_off = self._reason() or "the deadline passed"
             return None
 
     def _submit(self, name: str, envelope: Envelope) -> None:

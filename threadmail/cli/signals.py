@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from .._runtime.deadline import NEVER, Deadline
 from .exit_codes import Exit
-from .sources import Readable
 
 
 class Signals:
@@ -44,15 +44,32 @@ class Signals:
             signal.signal(number, handler)
 
     @contextmanager
-    def raised(self) -> Iterator[None]:
-        """Let a signal raise KeyboardInterrupt in this block: for endless waits that are ended without a loss."""
+    def raised(self, end: Deadline = NEVER) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt in this block: for endless waits that are ended without a loss.
+
+        Args:
+            end: raises it as well, where the system has an alarm.
+        """
+        left = end.remaining()
+        timed = left is not None and hasattr(signal, "setitimer") and bool(self._before)
+        before = signal.signal(signal.SIGALRM, self._end) if timed else None
         self._raises = True
         try:
             if self.count:
                 raise KeyboardInterrupt  # it came just before
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, left or 0.001)  # 0 would mean: never
             yield
         finally:
             self._raises = False
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                signal.signal(signal.SIGALRM, before)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self._raises:
+            self._raises = False
+            raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -61,18 +78,3 @@ class Signals:
         if self._raises:
             self._raises = False
             raise KeyboardInterrupt
-
-
-class Interruptible:
-    """Standard input: a pipe to which nobody may ever write. A signal ends reading with KeyboardInterrupt."""
-
-    def __init__(self, stream: Readable, signals: Signals) -> None:
-        self._stream, self._signals = stream, signals
-
-    def readline(self) -> bytes:
-        with self._signals.raised():
-            return self._stream.readline()
-
-    def read(self) -> bytes:
-        with self._signals.raised():
-            return self._stream.read()
