@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from threadmail import SMTP, Client, Envelope, InvalidEnvelope, NotSupported
+from threadmail import SMTP, Client, Envelope, NotSupported
 from threadmail._message import plain as _plain
 from threadmail._message.address import address_list
 from threadmail._message.address_field import NAMES
@@ -249,11 +249,12 @@ def test_a_mailbox_without_a_form_in_ascii_needs_smtputf8_wherever_it_is_named()
         assert not Envelope.from_message(hidden, "ann@example.org", ["bob@example.net"]).smtputf8
 
 
-def test_an_address_that_cannot_be_written_is_refused() -> None:
-    """In a part of a message that goes out in ASCII: never an encoded word in its place."""
+def test_an_address_in_an_attached_message_goes_as_8_bit_text() -> None:
+    """Where the message goes out in ASCII: never an encoded word in its place."""
     inner = modern("To", "jürgen@b.example")
-    with pytest.raises(InvalidEnvelope, match=r"^the To field cannot be written"):
-        Envelope.from_message(MIMEMessage(inner), "ann@example.org", ["bob@example.net"])
+    envelope = Envelope.from_message(MIMEMessage(inner), "ann@example.org", ["bob@example.net"])
+    assert (envelope.smtputf8, envelope.eight_bit) == (False, True)
+    assert "To: jürgen@b.example\r\n".encode() in envelope.content
 
 
 @pytest.mark.parametrize("make", [modern, older], ids=["EmailMessage", "Message"])

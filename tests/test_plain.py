@@ -54,10 +54,11 @@ def generated(message: Any) -> bytes | None:
     """What the generator writes; None where it raises. It writes boundaries into the message, so it gets a copy."""
     out = io.BytesIO()
     copied = _flatten._copied(message)
-    _flatten._mind_addresses(copied, message.policy, utf8=False)
+    policy = message.policy.clone(utf8=False) if isinstance(message.policy, EmailPolicy) else message.policy
+    _flatten._mind_addresses(copied, policy, utf8=False)
     random.seed(1)
     try:
-        BytesGenerator(out, mangle_from_=False, policy=message.policy).flatten(copied, linesep="\r\n")
+        BytesGenerator(out, mangle_from_=False, policy=policy).flatten(copied, linesep="\r\n")
     except ERRORS:
         return None
     return out.getvalue()

@@ -65,8 +65,10 @@ def closed_shorter_by_one(closers: int) -> Program:
         def close(seconds: float | None) -> None:
             stuck.wait()
             begun = time.monotonic()
+            if seconds is not None:
+                threading.Event().wait(2.0)  # the others have looked around once by then, and wait for long
             sender.close(timeout=seconds)
-            on_time(begun + 1.0 + FAREWELL, "close()")
+            on_time(begun + 3.0 + FAREWELL, "close()")
             left[0] -= 1
             if not left[0]:
                 released.set()

@@ -6,9 +6,10 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -260,7 +261,9 @@ class _Nobody:
     def is_awaited_below(self) -> bool:
         return False
 
-    def call_back(self, *_: object, **__: object) -> None: ...
+    def call_back(self, act: Callable[[Any], object], those: Sequence[Any], **_: object) -> None:
+        for each in those:
+            act(each)
 
 
 def settled_again(run: Run) -> None:
@@ -279,6 +282,23 @@ def settled_again(run: Run) -> None:
 
     threads.add(settle)
     threads.add(future.result)
+
+
+def called_back_once(run: Run) -> None:
+    """Two settle it, a worker and who closes: its callbacks are called by one of them."""
+    threads = Threads(run, ModelServer())
+    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    receipt = Receipt.not_sent(LETTER, MailError("no"))
+    called: list[object] = []
+    future.add_done_callback(called.append)
+    job: Any = SimpleNamespace(cancelled=False)
+    threads.add(partial(future.settle, job, receipt))
+    threads.add(partial(future.settle, job, receipt))
+
+    def wrong() -> list[str]:
+        return [] if called == [future] else [f"called back {len(called)} times"]
+
+    threads.at_the_end = wrong  # type: ignore[method-assign]
 
 
 def told_in_part(run: Run) -> None:
@@ -360,6 +380,7 @@ def batch_out_of_time(run: Run) -> None:
 
 SMALL = [
     of_sender("settled again", settled_again),
+    of_sender("settled by two", called_back_once),
     of_sender("settled again, told in part", told_in_part),
     small("sender, settled by two, taken back", taken_back_by_two, SendFuture),
     of_sender("a batch in a small queue", in_batches(1), limit=300),

@@ -100,7 +100,7 @@ def _patiently(pool: ClientPool) -> None:
 
 SCENARIOS = [
     *(_pool(f"pool of {s}, {t}x{m}", pooled(s, t, m), known) for (s, t, m), known in _POOLS.items()),
-    _pool("pool of 1, 2x1, deadlines", pooled(1, 2, 1, deadline=5.0, failures=_LATE), 26),
+    _pool("pool of 1, 2x1, deadlines", pooled(1, 2, 1, deadline=5.0, failures=_LATE), 24),
     _pool("pool of 1, 3 threads that discard", discarding(1, 3), 150),
     _pool("pool of 2, 2x1, first dial fails", pooled(2, 2, 1, faults=_FIRST_DIAL_FAILS, failures=NOBODY_HOME), 82),
     _pool("pool of 1, 1x1 beside a patient close()", pooled(1, 1, 1, beside=_patiently, failures=_ENDED), 32),

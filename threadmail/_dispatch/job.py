@@ -395,7 +395,6 @@ class SendFuture(Future[Receipt]):
                     # It knows of this future, and perhaps was not woken. One that waits for others as well is let be:
                     # it would come back early.
                     waiter.event.set()
-            self._condition.notify_all()
 
 
 def _reentered() -> Reentered:
