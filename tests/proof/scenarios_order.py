@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -301,6 +301,28 @@ def called_back_once(run: Run) -> None:
     threads.at_the_end = wrong  # type: ignore[method-assign]
 
 
+def told_once(run: Run) -> None:
+    """Two tell of one that was settled half; who waits with `as_completed` does not stand to be told twice."""
+    threads = Threads(run, ModelServer())
+    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    receipt = Receipt.not_sent(LETTER, MailError("no"))
+    half = threading.Event()
+
+    def settle() -> None:
+        with future._condition:
+            future._result, future._state = receipt, "FINISHED"
+        half.set()
+        future.settle(None, receipt)  # type: ignore[arg-type]
+
+    def again() -> None:
+        half.wait()
+        future.settle(None, receipt)  # type: ignore[arg-type]
+
+    threads.add(lambda: list(as_completed([future])))
+    threads.add(settle)
+    threads.add(again)
+
+
 def told_in_part(run: Run) -> None:
     """As above, where who waits knew of the future already, and was not woken."""
     threads = Threads(run, ModelServer())
@@ -381,6 +403,7 @@ def batch_out_of_time(run: Run) -> None:
 SMALL = [
     of_sender("settled again", settled_again),
     of_sender("settled by two", called_back_once),
+    of_sender("settled half, and told by two", told_once, limit=300),
     of_sender("settled again, told in part", told_in_part),
     small("sender, settled by two, taken back", taken_back_by_two, SendFuture),
     of_sender("a batch in a small queue", in_batches(1), limit=300),

@@ -180,9 +180,11 @@ class SendFuture(Future[Receipt]):
     `cancel()` works until the message is on the wire, also between two attempts as long as nobody has it.
     """
 
+    _keeper: Keeper | None = None  # of one that is settled: a future that is kept keeps nothing else
+
     def __init__(self, job: Job, keeper: Keeper) -> None:
         super().__init__()
-        self._keeper: Keeper | None = keeper  # until it is settled: a future that is kept keeps nothing else
+        self._keeper = keeper
         # Let go of when the message is settled: job and future know each other, and would stay in memory, content and
         # all, until the garbage collector comes by.
         self._job: Job | None = job
@@ -334,7 +336,6 @@ class SendFuture(Future[Receipt]):
             self._invoke_callbacks()
         self._ring()
         self._all_told = True
-        self._keeper = None
 
     def _set_first(self, job: Job, receipt: Receipt) -> None:
         self._receipt = receipt
@@ -356,18 +357,12 @@ class SendFuture(Future[Receipt]):
         The other one may be a thread that closes, or this one before an exception from outside came up.
         """
         self._ring()
-        if not self._done_callbacks:  # type: ignore[attr-defined]
-            self._called_back = True
-            return
-        with self._condition:
-            if self._called_back:
-                return
-            self._called_back = True
-        if self.cancelled():
-            self._tell_cancelled()
-        keeper = self._keeper
-        assert keeper is not None
-        keeper.call_back(_call_back, [self], settling=True)
+        self._called_back = True
+        keeper: Keeper | None = self.__dict__.pop("_keeper", None)  # in one step, which needs no lock
+        if keeper is not None and self._done_callbacks:  # type: ignore[attr-defined]
+            if self.cancelled():
+                self._tell_cancelled()
+            keeper.call_back(_call_back, [self], settling=True)
 
     def _ring(self) -> None:
         for bell in list(self._bells):
