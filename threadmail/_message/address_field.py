@@ -103,20 +103,27 @@ class Written:
     """Stands in a message in the place of an address field's value, and writes it when the generator comes to it.
 
     Has the shape of both kinds of header objects: an `EmailPolicy` calls `fold`, the older policy `encode`.
+
+    Args:
+        inside: of a message that is attached to one that goes out in ASCII: what needs UTF-8 is 8-bit text there.
     """
 
-    def __init__(self, name: str, value: Any, policy: Any, *, utf8: bool) -> None:
+    def __init__(self, name: str, value: Any, policy: Any, *, utf8: bool, inside: bool = False) -> None:
         self.name = name
         self._value = value
         self._policy = policy
         self._utf8 = utf8
+        self._inside = inside
 
     def fold(self, *, policy: Any) -> str:
-        return folded(self.name, self._value, policy, utf8=self._utf8)
+        if not self._inside:
+            return folded(self.name, self._value, policy, utf8=self._utf8)
+        policy = policy.clone(utf8=True) if hasattr(policy, "utf8") else policy
+        line = folded(self.name, self._value, policy, utf8=True)
+        return line.encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape")  # which the generator leaves
 
     def encode(self, *, linesep: str, maxlinelen: int) -> str:
-        policy = self._policy.clone(linesep=linesep, max_line_length=maxlinelen)
-        line = folded(self.name, self._value, policy, utf8=self._utf8)
+        line = self.fold(policy=self._policy.clone(linesep=linesep, max_line_length=maxlinelen))
         return line.removeprefix(f"{self.name}: ").removesuffix(linesep)
 
 

@@ -108,11 +108,12 @@ def _write_utf8_as_it_is(message: AnyMessage) -> None:
         )
 
 
-def _mind_addresses(message: AnyMessage, policy: Any, *, utf8: bool) -> None:
+def _mind_addresses(message: AnyMessage, policy: Any, *, utf8: bool, inside: bool = False) -> None:
     """Have the address fields of a copy, and of its parts, written with the mailboxes that they name.
 
     Args:
         policy: that of the generator, which writes all parts by it.
+        inside: see `Written`.
     """
     if any(name.lower() in _address_field.NAMES for name in message):
         fields = list(message.raw_items())
@@ -120,18 +121,15 @@ def _mind_addresses(message: AnyMessage, policy: Any, *, utf8: bool) -> None:
             del message[name]
         for name, value in fields:
             if name.lower() in _address_field.NAMES:
-                value = _address_field.Written(name, value, policy, utf8=utf8)
+                value = _address_field.Written(name, value, policy, utf8=utf8, inside=inside)
             message.set_raw(name, value)
     if message.is_multipart():
+        # No server looks at the addresses of a message inside, whoever wrote to whom.
+        is_message = message.get_content_type() == "message/rfc822"
         for part in message.get_payload():
             if isinstance(part, Message):
-                # A message inside goes as 8-bit text, whoever wrote to whom: no server looks at its addresses.
-                fields = list(part.raw_items())
-                inside = message.get_content_type() == "message/rfc822" and _address_field.need_utf8(fields)
-                if inside and not utf8:
-                    _write_utf8_as_it_is(part)
-                else:
-                    _mind_addresses(part, policy, utf8=utf8)
+                needs = is_message and not utf8 and _address_field.need_utf8(list(part.raw_items()))
+                _mind_addresses(part, policy, utf8=utf8, inside=inside or needs)
 
 
 def _verify_header(message: AnyMessage, content: bytes) -> tuple[int, int]:
