@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from tests.support.keeper import Keeper
 from threadmail import Envelope, MailError, Receipt, RetryPolicy
 from threadmail._connection.breaker import CircuitBreaker
-from threadmail._dispatch.job import Job, SendFuture
+from threadmail._dispatch.job import Job
 from threadmail._dispatch.schedule import Do, Schedule
 from threadmail._runtime.deadline import Deadline
 
@@ -41,27 +42,10 @@ class Hand:
         self.lock = threading.RLock()
 
 
-class Nobody:
+class Nobody(Keeper):
     """Who has the jobs and whom they are told: nobody looks."""
 
-    must_not_wait = all_told = is_held_here = False
-
-    def is_awaited_below(self) -> bool:
-        return False
-
-    def call_back(
-        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
-    ) -> None:
-        for each in those:
-            act(each)
-
-    def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
-        return False
-
-    def abort(self, job: Job) -> bool:
-        return False
-
-    def settle_overdue(self) -> None: ...
+    all_told = is_held_here = False
 
     def orphan(self) -> None: ...
 

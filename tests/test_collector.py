@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
 
+from tests.support.keeper import Keeper
 from threadmail import Closed, Envelope, MailError, Outcome, Receipt, TimedOut
 from threadmail._dispatch import collector as collector_module
 from threadmail._dispatch.collector import LONGEST_REST, Collector, Slot
-from threadmail._dispatch.job import Job, JobState, SendFuture
+from threadmail._dispatch.job import Job, JobState
 from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
 SENT = Receipt(Outcome.SENT, None, LETTER.sender, LETTER.recipients)
 
 
-class Keeper:
+class Taking(Keeper):
     """Takes back what is queued, and settles what it is to drop."""
-
-    must_not_wait = False
 
     def __init__(self) -> None:
         self.aborted: list[Job] = []
@@ -32,21 +30,10 @@ class Keeper:
         settle(job, job.ended_by(error))
         return True
 
-    def is_awaited_below(self) -> bool:
-        return False
-
-    def call_back(
-        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
-    ) -> None:
-        for each in those:
-            act(each)
-
     def abort(self, job: Job) -> bool:
         self.aborted.append(job)
         settle(job, Receipt.not_sent(job.envelope, Closed("dropped")))
         return True
-
-    def settle_overdue(self) -> None: ...
 
 
 def settle(job: Job, receipt: Receipt = SENT) -> None:
@@ -63,7 +50,7 @@ def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def filled(messages: int, *, workers: int = 2, end: Deadline = NEVER) -> tuple[Collector, list[Job]]:
-    collector, keeper = Collector(messages, workers, end), Keeper()
+    collector, keeper = Collector(messages, workers, end), Taking()
     jobs = [collector.job(index, LETTER, keeper) for index in range(messages)]
     collector.under_way.update({index: (job, keeper) for index, job in enumerate(jobs)})
     return collector, jobs
@@ -182,7 +169,7 @@ def test_at_the_deadline_what_is_queued_is_taken_back_and_what_is_on_the_wire_is
     assert receipt.error.deadline_passed
     assert queued.completion.done()
     keeper = collector.under_way[0][1]
-    assert isinstance(keeper, Keeper)
+    assert isinstance(keeper, Taking)
     assert not keeper.aborted
     [(index, receipt)] = taken(collector)
     assert keeper.aborted == [on_wire]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
 import pytest
 
+from tests.support.keeper import Keeper
 from threadmail import Envelope, MailError, Outcome, Receipt, TimedOut
 from threadmail._dispatch import collector as module
 from threadmail._dispatch.collector import LAST_WORD, LONGEST_REST, SHORTEST_REST, Collector, Slot
-from threadmail._dispatch.job import Job, JobState, SendFuture
+from threadmail._dispatch.job import Job, JobState
 from threadmail._runtime.deadline import NEVER, Deadline
 
 LETTER = Envelope("a@here.test", ["b@there.test"], b"Subject: x\r\n\r\nx")
@@ -47,9 +47,7 @@ class News:
         return self.meanwhile.popleft()
 
 
-class Keeper:
-    must_not_wait = False
-
+class Noting(Keeper):
     def __init__(self) -> None:
         self.withdrawn: list[tuple[Job, MailError]] = []
         self.aborted: list[Job] = []
@@ -58,27 +56,16 @@ class Keeper:
         self.withdrawn.append((job, error))
         return False
 
-    def is_awaited_below(self) -> bool:
-        return False
-
-    def call_back(
-        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
-    ) -> None:
-        for each in those:
-            act(each)
-
     def abort(self, job: Job) -> bool:
         self.aborted.append(job)
         return True
-
-    def settle_overdue(self) -> None: ...
 
 
 class Case:
     def __init__(self, messages: int, *, workers: int = 2, end: Deadline = NEVER, size: int | None = None) -> None:
         self.collector = Collector(messages if size is None else size, workers, end)
         self.news = self.collector._news = News()  # type: ignore[assignment]
-        self.keeper = Keeper()
+        self.keeper = Noting()
         self.jobs = [self.collector.job(index, LETTER, self.keeper) for index in range(messages)]
         for job in self.jobs:
             job.state = JobState.READY
@@ -113,7 +100,7 @@ def at(monkeypatch: pytest.MonkeyPatch, when: float) -> None:
 def test_a_receipt_is_told_once_and_that_it_was_is_known_afterwards() -> None:
     news: Any = News()
     slot = Slot(news, 7)
-    job = Job(LETTER, NEVER, Keeper(), slot)
+    job = Job(LETTER, NEVER, Noting(), slot)
     slot.put_off()
     assert not slot.done()
     slot.settle(job, SENT)
@@ -125,7 +112,7 @@ def test_a_receipt_is_told_once_and_that_it_was_is_known_afterwards() -> None:
 def test_a_receipt_is_handed_over_whatever_comes_up_meanwhile() -> None:
     news: Any = News()
     slot = Slot(news, 7)
-    job = Job(LETTER, NEVER, Keeper(), slot)
+    job = Job(LETTER, NEVER, Noting(), slot)
     news.strikes.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         slot.settle(job, SENT)

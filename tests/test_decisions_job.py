@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from typing import Any
 
 import pytest
 
+from tests.support.keeper import Keeper
 from threadmail import Envelope, Outcome, Phase, Receipt
-from threadmail._dispatch.job import Job, SendFuture
+from threadmail._dispatch.job import Job
 from threadmail._runtime.deadline import NEVER
 from threadmail.errors import TimedOut
 from threadmail.receipt import Reply
@@ -19,27 +19,6 @@ LETTER = Envelope("s@example.org", ["r@example.org"], b"Subject: x\r\n\r\nx\r\n"
 SENT = Receipt(
     Outcome.SENT, Phase.DONE, LETTER.sender, LETTER.recipients, None, LETTER.recipients, {}, Reply(250, b"ok")
 )
-
-
-class Keeper:
-    must_not_wait = False
-
-    def withdraw(self, job: Job, error: Any, *, cancelled: bool = False) -> bool:
-        return False
-
-    def is_awaited_below(self) -> bool:
-        return False
-
-    def call_back(
-        self, act: Callable[[SendFuture], object], those: Sequence[SendFuture], *, settling: bool = False
-    ) -> None:
-        for each in those:
-            act(each)
-
-    def abort(self, job: Job) -> bool:
-        return False
-
-    def settle_overdue(self) -> None: ...
 
 
 class Struck:

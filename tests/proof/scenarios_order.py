@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from functools import partial
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from tests.detsched import Run
 from tests.detsched.explore import Program
 from tests.detsched.modelserver import ModelServer
 from tests.detsched.smtpmodel import Faults
+from tests.support.keeper import Keeper
 from threadmail import (
     Closed,
     LoginRefused,
@@ -253,26 +254,13 @@ def refused_for_good(run: Run) -> None:
     threads.add(act)
 
 
-class _Nobody:
-    """Keeps no job."""
-
-    must_not_wait = False
-
-    def is_awaited_below(self) -> bool:
-        return False
-
-    def call_back(self, act: Callable[[Any], object], those: Sequence[Any], **_: object) -> None:
-        for each in those:
-            act(each)
-
-
 def settled_again(run: Run) -> None:
     """An exception from outside came in the midst of settling, before those who wait were told: they are at the next.
 
     Nobody can interrupt a thread here, so what it leaves is made by hand.
     """
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    future = SendFuture(None, Keeper())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
 
     def settle() -> None:
@@ -287,7 +275,7 @@ def settled_again(run: Run) -> None:
 def called_back_once(run: Run) -> None:
     """Two settle it, a worker and who closes: its callbacks are called by one of them."""
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    future = SendFuture(None, Keeper())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
     called: list[object] = []
     future.add_done_callback(called.append)
@@ -304,7 +292,7 @@ def called_back_once(run: Run) -> None:
 def told_once(run: Run) -> None:
     """Two tell of one that was settled half; who waits with `as_completed` does not stand to be told twice."""
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    future = SendFuture(None, Keeper())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
     half = threading.Event()
 
@@ -326,7 +314,7 @@ def told_once(run: Run) -> None:
 def told_in_part(run: Run) -> None:
     """As above, where who waits knew of the future already, and was not woken."""
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    future = SendFuture(None, Keeper())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
 
     def settle() -> None:
@@ -344,7 +332,7 @@ def told_in_part(run: Run) -> None:
 def taken_back_by_two(run: Run) -> None:
     """Who takes a message back, and who closes meanwhile, tell of it in one moment: who waits is told once."""
     threads = Threads(run, ModelServer())
-    future = SendFuture(None, _Nobody())  # type: ignore[arg-type]
+    future = SendFuture(None, Keeper())  # type: ignore[arg-type]
     receipt = Receipt.not_sent(LETTER, MailError("no"))
     future._state = "CANCELLED"
 
