@@ -381,6 +381,43 @@ def test_a_handler_that_closes_where_its_thread_has_the_lock_of_a_future_does_no
             assert future.result(PATIENCE).outcome is Outcome.SENT
 
 
+@pytest.mark.parametrize("act", ["close", "result"])
+def test_nor_for_one_that_comes_to_that_message_later(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first look it is still in the queue: the worker is about another one, and stands before it only then."""
+    for module in (closing, jobs):
+        monkeypatch.setattr(module, "LAST_WORD", 0.01)
+    looked, go = threading.Event(), threading.Event()
+    look = dispatching.Dispatcher.is_awaited_below
+
+    def looks(dispatcher: Any) -> bool:
+        found = look(dispatcher)
+        looked.set()
+        return found
+
+    def hook(_: object, tag: str) -> None:
+        assert go.wait(PATIENCE)
+
+    def lets_go() -> None:
+        assert looked.wait(PATIENCE)
+        go.set()
+
+    monkeypatch.setattr(dispatching.Dispatcher, "is_awaited_below", looks)
+    with CaptureServer() as server, ThreadedSender(server.url, workers=1, before_final=hook) as sender:
+        first = sender.submit(one("a"), tag="a")
+        second = sender.submit(one("b"), tag="b")
+        third = sender.submit(one("c"), tag="c")
+        helper = threading.Thread(target=lets_go)
+        helper.start()
+        waits: dict[str, Callable[[], object]] = {
+            "close": lambda: sender.close(timeout=PATIENCE),
+            "result": lambda: third.result(PATIENCE),
+        }
+        with awaited(second), pytest.raises(Reentered):
+            waits[act]()
+        helper.join()
+        assert [future.result(PATIENCE).outcome for future in (first, second, third)] == [Outcome.SENT] * 3
+
+
 def test_nor_does_one_that_submits_or_waits_for_another_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "LAST_WORD", 0.01)  # after which they look
     monkeypatch.setattr(jobs, "LAST_WORD", 0.01)
@@ -538,3 +575,23 @@ def test_what_close_says_was_cut_short_carries_its_tag(monkeypatch: pytest.Monke
         assert isinstance(future.exception(PATIENCE), MailError)
         assert future.receipt is not None
         assert future.receipt.tag == "order 17"
+
+
+def test_what_is_taken_back_as_it_is_asked_who_is_awaited_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step as any other: whoever leaves it tells, and waits on then."""
+    monkeypatch.setattr(jobs, "LAST_WORD", 0.01)
+    monkeypatch.setattr(Schedule, "hand_over", lambda *_: False)
+    told: list[str] = []
+    with no_worker() as sender:
+        waited, other = sender.submit(one("a")), sender.submit(one("b"))
+        other.add_done_callback(lambda _: told.append("b"))
+        having = Schedule.with_workers
+
+        def struck(schedule: Any) -> Any:
+            other.cancel()
+            return having(schedule)
+
+        monkeypatch.setattr(Schedule, "with_workers", struck)
+        with pytest.raises(TimeoutError):
+            waited.result(0.1)
+        assert told == ["b"]

@@ -4,8 +4,8 @@
 `ClientPool` a bounded number of them, `ThreadedSender` a queue with threads to work it off. All of them send what
 `Envelope.of` takes, and tell what happened in a `Receipt`.
 
-This module imports nothing until a name is asked for, since pytest loads the plugin in `threadmail.testing` into every
-run; then it imports everything, once.
+This module imports nothing of the package until a name is asked for, since pytest loads the plugin in
+`threadmail.testing` into every run; then it imports everything, once.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ if not TYPE_CHECKING:  # to a type checker, a misspelt name is an error
         public = importlib.import_module(f"{__name__}._public")
         if not all(hasattr(public, each) for each in __all__):  # a signal handler, and the import goes on under it
             return _from_its_module(name, public.__loader__.get_source(public.__name__))
-        for each in __all__:
-            globals().setdefault(each, getattr(public, each))  # what a test has put there stays
+        # What a test has put there stays.
+        globals().update({each: getattr(public, each) for each in __all__ if each not in globals()})
         return globals()[name]
 
     def _from_its_module(name: str, source: str | None) -> Any:

@@ -321,7 +321,8 @@ class ThreadedSender(BornAnew):
         Raises:
             Reentered: called by a callback, or by a signal handler that came up in the middle of a call of this sender
                 or of `concurrent.futures.wait`: it would wait for itself. The closing has begun, nothing more is taken,
-                and another call sees it through.
+                and another call sees it through. But a finaliser in the middle of a worker's step must not call its
+                sender at all, and has begun nothing.
             KeyboardInterrupt: and whatever else ends the waiting from outside; the sender is closed then, as if
                 `timeout` had passed, and the log says what was cut short.
         """

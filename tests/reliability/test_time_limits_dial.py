@@ -474,3 +474,26 @@ def test_a_callable_that_gives_a_frame_to_its_helper_is_no_signal_handler() -> N
         config = dataclasses.replace(server.config, username=None, password=None, credentials=credentials)
         with Client(config) as client, pytest.raises(MailError, match="credentials could not be had"):
             client.send(envelope("a"))
+
+
+@pytest.mark.parametrize("place", ["before_dial", "after_dial"])
+def test_it_is_not_told_as_that_of_a_hook_of_the_dial(place: str) -> None:
+    """A RuntimeError of a hook is told of its message alone; one that a signal handler raises in the hook comes out."""
+    limit = RuntimeError("the job has had its time")
+
+    def strikes(_: object = None) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise limit
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with CaptureServer() as server:
+            hooks: dict[str, Any] = {place: strikes}
+            with Client(server.config, **hooks) as client:
+                with pytest.raises(RuntimeError) as caught:
+                    client.send_all([envelope("a")])
+                assert caught.value is limit
+    finally:
+        signal.signal(signal.SIGALRM, before)

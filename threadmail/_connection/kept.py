@@ -25,7 +25,6 @@ from .._runtime.life import Life
 from .._runtime.threads import join_thread
 from ..config import ServerConfig
 from ..errors import (
-    CONNECTING,
     INSTEAD,
     Aborted,
     Closed,
@@ -33,14 +32,12 @@ from ..errors import (
     Phase,
     Reentered,
     TimedOut,
-    call_hook,
     kept_copy,
-    mark_as_of_hook,
 )
 from .heard import mail_was_answered, was_stale, was_taken_back
 from .idle import IdleWatch
 from .line import Line
-from .opening import AnySMTP, Pair, as_ours, is_lack, open_session, pair_to_offer, unconnected
+from .opening import AnySMTP, Pair, as_ours, ask, is_lack, open_session, pair_to_offer, unconnected
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
 #: the look at the socket; a question each time made servers hang up (Symfony #35515).
@@ -250,8 +247,9 @@ class KeptConnection(Guarded):
                     self._disconnect("lost")
 
     def _unusable(self) -> MailError:
-        again = Reentered(f"this thread is in the middle of a call on this client: {INSTEAD}")
-        return again if self._busy else Closed("this client is closed: make a new one")
+        if self._busy:
+            return Reentered(f"this thread is in the middle of a call on this client: {INSTEAD}")
+        return Closed("this client is closed: make a new one")
 
     def _with_connection(self, end: Deadline, action: Callable[[AnySMTP], _T], begun: Transaction | None = None) -> _T:
         smtp, fresh = self._ready(end, begun)
@@ -346,16 +344,16 @@ class KeptConnection(Guarded):
     def _connect(self, end: Deadline) -> AnySMTP:
         pair = pair_to_offer(self.config)
         if self._before_dial is not None:
-            _ask(self._before_dial)
+            ask(self._before_dial)
         try:
             smtp = self._dial(end, pair)
         except BaseException as exc:
             if self._after_dial is not None:
                 interrupted = Aborted(f"the dial was interrupted by {type(exc).__name__}", phase=Phase.CONNECT)
-                _ask(self._after_dial, exc if isinstance(exc, MailError) else interrupted)
+                ask(self._after_dial, exc if isinstance(exc, MailError) else interrupted)
             raise
         if self._after_dial is not None:
-            _ask(self._after_dial, None)
+            ask(self._after_dial, None)
         return smtp
 
     def _dial(self, end: Deadline, pair: Pair | None) -> AnySMTP:
@@ -479,19 +477,6 @@ class KeptConnection(Guarded):
                 return limit  # somebody is using it
             self._say_goodbye(leaving, NEVER)
         return None
-
-
-def _ask(hook: Callable[..., None], *args: object) -> None:
-    """Call a hook of a dial. Whatever it raises was met before the message, and is not heard once more."""
-    try:
-        call_hook(hook, *args)
-    except MailError as error:
-        if error.phase not in (None, *CONNECTING, Phase.MAIL):
-            error.phase = Phase.CONNECT  # no MAIL was answered here
-        raise
-    except Exception as exc:
-        mark_as_of_hook(exc)
-        raise
 
 
 def _share(end: Deadline) -> Deadline:

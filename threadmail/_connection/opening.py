@@ -11,6 +11,7 @@ others wait for the answer, each in its own dial and no longer than a command ma
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from .._known.barred import mark
@@ -21,6 +22,7 @@ from .._session.login import Secret
 from .._transport.lookup import default_local_hostname
 from ..config import Security, ServerConfig
 from ..errors import (
+    CONNECTING,
     Aborted,
     ConnectFailed,
     GreetingRefused,
@@ -30,6 +32,8 @@ from ..errors import (
     Phase,
     Reentered,
     TimedOut,
+    call_hook,
+    mark_as_of_hook,
 )
 from ..retry import LOGIN_PAUSE
 from ..smtp import LMTP, SMTP, SMTP_SSL
@@ -125,6 +129,20 @@ def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair 
         if not is_lack(exc):
             raise
         raise as_ours(exc, config, phase) from exc
+
+
+def ask(hook: Callable[..., None], *args: object) -> None:
+    """Call a hook of a dial. Whatever it raises was met before the message, and is not heard once more."""
+    try:
+        call_hook(hook, *args)
+    except MailError as error:
+        if error.phase not in (None, *CONNECTING, Phase.MAIL):
+            error.phase = Phase.CONNECT  # no MAIL was answered here
+        raise
+    except Exception as exc:
+        if not is_of_a_handler(exc):
+            mark_as_of_hook(exc)
+        raise
 
 
 def is_lack(exc: Exception) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from .._runtime.deadline import NEVER, Deadline
 from .._runtime.life import Life
 from .._runtime.locks import is_owned
+from .._runtime.threads import takes_signals
 from ..errors import Reentered
 from .job import LAST_WORD, Job
 from .schedule import Schedule
@@ -133,14 +134,14 @@ class Closing:
         Raises:
             Reentered: nobody can come to an end, because of the lock of a future that the frame below has.
         """
-        looked = False
+        most = min(longest, LAST_WORD)
         while not (done() or (end or self._close_by).passed):
             left = (end or self._close_by).remaining()
-            most = longest if looked else min(longest, LAST_WORD)
-            if not self.settled.wait(most if left is None else min(left, most)) and not looked:
-                looked = True
+            if not self.settled.wait(most if left is None else min(left, most)):
                 if self._is_awaited_below():
                     raise _reentered()
+                # What a worker comes to later may be awaited as well, where this is a signal handler.
+                most = most if takes_signals() else longest
 
 
 def _reentered() -> Reentered:

@@ -172,10 +172,11 @@ class Dispatcher:
         """Whether the frame under a signal handler has the lock of a future whose message a worker has.
 
         `concurrent.futures.wait` and `as_completed` have those of all their futures for a moment, and no worker can
-        settle one meanwhile. Asked once, by who has waited for a while.
+        settle one meanwhile. Asked by who has waited for a while.
         """
         with self._lock:
             jobs = self._schedule.with_workers()
+        self._teller.catch_up()  # who waits for a result has not come by `entry`
         return any(job.completion.is_held_here for job in jobs)
 
     def _wake_closers(self) -> None:
@@ -381,7 +382,6 @@ class Dispatcher:
                 self._teller.announce(told)
             # What a callback raises comes up when all were told.
             self._teller.marked(lambda _: self.announce_some(), range(slices))
-            self._teller.catch_up()
             if another:
                 self._starter.start()
         except BaseException:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .._runtime.deadline import out_of_time
 from .._runtime.locks import is_owned
+from .._runtime.threads import takes_signals
 from ..errors import Closed, QueueFull
 from .closing import LONGEST_WAIT
 from .job import LAST_WORD, Job
@@ -87,7 +88,7 @@ class Door:
         schedule, mine = self._schedule, None
         # Who waits in the frame below cannot come in before this one returns: his turn is used for both.
         waiter = below = self._in_line()
-        longest = LAST_WORD
+        most = LAST_WORD
         try:
             while not schedule.admits(waiter):
                 self._require_open()
@@ -99,10 +100,10 @@ class Door:
                     waiter = mine = _Waiter(self._lock)
                     schedule.line[mine] = threading.get_ident()
                 left = job.end.remaining()
-                if not mine.wait(longest if left is None else min(left, longest)) and longest == LAST_WORD:
-                    longest = LONGEST_WAIT
+                if not mine.wait(most if left is None else min(left, most)):
                     if self._is_awaited_below():
                         raise _full()
+                    most = LAST_WORD if takes_signals() else LONGEST_WAIT  # as in `Closing`
             self._require_open()
             return self._submit(job)
         finally:

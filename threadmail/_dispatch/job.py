@@ -18,6 +18,7 @@ from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline
 from .._runtime.locks import is_owned
 from .._runtime.steps import Bell
+from .._runtime.threads import takes_signals
 from ..envelope import Envelope
 from ..errors import Aborted, MailError, Reentered
 from ..receipt import Receipt
@@ -197,6 +198,13 @@ class SendFuture(Future[Receipt]):
         self._pid = os.getpid()
         self._is_orphaned = False
 
+    def _mine(self) -> tuple[Job, Keeper] | None:
+        """The job, and who has it. None: it is settled; or this is a forked child, and it is the parent's."""
+        if self._is_inherited:
+            return None
+        job, keeper = self._job, self._keeper
+        return None if job is None or keeper is None else (job, keeper)
+
     @property
     def _is_inherited(self) -> bool:
         """Whether this is a forked child: the message is its parent's, whose locks are not to be touched here."""
@@ -207,26 +215,26 @@ class SendFuture(Future[Receipt]):
 
     def orphan(self) -> None:
         """In a forked child: have a lock of its own. A thread may have had this one that did not come along."""
-        if not self._is_orphaned:
+        if not (self._is_orphaned or self.is_held_here):
             self._condition, self._is_orphaned = threading.Condition(), True
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""
-        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
-        if job is None or keeper is None or is_inherited:
+        if (mine := self._mine()) is None:
             return self.cancelled()
+        job, keeper = mine
         taken_back = Aborted("the message was taken back before it was on the wire")
         return keeper.withdraw(job, taken_back, cancelled=True) or self.cancelled()
 
     def take_back(self, error: MailError) -> bool:
         """As `cancel`, but the future is not cancelled: it has `error`, where the message had no other outcome yet."""
-        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
-        return job is not None and keeper is not None and not is_inherited and keeper.withdraw(job, error)
+        mine = self._mine()
+        return mine is not None and mine[1].withdraw(mine[0], error)
 
     def abort(self) -> bool:
         """End the message now: out of the queue, or with the connection it is on. Returns False if it was settled."""
-        is_inherited, job, keeper = self._is_inherited, self._job, self._keeper
-        return job is not None and keeper is not None and not is_inherited and keeper.abort(job)
+        mine = self._mine()
+        return mine is not None and mine[1].abort(mine[0])
 
     def running(self) -> bool:
         """Whether the message is on the wire."""
@@ -282,13 +290,14 @@ class SendFuture(Future[Receipt]):
         """
         bell = Bell()
         self._bells.append(bell)
+        most: Deadline | None = None
         try:
-            if not self.done():
-                bell.wait(limit.within(LAST_WORD).remaining())
-            if not (self.done() or limit.passed):
-                if keeper.is_awaited_below():
+            while not (self.done() or limit.passed):
+                if most is not None and keeper.is_awaited_below():
                     raise _reentered()
-                bell.wait(limit.remaining())
+                # Again and again where this may be a signal handler: what a worker comes to later may be awaited too.
+                most = limit.within(LAST_WORD) if most is None or takes_signals() else limit
+                bell.wait(most.remaining())
         finally:
             self._bells.remove(bell)
         return limit.remaining()

@@ -167,7 +167,7 @@ class Schedule(Generic[_W]):
         return not (self.ready or len(self.later) or self.in_flight or self.untold)
 
     def with_workers(self) -> list[Job]:
-        """Those that workers have, or are to tell of next: no more of these than a slice."""
+        """Those that workers have, and the newest of those to be told: no more of these than a slice."""
         return [*list(self.in_flight), *list(self.untold)[-SLICE:]]
 
     def places(self) -> int:

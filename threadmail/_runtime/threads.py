@@ -66,3 +66,8 @@ def _tell(name: str, reason: str) -> None:
         log.log(level, "no thread %s could be started: %s", kind, reason)
     except Exception:  # noqa: BLE001 - a broken log handler must not take the place of what it is to tell
         pass
+
+
+def takes_signals() -> bool:
+    """Whether signal handlers come up on the calling thread: Python calls them on the main one."""
+    return threading.current_thread() is threading.main_thread()
