@@ -43,7 +43,7 @@ HARMLESS: dict[str, str] = {
         "waiter's to find; the lock keeps data races out of what the explorer reports"
     ),
     "threadmail._dispatch.job:SendFuture._wait: `if` for `while not (self.done() or limit.passed)`": (
-        "who leaves the loop waits on as for any future; what that misses needs a signal handler, which no scenario has: "
+        "who leaves the loop waits on as for any future; what that misses needs a signal handler, as no scenario has: "
         "tests/test_sender_in_a_step.py"
     ),
 }
