@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
+from collections.abc import Iterator
 from math import inf
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from threadmail import Envelope, Outcome, Receipt, RetryPolicy
 from threadmail._connection.breaker import CircuitBreaker
+from threadmail._dispatch.closing import Closing
 from threadmail._dispatch.job import Job, JobState
 from threadmail._dispatch.schedule import RETRIES_A_PLACE, RUN, SLICE, Action, Do, Schedule
 from threadmail._runtime.deadline import NEVER, Deadline
@@ -349,6 +351,40 @@ def test_they_are_called_back_for_a_slice_at_a_time_in_their_order() -> None:
         out: list[Job] = []
         case.schedule.some_unannounced(out)
         assert out == expected
+
+
+class Walked(dict[Job, None]):
+    """Counts how many of its keys are looked at."""
+
+    seen = 0
+
+    def __iter__(self) -> Iterator[Job]:
+        for job in super().__iter__():
+            self.seen += 1
+            yield job
+
+    def __reversed__(self) -> Iterator[Job]:
+        for job in super().__reversed__():
+            self.seen += 1
+            yield job
+
+
+def test_those_with_workers_are_all_that_are_under_way_and_the_newest_untold_no_more_than_a_slice() -> None:
+    case = Case(queue_size=5 * SLICE)
+    _, begun = case.begun(2)
+    jobs = case.queued(4 * SLICE)
+    case.schedule.untold = untold = Walked(dict.fromkeys(jobs))
+    assert case.schedule.with_workers() == [*begun, *reversed(jobs[-SLICE:])]
+    assert untold.seen == SLICE
+
+
+def test_who_closes_looks_at_some_of_the_untold_each_time_and_not_at_all_of_them() -> None:
+    case = Case(queue_size=10 * SLICE)
+    case.worker()
+    case.schedule.untold = untold = Walked(dict.fromkeys(case.queued(10 * SLICE)))
+    closing: Any = Closing(threading.RLock(), case.schedule, lambda: False)  # type: ignore[arg-type]
+    assert not closing._untold([])()
+    assert 0 < untold.seen <= 3 * SLICE
 
 
 def test_what_was_sent_at_once_leaves_with_a_good_word_for_the_server() -> None:

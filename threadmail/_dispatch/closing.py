@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from .._runtime.deadline import NEVER, Deadline
@@ -17,7 +18,7 @@ from .._runtime.locks import is_owned
 from .._runtime.threads import takes_signals
 from ..errors import Reentered
 from .job import LAST_WORD, Job
-from .schedule import Schedule
+from .schedule import SLICE, Schedule
 from .worker import Worker
 
 #: Seconds for all workers together to end, once their connections were dropped. A dial cannot be ended before its own
@@ -113,11 +114,14 @@ class Closing:
         def asked() -> bool:
             nonlocal first, patience
             schedule.some_unannounced(to_tell)
-            before, first = first, next((job for job in list(schedule.untold) if not job.told), None)
+            # Some at a time, and copied in one step, for a signal handler may add some. What those who tell have begun
+            # with is in front, a slice each.
+            some = list(islice(schedule.untold, SLICE * (len(schedule.workers) + 2)))
+            before, first = first, next((job for job in some if not job.told), None)
             if first is not before:
                 patience = Deadline.after(LAST_WORD)
             elif first is not None and patience.passed:
-                to_tell.extend([job for job in list(schedule.untold) if not job.told])
+                to_tell.extend([job for job in some if not job.told])
             return bool(to_tell) or not (schedule.in_flight or schedule.untold)
 
         return asked

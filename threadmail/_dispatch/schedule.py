@@ -30,6 +30,7 @@ import enum
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import islice
 from math import inf
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -168,7 +169,7 @@ class Schedule(Generic[_W]):
 
     def with_workers(self) -> list[Job]:
         """Those that workers have, and the newest of those to be told: no more of these than a slice."""
-        return [*list(self.in_flight), *list(self.untold)[-SLICE:]]
+        return [*list(self.in_flight), *islice(reversed(self.untold), SLICE)]
 
     def places(self) -> int:
         """How many jobs may come in now."""
