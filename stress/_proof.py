@@ -86,7 +86,7 @@ _BEYOND: Final = (
     "and lost connections go through.",
     "**A message that rides** (its commands leave with the content of the one ahead; in a window its content, too) "
     "is its own thread's before that one is settled: the thread has the lock, or the lane its client, until the last "
-    "message aboard is seen through or its connection dropped. So two messages of one thread are one step, and the "
+    "prefetched message is seen through or its connection dropped. So two messages of one thread are one step, and the "
     "premises above are those of the step; the scenarios named `riding`, `window` and `batches` go through what may "
     "end it in the middle.",
     "**Pool and sender** give a client to one holder at a time, and what that holder does is the above. Who gets it is "

@@ -82,7 +82,7 @@ def test_a_batch_ends_as_a_whole(
 
 def test_a_client_that_could_not_be_closed_in_time_makes_no_further_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody holds `sync_root`, and goes on with it after `close()` gave up."""
-    monkeypatch.setattr("threadmail._connection.kept.LAST_WAIT", 0.01)
+    monkeypatch.setattr("threadmail._connection.kept_connection.LAST_WAIT", 0.01)
     with NamingServer() as server:
         client = Client(server.url)
         client.send(letter("first"))

@@ -38,7 +38,7 @@ from threadmail import (
 from threadmail import (
     client as client_module,
 )
-from threadmail._connection import kept as _kept
+from threadmail._connection import kept_connection as _kept
 from threadmail._connection import opening as _opening
 from threadmail._runtime import deadline as _deadline
 from threadmail.testing import (

@@ -9,7 +9,7 @@ import pytest
 from tests.test_keys import NOBODY, NOT_NOW, Rung, back, client_of, end_all, keys_of, lease_of, leased, redial
 from threadmail import Aborted, Closed, ConnectionRefused, GreetingRefused, MailError, Reentered, TimedOut
 from threadmail._connection.breaker import Dial
-from threadmail._pool.has import Closer, Farewell, Lease
+from threadmail._pool.held import Closer, Farewell, Lease
 from threadmail._pool.keys import RECENTLY, Keys
 from threadmail._runtime.life import Life
 

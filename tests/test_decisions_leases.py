@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from threadmail import MailError, Phase, Receipt
-from threadmail._connection.heard import mail_was_answered, was_taken_back
+from threadmail._connection.health import mail_was_answered, was_taken_back
 from threadmail._pool import leases as _leases
-from threadmail._pool.has import Has
+from threadmail._pool.held import Held
 from threadmail._pool.leases import (
     AT_ONCE,
     LINE,
@@ -64,7 +64,7 @@ def test_who_has_nothing_has_nothing() -> None:
 
 def test_what_he_has_is_of_one_pool_and_in_the_order_of_having() -> None:
     def act() -> None:
-        first, second, other = Has[Any](KEYS), Has[Any](KEYS), Has[Any](OTHERS)
+        first, second, other = Held[Any](KEYS), Held[Any](KEYS), Held[Any](OTHERS)
         for has in (first, other, second):
             have_here(has)
         assert held(KEYS) == (first, second)
@@ -75,7 +75,7 @@ def test_what_he_has_is_of_one_pool_and_in_the_order_of_having() -> None:
 
 def test_what_is_over_he_has_no_longer() -> None:
     def act() -> None:
-        first, second = Has[Any](KEYS), Has[Any](KEYS)
+        first, second = Held[Any](KEYS), Held[Any](KEYS)
         have_here(first)
         have_here(second)
         second.over = True
@@ -88,7 +88,7 @@ def test_what_was_begun_in_another_thread_is_not_his() -> None:
     """Frameworks enter a lease in a thread of theirs, and go on in another one with a copy of its context."""
 
     def act() -> None:
-        have_here(Has[Any](KEYS))
+        have_here(Held[Any](KEYS))
         copied = contextvars.copy_context()
         found: list[object] = []
         thread = threading.Thread(target=copied.run, args=(lambda: found.append(held(KEYS)),), name="another")
@@ -105,7 +105,7 @@ def test_nothing_is_kept_of_what_is_over(number: int) -> None:
     """A thread that leases for years would keep the notes of all its leases."""
 
     def act() -> None:
-        all_of_them = [Has[Any](KEYS) for _ in range(number)]
+        all_of_them = [Held[Any](KEYS) for _ in range(number)]
         for has in all_of_them:
             have_here(has)
         for left, has in reversed(list(enumerate(all_of_them))):
@@ -120,13 +120,13 @@ def test_nor_of_what_another_thread_has_ended() -> None:
     """A lease that is handed over: its end is in a context of its own, and the notes here grew with each."""
 
     def act() -> None:
-        lasting = Has[Any](KEYS)
+        lasting = Held[Any](KEYS)
         have_here(lasting)
         for _ in range(3):
-            handed_over = Has[Any](KEYS)
+            handed_over = Held[Any](KEYS)
             have_here(handed_over)
             contextvars.Context().run(no_longer_here, handed_over)
-        last = Has[Any](KEYS)
+        last = Held[Any](KEYS)
         have_here(last)
         assert [each for _, each in _had_here.get()] == [lasting, last]
 
@@ -137,13 +137,13 @@ def test_what_ends_elsewhere_leaves_what_is_here() -> None:
     """A lease that was begun in another context, and one that nobody has noted."""
 
     def act() -> None:
-        elsewhere, here = Has[Any](KEYS), Has[Any](KEYS)
+        elsewhere, here = Held[Any](KEYS), Held[Any](KEYS)
         no_longer_here(elsewhere)
         assert elsewhere.over
         have_here(here)
         no_longer_here(elsewhere)
         assert held(KEYS) == (here,)
-        have_here(Has[Any](KEYS))
+        have_here(Held[Any](KEYS))
         no_longer_here(elsewhere)
         assert len(held(KEYS)) == 2
 
@@ -153,7 +153,7 @@ def test_what_ends_elsewhere_leaves_what_is_here() -> None:
 def test_how_long_he_stands_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as he says; else less where he has something already, for which others may wait."""
     monkeypatch.setattr(_leases, "Deadline", OneOf)
-    given, nothing, something = object(), (), (Has[Any](KEYS),)
+    given, nothing, something = object(), (), (Held[Any](KEYS),)
     asked: Any = in_line
     for holds in (nothing, something):
         assert asked(given, holds) is given

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from threadmail import Envelope, Outcome, Phase
-from threadmail._protocol.passage import IN_FLIGHT, Passage
+from threadmail._protocol.progress import IN_FLIGHT, Progress
 from threadmail._protocol.transaction import Terms, Transaction
 from threadmail._session.window import Window
 from threadmail.errors import BadReply, ConnectionLost, DataRefused, SenderRefused
@@ -59,24 +59,24 @@ class Wire:
 class Case:
     def __init__(self) -> None:
         self.wire = Wire()
-        self.aboard: deque[Passage] = deque()
-        self.window = Window(cast(Any, self.wire), self.aboard)
+        self.prefetched: deque[Progress] = deque()
+        self.window = Window(cast(Any, self.wire), self.prefetched)
 
-    def passage(self, recipients: int = 1) -> Passage:
+    def progress(self, recipients: int = 1) -> Progress:
         names = [f"r{number}@example.net" for number in range(recipients)]
-        passage = Passage(Envelope("s@example.org", names, LETTER.content), TERMS)
-        assert passage.chunk is not None
-        return passage
+        progress = Progress(Envelope("s@example.org", names, LETTER.content), TERMS)
+        assert progress.chunk is not None
+        return progress
 
-    def written(self, recipients: int = 1) -> Passage:
-        passage = self.passage(recipients)
-        self.window.write(passage, None)
-        return passage
+    def written(self, recipients: int = 1) -> Progress:
+        progress = self.progress(recipients)
+        self.window.write(progress, None)
+        return progress
 
-    def taken(self, passage: Passage, *answers: Reply | Exception) -> Transaction:
+    def taken(self, progress: Progress, *answers: Reply | Exception) -> Transaction:
         self.wire.answers.extend(answers)
-        self.window.take(passage)
-        return passage.transaction
+        self.window.take(progress)
+        return progress.transaction
 
     def breaks(self, *, left: int = 1, open_still: bool = True) -> None:
         self.wire.breaks, self.wire.content_left, self.wire.is_open = LOST, left, open_still
@@ -85,11 +85,11 @@ class Case:
 # Whether there is room ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "aboard", "room"), [(1, 0, False), (2, 0, True), (2, 1, False), (3, 1, True)])
-def test_one_less_than_the_size_may_be_behind(size: int, aboard: int, room: bool) -> None:
+@pytest.mark.parametrize(("size", "prefetched", "room"), [(1, 0, False), (2, 0, True), (2, 1, False), (3, 1, True)])
+def test_one_less_than_the_size_may_be_behind(size: int, prefetched: int, room: bool) -> None:
     case = Case()
-    for _ in range(aboard):
-        case.aboard.append(case.written())
+    for _ in range(prefetched):
+        case.prefetched.append(case.written())
     assert case.window.has_room(size) == room
 
 
@@ -105,11 +105,11 @@ def test_no_more_is_asked_for_when_enough_is_outstanding(recipients: int, room: 
 
 def test_no_more_is_asked_for_behind_one_that_waits_or_on_a_broken_connection() -> None:
     case = Case()
-    case.aboard.append(case.passage())
+    case.prefetched.append(case.progress())
     assert not case.window.has_room(10)
-    case.aboard.appendleft(case.written())
+    case.prefetched.appendleft(case.written())
     assert not case.window.has_room(10)
-    case.aboard.pop()
+    case.prefetched.pop()
     assert case.window.has_room(10)
     case.breaks()
     case.written()
@@ -121,7 +121,7 @@ def test_one_fits_as_long_as_its_replies_may_be_outstanding_as_well(ahead: int, 
     case = Case()
     if ahead:
         case.written(ahead)
-    assert case.window.fits(case.passage(recipients)) == fits
+    assert case.window.fits(case.progress(recipients)) == fits
 
 
 # What is written ------------------------------------------------------------------------------------------------------
@@ -131,18 +131,18 @@ def test_a_message_is_written_all_at_once_and_is_in_doubt_before_it_is() -> None
     case = Case()
     seen: list[Phase] = []
     real = case.wire.write_chunk
-    passage = case.passage()
+    progress = case.progress()
 
     def write(lines: list[str], chunk: bytes) -> None:
-        seen.append(passage.transaction.phase)
+        seen.append(progress.transaction.phase)
         real(lines, chunk)
 
     case.wire.write_chunk = write  # type: ignore[method-assign]
-    case.window.write(passage, None)
+    case.window.write(progress, None)
     assert seen == [Phase.FINAL]
     lines = ["rset", "mail from:<s@example.org>", "rcpt to:<r0@example.net>", "bdat 17 last"]
     assert case.wire.written == [(lines, LETTER.content)]
-    assert (len(passage.unanswered), len(passage.waiting)) == (3, 0)
+    assert (len(progress.unanswered), len(progress.waiting)) == (3, 0)
     assert case.window._outstanding == 4
 
 
@@ -163,13 +163,13 @@ def test_what_keeps_a_message_from_being_written_is_raised_in_its_turn_and_kept_
     def no(_: Transaction) -> None:
         raise ValueError("no")
 
-    passage = case.passage()
+    progress = case.progress()
     with pytest.raises(ValueError, match="no"):
-        case.window.write(passage, no)
-    assert (passage.refusal, passage.transaction.phase) == (None, Phase.MAIL)
-    case.window.write(passage, no, in_turn=False)
-    assert str(passage.refusal) == "no"
-    assert (case.wire.written, case.window._outstanding, len(passage.waiting)) == ([], 0, 3)
+        case.window.write(progress, no)
+    assert (progress.refusal, progress.transaction.phase) == (None, Phase.MAIL)
+    case.window.write(progress, no, in_turn=False)
+    assert str(progress.refusal) == "no"
+    assert (case.wire.written, case.window._outstanding, len(progress.waiting)) == ([], 0, 3)
 
 
 @pytest.mark.parametrize("in_turn", [True, False])
@@ -180,15 +180,15 @@ def test_what_a_hook_raises_says_nothing_of_the_connection(in_turn: bool) -> Non
     def no(_: Transaction) -> None:
         raise told
 
-    passage = case.passage()
+    progress = case.progress()
     with contextlib.suppress(ConnectionLost):
         try:
-            case.window.write(passage, no, in_turn=in_turn)
+            case.window.write(progress, no, in_turn=in_turn)
         except ConnectionLost as error:
-            passage.refusal = error
+            progress.refusal = error
             raise
-    assert isinstance(passage.refusal, ConnectionLost)
-    assert passage.refusal._of_hook
+    assert isinstance(progress.refusal, ConnectionLost)
+    assert progress.refusal._of_hook
     assert not told._of_hook, "the hook's own object is left alone"
     assert case.window.has_room(10)
 
@@ -196,9 +196,9 @@ def test_what_a_hook_raises_says_nothing_of_the_connection(in_turn: bool) -> Non
 def test_before_final_is_asked_when_all_else_is_ready() -> None:
     case = Case()
     asked: list[Transaction] = []
-    passage = case.passage()
-    case.window.write(passage, asked.append)
-    assert asked == [passage.transaction]
+    progress = case.progress()
+    case.window.write(progress, asked.append)
+    assert asked == [progress.transaction]
     assert len(case.wire.written) == 1
 
 
@@ -206,8 +206,8 @@ def test_before_final_is_asked_when_all_else_is_ready() -> None:
 def test_what_the_kernel_did_not_take_whole_the_server_cannot_have(left: int, phase: Phase) -> None:
     case = Case()
     case.breaks(left=left)
-    passage = case.written()
-    assert passage.transaction.phase is phase
+    progress = case.written()
+    assert progress.transaction.phase is phase
     case.wire.breaks = None
     behind = case.written()
     assert case.wire.written == [], "nothing is written on a broken connection"
@@ -256,7 +256,7 @@ def test_one_that_was_never_written_fails_as_the_connection_did() -> None:
     case = Case()
     case.breaks()
     case.written()
-    behind = case.passage()
+    behind = case.progress()
     with pytest.raises(ConnectionLost) as info:
         case.window.take(behind)
     assert info.value is not LOST
@@ -304,15 +304,15 @@ def test_what_was_refused_stays_so_however_the_rest_goes(answers: list[Any]) -> 
 
 def test_one_that_was_not_refused_ends_with_its_connection() -> None:
     case = Case()
-    passage = case.written()
+    progress = case.written()
     with pytest.raises(ConnectionLost):
-        case.taken(passage, OK, OK, LOST)
-    assert passage.transaction.error is None
+        case.taken(progress, OK, OK, LOST)
+    assert progress.transaction.error is None
 
 
 def test_a_connection_that_is_closed_meanwhile_is_read_no_more() -> None:
     case = Case()
-    passage = case.written()
+    progress = case.written()
     case.wire.answers.extend([OK, NO])
     real = case.wire.read_reply
 
@@ -322,8 +322,8 @@ def test_a_connection_that_is_closed_meanwhile_is_read_no_more() -> None:
         return reply
 
     case.wire.read_reply = read  # type: ignore[method-assign]
-    case.window.take(passage)
-    assert len(passage.unanswered) == 2
+    case.window.take(progress)
+    assert len(progress.unanswered) == 2
 
 
 @pytest.mark.parametrize("reply", [NO, Reply(251, b"ok"), Reply(249, b"ok")])
@@ -346,8 +346,8 @@ def test_a_server_that_is_closing_need_not_reset_what_has_not_begun() -> None:
 
 def test_one_that_says_it_is_closing_and_goes_on_is_read_on_but_written_to_no_more() -> None:
     case = Case()
-    passage, behind = case.written(), case.written()
-    transaction = case.taken(passage, OK, OK, OK, CLOSING)
+    progress, behind = case.written(), case.written()
+    transaction = case.taken(progress, OK, OK, OK, CLOSING)
     assert isinstance(transaction.error, DataRefused)
     assert case.window.saw_closing
     assert not case.window.has_room(10)
@@ -404,9 +404,9 @@ def test_a_broken_connection_is_closed_when_nothing_more_can_be_read() -> None:
 
 def test_what_broke_the_connection_first_is_what_is_told() -> None:
     case = Case()
-    passage = case.written()
+    progress = case.written()
     case.window._broken = LOST
-    case.taken(passage, OK, OK, OK, CLOSING)
-    behind = case.passage()
+    case.taken(progress, OK, OK, OK, CLOSING)
+    behind = case.progress()
     with pytest.raises(ConnectionLost, match="it hung up"):
         case.window.take(behind)

@@ -22,7 +22,7 @@ from threadmail import (
     SenderRefused,
 )
 from threadmail import testing as play
-from threadmail._protocol.passage import IN_FLIGHT
+from threadmail._protocol.progress import IN_FLIGHT
 from threadmail._protocol.transaction import Terms
 from threadmail.testing import (
     Drip,

@@ -28,7 +28,7 @@ from threadmail import (
     RetryPolicy,
 )
 from threadmail._connection.breaker import CircuitBreaker
-from threadmail._pool.has import Closer, Farewell, Lease
+from threadmail._pool.held import Closer, Farewell, Lease
 from threadmail._pool.keys import RECENTLY, Keys
 from threadmail._pool.room import Room
 from threadmail._runtime.life import Life

@@ -106,8 +106,8 @@ def test_nothing_comes_between_the_hook_and_the_write(how: str, content: bytes, 
         pipeline = Pipeline(wire)
         first = Envelope("a@example.org", (A,), content)
         assert pipeline.send(first, terms, before_final=events.hook, follow=follow).outcome is Outcome.SENT
-        if pipeline.aboard:
-            second = pipeline.aboard[0].envelope
+        if pipeline.prefetched:
+            second = pipeline.prefetched[0].envelope
             assert pipeline.send(second, terms, before_final=events.hook).outcome is Outcome.SENT
     hooks = [at for at, event in enumerate(events) if event.startswith("hook")]
     assert [events[at] for at in hooks] == (["hook for a", "hook for b"] if follow else ["hook for a"])

@@ -25,8 +25,8 @@ from threadmail import (
     TimedOut,
 )
 from threadmail._connection import opening as _opening
-from threadmail._known import barred
-from threadmail._known.barred import RefusedLogins, mark
+from threadmail._known import refused_logins
+from threadmail._known.refused_logins import RefusedLogins, mark
 from threadmail.testing import Expect, Pause, Reply, ScriptedServer, Serve, Signal, Step, ehlo, greeting
 
 SECRET = "hush-hush"
@@ -208,8 +208,8 @@ def test_how_long_a_pair_is_proven() -> None:
     ann, bob = mark("ann", SECRET), mark("bob", SECRET)
     assert not known.is_proven(ann, 0.0)
     known.took(ann, 0.0)
-    assert known.is_proven(ann, barred.PROVEN - 0.1)
-    assert not known.is_proven(ann, barred.PROVEN)
+    assert known.is_proven(ann, refused_logins.PROVEN - 0.1)
+    assert not known.is_proven(ann, refused_logins.PROVEN)
     assert not known.is_proven(bob, 0.0)
     known.bar(bob, LoginRefused(535, b"no"), until=300.0, now=1.0)
     assert known.is_proven(ann, 1.0)
@@ -222,12 +222,12 @@ def test_the_turn_of_a_parent_is_not_that_of_its_child(monkeypatch: pytest.Monke
     known, ann = RefusedLogins(), mark("ann", SECRET)
     parents = known.turn(ann)
     assert known.turn(ann) is parents
-    monkeypatch.setattr("threadmail._known.barred.os.getpid", lambda: -1)
+    monkeypatch.setattr("threadmail._known.refused_logins.os.getpid", lambda: -1)
     assert known.turn(ann) is not parents
 
 
 def test_each_pair_has_its_turn_and_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(barred, "TURNS", 3)
+    monkeypatch.setattr(refused_logins, "TURNS", 3)
     known = RefusedLogins()
     marks = [mark("ann", f"token {number}") for number in range(4)]
     turns = [known.turn(marked) for marked in marks[:3]]

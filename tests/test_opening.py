@@ -31,9 +31,9 @@ from threadmail import (
     TLSFailed,
 )
 from threadmail import client as client_module
-from threadmail._connection import kept as _kept
+from threadmail._connection import kept_connection as _kept
 from threadmail._connection import opening as _opening
-from threadmail._known.barred import RefusedLogins, mark
+from threadmail._known.refused_logins import RefusedLogins, mark
 from threadmail._runtime import deadline as _deadline
 from threadmail._transport import lookup as _lookup
 from threadmail._transport import socket as _socket

@@ -26,7 +26,7 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._pool.has import Lease, PoolStats
+from threadmail._pool.held import Lease, PoolStats
 from threadmail._pool.leases import LINE_OF_HOLDERS
 from threadmail._runtime.steps import Bell
 from threadmail.testing import (

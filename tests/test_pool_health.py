@@ -13,9 +13,9 @@ import pytest
 from tests.support.mail import message
 from tests.support.naming import NamingServer
 from threadmail import Client, ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig
-from threadmail._connection import kept as _kept
+from threadmail._connection import kept_connection as _kept
 from threadmail._connection import opening as _opening
-from threadmail._pool.departed import Departed
+from threadmail._pool.retired import Retired
 from threadmail._runtime.deadline import now
 from threadmail.testing import Expect, Reply, ScriptedServer, Serve, ehlo, greeting
 
@@ -155,10 +155,10 @@ def test_clients_that_are_held_when_their_lease_ends_do_not_pile_up() -> None:
                     client.sync_root.acquire()
                 client.sync_root.release()
             assert [each.is_connected for each in clients[:-1]] == [False] * 4
-            assert len(pool._departed.lingering) <= 1
+            assert len(pool._retired.lingering) <= 1
             with pool.lease():
                 pass
-            assert not pool._departed.lingering
+            assert not pool._retired.lingering
 
 
 def test_the_idle_watch_looks_after_those_that_are_held_as_well() -> None:
@@ -204,13 +204,13 @@ class Held:
 
     def __init__(self, pool: ClientPool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gone: queue.SimpleQueue[Client] = queue.SimpleQueue()
-        real = Departed._swept
+        real = Retired._swept
 
-        def swept(departed: Departed, client: Client, at: float) -> None:
-            real(departed, client, at)
+        def swept(retired: Retired, client: Client, at: float) -> None:
+            real(retired, client, at)
             self.gone.put(client)
 
-        monkeypatch.setattr(Departed, "_swept", swept)
+        monkeypatch.setattr(Retired, "_swept", swept)
         with contextlib.ExitStack() as leases:
             self.clients = [leases.enter_context(pool.lease()) for _ in range(count)]
             for client in self.clients:
@@ -238,7 +238,7 @@ def test_who_holds_on_to_a_client_of_a_closed_pool_keeps_no_other_one_open(
         pool.close()
         [thread] = seeing_off()
         held.let_go(held.clients[first])
-        assert held.clients[1 - first] in pool._departed.lingering
+        assert held.clients[1 - first] in pool._retired.lingering
         held.let_go(held.clients[1 - first])
         thread.join(10.0)
         assert (pool.stats().opened, pool.stats().closed) == (2, {"closed": 2})
@@ -251,7 +251,7 @@ def test_one_thread_sees_to_what_is_held_however_often_the_pool_is_closed(monkey
         for _ in range(3):
             pool.close()
         [thread] = seeing_off()
-        pool._departed._see_all_off()  # of one that was started beside it: it ends at once
+        pool._retired._see_all_off()  # of one that was started beside it: it ends at once
         held.let_go(held.clients[0])
         thread.join(10.0)
         assert not thread.is_alive()
@@ -261,7 +261,7 @@ def test_one_thread_sees_to_what_is_held_however_often_the_pool_is_closed(monkey
 
 def test_what_is_held_for_too_long_is_closed_by_the_next_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread waits for a minute at most."""
-    monkeypatch.setattr("threadmail._pool.departed.LINGER", 0.0)
+    monkeypatch.setattr("threadmail._pool.retired.LINGER", 0.0)
     with NamingServer() as server:
         pool = ClientPool(server.url, max_size=1)
         held = Held(pool, 1, monkeypatch)
@@ -270,7 +270,7 @@ def test_what_is_held_for_too_long_is_closed_by_the_next_close(monkeypatch: pyte
             thread.join(10.0)
         [client] = held.clients
         client.sync_root.release()
-        assert pool._departed.lingering == (client,)
+        assert pool._retired.lingering == (client,)
         pool.close()
         assert held.gone.get(timeout=10.0) is client
         assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})
@@ -319,7 +319,7 @@ def test_an_exception_from_outside_has_no_connection_counted_twice(held: bool, m
         with pytest.raises(KeyboardInterrupt):
             lease.close()
         if held:
-            assert pool._departed.lingering == (client,)
+            assert pool._retired.lingering == (client,)
             client.sync_root.release()
         pool.close()
         assert (pool.stats().opened, pool.stats().closed) == (1, {"closed": 1})

@@ -21,7 +21,7 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._connection import kept as _kept
+from threadmail._connection import kept_connection as _kept
 from threadmail._connection import opening as _opening
 from threadmail._runtime.deadline import now
 from threadmail.testing import CaptureServer

@@ -32,7 +32,7 @@ from threadmail import (
     SenderRefused,
 )
 from threadmail._protocol.transaction import Terms, Transaction
-from threadmail._session.mailing import _as_given
+from threadmail._session.sendmail import _as_given
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 ENVELOPE = Envelope("ann", [A], b"x\r\n")

@@ -81,7 +81,7 @@ class Queued:
 # ---------------------------------------------------------------- what is written together
 
 
-def test_a_sender_has_the_next_message_aboard() -> None:
+def test_a_sender_prefetches_the_next_message() -> None:
     queued = Queued(
         replies(*GO),
         *ABOARD,
@@ -118,7 +118,7 @@ def test_not_where_pipelining_is_not_offered_or_switched_off(off: str) -> None:
             assert client.send_all([named("a"), named("b")]).counts()[Outcome.SENT] == 2
 
 
-def test_nobody_comes_aboard_of_a_connection_that_is_worn_and_the_farewell_rides_instead() -> None:
+def test_nobody_is_prefetched_on_a_connection_that_is_worn_and_the_farewell_rides_instead() -> None:
     """QUIT leaves with the last content, and its reply is waited for when the connection is to be replaced."""
     first = serial(*ABOARD, replies("250 ok", *RIDE), ReadData(), Expect("QUIT"), replies("250 2.0.0 last", "221 bye"))
     second = serial(*LAST, *BYE)
@@ -147,7 +147,7 @@ def test_a_refused_content_ends_with_the_farewell_behind_it() -> None:
         assert (info.value.outcome, info.value.phase) == (Outcome.NOT_SENT, Phase.DONE)
 
 
-def test_nobody_waits_aboard_beyond_his_deadline() -> None:
+def test_nobody_waits_prefetched_beyond_his_deadline() -> None:
     """The one ahead may wait for its final reply for minutes; the one behind has to be settled sooner."""
     queued = Queued(replies(*GO), *LAST, *group(2), replies(*GO), *LAST, *BYE)
     with queued.server, ThreadedSender(queued.server.config, workers=1) as sender:
@@ -156,7 +156,7 @@ def test_nobody_waits_aboard_beyond_his_deadline() -> None:
         assert [f.result(20.0).outcome for f in futures] == [Outcome.SENT, Outcome.SENT]
 
 
-def test_a_message_for_all_or_nobody_takes_nobody_aboard() -> None:
+def test_a_message_for_all_or_nobody_prefetches_nobody() -> None:
     asked: list[Part] = [Expect("MAIL"), Expect("RCPT"), Expect("RCPT"), replies(*GO[:3]), *answer("DATA", "354 go")]
     with ScriptedServer([*HELLO, *asked, *LAST, *BYE]) as server, Client(server.config) as client:
         client.transmit(named("a"), all_or_nothing=True, follow=lambda: pytest.fail("was asked"))
@@ -351,7 +351,7 @@ def test_a_server_that_closes_puts_nobody_off(said: str) -> None:
 # ---------------------------------------------------------------- called off
 
 
-def test_aborting_the_one_aboard_leaves_the_one_ahead_alone() -> None:
+def test_aborting_the_prefetched_one_leaves_the_one_ahead_alone() -> None:
     written, judged = threading.Event(), threading.Event()
     queued = Queued(
         replies(*GO), *ABOARD, Signal(written), Pause(judged, 10.0), replies("250 2.0.0 first", *RIDE), Stall(),
@@ -409,7 +409,7 @@ def test_closing_tells_the_truth_of_both() -> None:
         assert {u.envelope.sender for u in unsent} == {f"from-{n}@example.org" for n in "abc"}
 
 
-def test_a_callback_must_not_wait_for_the_message_aboard() -> None:
+def test_a_callback_must_not_wait_for_the_prefetched_message() -> None:
     """Its thread is the one that would see it through."""
     queued = Queued(replies(*GO), *ABOARD, replies("250 2.0.0 first", *RIDE), *LAST, *BYE)
     told: list[object] = []

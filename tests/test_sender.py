@@ -537,7 +537,7 @@ def test_a_callback_does_not_wait_for_a_place_in_a_full_queue() -> None:
 
     told = threading.Event()
     with CaptureServer() as server:
-        config = ServerConfig.from_url(server.url, without=frozenset({"pipelining"}))  # else b may be aboard behind a
+        config = ServerConfig.from_url(server.url, without=frozenset({"pipelining"}))  # else b may be prefetched
         sender = ThreadedSender(config, workers=1, queue_size=1, on_receipt=tell)
         first = sender.submit(one("a"))
         while not first.running() and not first.done() and not server.messages:

@@ -28,7 +28,7 @@ from threadmail import (
 )
 from threadmail._dispatch import closing as _closing
 from threadmail._dispatch import dispatcher as _dispatcher
-from threadmail._dispatch import leavings as _leavings
+from threadmail._dispatch import recovery as _recovery
 from threadmail._dispatch.collector import Slot
 from threadmail._dispatch.dispatcher import Dispatcher
 from threadmail._dispatch.job import Job
@@ -205,7 +205,7 @@ def test_a_worker_that_is_struck_again_as_it_ends_leaves_nobody_waiting(
             strikes[name] -= 1
             raise Strike
 
-    settle, announce, left_by = Slot.settle, Teller.announce, _leavings.left_by
+    settle, announce, left_by = Slot.settle, Teller.announce, _recovery.left_by
 
     def settle_struck(slot: Slot, job: Job, receipt: Receipt) -> None:
         struck("settle")

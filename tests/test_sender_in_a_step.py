@@ -35,7 +35,7 @@ from threadmail import (
     Throttle,
     TimedOut,
 )
-from threadmail._dispatch import closing, door
+from threadmail._dispatch import admission, closing
 from threadmail._dispatch import dispatcher as dispatching
 from threadmail._dispatch import job as jobs
 from threadmail._dispatch.job import Job
@@ -419,7 +419,7 @@ def test_nor_for_one_that_comes_to_that_message_later(act: str, monkeypatch: pyt
 
 
 def test_nor_does_one_that_submits_or_waits_for_another_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "LAST_WORD", 0.01)  # after which they look
+    monkeypatch.setattr(admission, "LAST_WORD", 0.01)  # after which they look
     monkeypatch.setattr(jobs, "LAST_WORD", 0.01)
     reached, go = threading.Event(), threading.Event()
 

@@ -254,7 +254,7 @@ def test_wherever_stopping_is_interrupted_each_message_is_told_once_and_truly(
 OF_A_STREAM = (
     "_dispatch/stream.py",
     "_dispatch/collector.py",
-    "_dispatch/door.py",
+    "_dispatch/admission.py",
     "_dispatch/withdrawal.py",
     "_dispatch/schedule.py",
 )

@@ -28,7 +28,7 @@ from threadmail import (
     Timeouts,
 )
 from threadmail import testing as play
-from threadmail._protocol.passage import Passage
+from threadmail._protocol.progress import Progress
 from threadmail._protocol.transaction import Terms, Transaction
 from threadmail._transport.wire import BLOCK
 from threadmail.testing import (
@@ -757,11 +757,11 @@ def test_what_a_recipient_costs_does_not_grow_with_their_number(lmtp: bool) -> N
     for number in (500, 4000):
         e = envelope()
         object.__setattr__(e, "recipients", tuple(CountedAddress(f"u{n}@example.net") for n in range(number)))
-        passage = Passage(e, Terms({"pipelining": ""}, lmtp=lmtp))
-        transaction, CountedAddress.compared = passage.transaction, 0
-        while passage.waiting or passage.unanswered:
-            passage.take()
-            command = passage.unanswered.popleft()
+        progress = Progress(e, Terms({"pipelining": ""}, lmtp=lmtp))
+        transaction, CountedAddress.compared = progress.transaction, 0
+        while progress.waiting or progress.unanswered:
+            progress.take()
+            command = progress.unanswered.popleft()
             odd = command.recipient is not None and command.recipient[1] in "13579"
             transaction.take(command, Said(354) if command.line == "data" else Said(450 if odd else 250, b"x"))
         for recipient in transaction.awaited:

@@ -175,7 +175,7 @@ def test_a_window_as_large_as_asked_for_and_the_farewell_behind_the_last_message
 @pytest.mark.parametrize("window", [1, 4, 16])
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 def test_each_connection_carries_what_it_may_and_ends_with_quit(most: int, window: int) -> None:
-    """Whoever is aboard, in a window or alone when the last message of a connection leaves."""
+    """Whoever is prefetched, in a window or alone when the last message of a connection leaves."""
     sent, row = [f"m{i}" for i in range(40)], [f"n{i}" for i in range(15)]
     with ScriptedServer([CHUNKS], last="repeat") as server:
         with ThreadedSender(config(server, window, max_messages=most), workers=3) as sender:
@@ -344,7 +344,7 @@ def test_an_objection_in_a_window_is_that_of_one_message() -> None:
         with pytest.raises(LookupError):
             client.transmit(letters[2], begun=begun[1], before_final=object_to_c)
         assert begun[1].receipt().outcome is NOT_SENT
-        assert client.aboard is None
+        assert client.prefetched is None
         assert client.send(letters[3]).outcome is SENT
         assert client.stats().opened == 1
     assert asked == letters[:3]
@@ -424,7 +424,7 @@ def test_aborting_one_in_the_window_waits_for_its_turn() -> None:
 
 
 def test_one_that_was_called_off_before_it_could_begin_is_not_sent() -> None:
-    """Its lane was interrupted between taking it aboard and writing it, and looks at it again."""
+    """Its lane was interrupted between prefetching it and writing it, and looks at it again."""
     with ScriptedServer([CHUNKS], last="repeat") as server:
         dispatcher = Dispatcher(
             config(server), workers=1, queue_size=2, policy=QUICK, throttle=Throttle(), rng=random.Random(1),
@@ -473,7 +473,7 @@ def test_a_server_that_writes_before_it_reads_is_not_waited_for_forever() -> Non
 
 
 def test_data_between_windows() -> None:
-    """A message that goes by DATA takes its neighbour aboard, and windows open again behind it."""
+    """A message that goes by DATA prefetches its neighbour, and windows open again behind it."""
     big = Envelope("from-big@example.org", ["to-big@example.net"], b"Subject: b\r\n\r\n" + b"b\r\n" * 40000)
     with ScriptedServer([CHUNKS]) as server:
         receipts = batch(server, "a", big, big, "b", "c", big, "d")

@@ -3,10 +3,10 @@
 `X as X` says to type checkers that the name is for others. In the package nobody imports from here.
 """
 
-from ._connection.turn import Message as Message
+from ._connection.batch import Message as Message
 from ._dispatch.job import SendFuture as SendFuture
 from ._dispatch.sender_stats import SenderStats as SenderStats
-from ._pool.has import PoolStats as PoolStats
+from ._pool.held import PoolStats as PoolStats
 from ._runtime.deadline import Deadline as Deadline
 from .client import Client as Client, ClientStats as ClientStats
 from .config import Credentials as Credentials, Security as Security, ServerConfig as ServerConfig, Timeouts as Timeouts

@@ -1,9 +1,9 @@
 """One connection that looks after itself.
 
-Owns what is said over a connection that `_connection.kept` has ready: messages, one or many, and questions. Guarantees:
-connecting if needed and sending are one critical section; a message is written to a replaced connection only if nothing
-of its content was handed to the old one. Leaves retries and more than one connection to `ThreadedSender` and
-`ClientPool`.
+Owns what is said over a connection that `_connection.kept_connection` has ready: messages, one or many, and questions.
+Guarantees: connecting if needed and sending are one critical section; a message is written to a replaced connection
+only if nothing of its content was handed to the old one. Leaves retries and more than one connection to
+`ThreadedSender` and `ClientPool`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from ._connection.kept import AfterDial, BeforeDial, KeptConnection
+from ._connection.batch import BatchPart, require_many
+from ._connection.batch import Message as Message
+from ._connection.kept_connection import AfterDial, BeforeDial, KeptConnection
 from ._connection.opening import AnySMTP
-from ._connection.turn import Message as Message
-from ._connection.turn import Turn, require_many
 from ._protocol.transaction import Transaction
 from ._runtime.deadline import NEVER, Deadline, now
 from ._runtime.life import Life
@@ -140,24 +140,24 @@ class Client(KeptConnection):
                 Its commands leave with the content of this one, which saves a round trip. Nothing of its content does
                 before that call, unless the config has a `window`: then it is asked for so many, and content leaves
                 as well. Who gives them lets nobody else use the client meanwhile (`sync_root`), keeps the transactions
-                that their `before_mail` is called with, and looks at `aboard` before each of those calls: what is not
-                there any more was lost with its connection, and its transaction knows whether it is in doubt.
-            begun: the transaction of this message, if it is the one aboard.
+                that their `before_mail` is called with, and looks at `prefetched` before each of those calls: what is
+                not there any more was lost with its connection, and its transaction knows whether it is in doubt.
+            begun: the transaction of this message, if it is the prefetched one.
         """
         end = NEVER if deadline is None else Deadline.after(deadline)
         riding = follow is not None and not all_or_nothing and not self.config._riding.ended
         asked = partial(self._follower, follow) if follow is not None and riding else None
 
         # As `_called`, which costs more than all else that is done here.
-        with self._line.entering(self.sync_root, end):
+        with self._waiters.entering(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN:
                 raise self._unusable()
-            # What is aboard is seen through: its content may have left, and it is not to be told that it has not.
-            if self._parted and (begun is None or begun is not self.aboard):
+            # What is prefetched is seen through: its content may have left, and it is not to be told that it has not.
+            if self._parted and (begun is None or begun is not self.prefetched):
                 raise self._unusable()
             self._busy, self._aborted = True, False
             try:
-                if begun is not None and begun is self.aboard and not all_or_nothing:
+                if begun is not None and begun is self.prefetched and not all_or_nothing:
                     # The short way: there is nothing to look at, and nobody to be counted again.
                     receipt = self._go_on(envelope, end, before_mail, before_final, asked)
                 else:
@@ -182,7 +182,7 @@ class Client(KeptConnection):
         before_final: BeforeFinal | None,
         follow: Follow | None,
     ) -> Receipt:
-        """See the message through that is aboard; on another connection, if this one proves stale."""
+        """See the message through that is prefetched; on another connection, if this one proves stale."""
         smtp = self._smtp
         assert smtp is not None
         try:
@@ -211,7 +211,7 @@ class Client(KeptConnection):
         smtp: AnySMTP,
     ) -> Receipt:
         """Send a message over a connection that is ready."""
-        if smtp._aboard is None:
+        if smtp._prefetched is None:
             self._sent_here += 1
         return smtp._transact(
             envelope,
@@ -233,7 +233,7 @@ class Client(KeptConnection):
         return not self.config._riding.ended
 
     def _follower(self, follow: Follow) -> Follower | None:
-        """What is to come aboard; nobody does on a connection that is to be replaced."""
+        """What is to come prefetched; nobody does on a connection that is to be replaced."""
         most = self.config.max_messages
         if now() >= self._expires_at or (most is not None and self._sent_here >= most):
             return None
@@ -275,10 +275,10 @@ class Client(KeptConnection):
             return self._last_abort is not before
 
         try:
-            while turn := Turn(source, TURN):
+            while turn := BatchPart(source, TURN):
                 # The lock first, and both anew for each turn: in a forked child it makes the line that of the child.
                 root = self.sync_root
-                line = self._line
+                line = self._waiters
                 if turn.is_full:  # another one may follow
                     line.begin(batch)
                 try:
@@ -286,7 +286,7 @@ class Client(KeptConnection):
                         try:
                             receipts += turn.taken_by(self, end, last, called_off)
                         finally:
-                            if self.aboard is not None:  # an exception from outside has left somebody behind
+                            if self.prefetched is not None:  # an exception from outside has left somebody behind
                                 self._disconnect("lost")
                 except TimedOut as error:
                     receipts += turn.not_sent(detach(error))
@@ -294,9 +294,9 @@ class Client(KeptConnection):
                 if turn.failure is not None:
                     raise turn.failure
                 if turn.is_full and not self.sync_root._is_owned():  # else nobody could come in
-                    self._line.let_in(batch, end)
+                    self._waiters.let_in(batch, end)
         finally:
-            self._line.end(batch)
+            self._waiters.end(batch)
         return Report(receipts)
 
     def noop(self, *, deadline: float | Deadline | None = None) -> Reply:

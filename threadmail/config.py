@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from urllib.parse import quote, unquote
 
-from ._known.barred import RefusedLogins
+from ._known.refused_logins import RefusedLogins
 from ._known.riding import Riding
 from ._message.address import a_label
 from .errors import InvalidConfig

@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 
 from ._connection.breaker import CircuitBreaker
 from ._connection.idle import IdleWatch
-from ._pool.departed import Departed
-from ._pool.has import Answer, Closer, Farewell, Lease, PoolStats
+from ._pool.held import Answer, Closer, Farewell, Lease, PoolStats
 from ._pool.keys import Keys
 from ._pool.leases import AT_ONCE, have_here, held, in_line, is_good, is_refusal, no_longer_here
 from ._pool.redial import Redials
+from ._pool.retired import Retired
 from ._pool.room import Room
 from ._runtime.deadline import NEVER, Deadline, now, out_of_time
 from ._runtime.guard import BornAnew
@@ -75,7 +75,7 @@ class ClientPool(BornAnew):
         super().__init__()
 
     def _inherited(self) -> list[Client]:
-        return [*self._keys.clients(), *self._departed.lingering]
+        return [*self._keys.clients(), *self._retired.lingering]
 
     def _reset(self) -> None:
         # Also in a forked child, which begins anew.
@@ -84,7 +84,7 @@ class ClientPool(BornAnew):
         breaker, room = CircuitBreaker(RetryPolicy(), self._rng), Room(self._rng)
         self._keys = Keys(self.max_size, breaker, room, lambda: Redials(self, self.config, self._rng).client, life)
         self._steps = Steps(self._keys.wake_first)  # the one lock: guards the keys, and all that is below
-        self._departed = Departed(self._steps)
+        self._retired = Retired(self._steps)
         self._goodbyes: list[threading.Thread] = []
         self._watch = IdleWatch(self) if self.config.idle_timeout is not None else None
         self._watching = False  # or about to
@@ -223,9 +223,9 @@ class ClientPool(BornAnew):
         starts, lingering = self._decide(end, self._returned, lease) or (False, ())
         if starts:
             self._start_watch()
-        self._departed.sweep(lingering)
+        self._retired.sweep(lingering)
         if lingering and self._keys.life is not Life.OPEN:
-            self._departed.see_off()  # closed in the middle of a step, by a signal handler: it left this to us
+            self._retired.see_off()  # closed in the middle of a step, by a signal handler: it left this to us
 
     def _returned(self, args: tuple[Farewell[Client], Lease[Client]], at: float) -> tuple[bool, Sequence[Client]]:
         """Returns whether the calling thread is to start the watch of idle clients, and whom it may have to close."""
@@ -234,10 +234,10 @@ class ClientPool(BornAnew):
         self._keys.claim(farewell, at)
         watch = self._watch
         if watch is None or not self._keys.idle or (self._watching and not watch.has_died):
-            return False, self._departed.held(at)
+            return False, self._retired.held(at)
         watch.ended()
         self._watching = True
-        return True, self._departed.held(at)
+        return True, self._retired.held(at)
 
     def _refused(self, args: tuple[Farewell[Client], Lease[Client], MailError], at: float) -> bool:
         farewell, lease, error = args
@@ -303,7 +303,7 @@ class ClientPool(BornAnew):
                     self._farewell_is_over(farewell)
                     raise
             if farewell.lingers and self._keys.life is not Life.OPEN:
-                self._departed.see_off()
+                self._retired.see_off()
         return result, more
 
     def _farewell_is_over(self, farewell: Farewell[Client]) -> bool:
@@ -314,7 +314,7 @@ class ClientPool(BornAnew):
         client = farewell.client
         assert client is not None
         if client in self._keys.ending:
-            self._departed.add(farewell, client)
+            self._retired.add(farewell, client)
         self._keys.gone(client, at)
         return self._keys.has_to_end
 
@@ -328,7 +328,7 @@ class ClientPool(BornAnew):
         """
         limit = self.config.idle_timeout
         assert limit is not None
-        self._departed.sweep(self._steps.take(self._departed.held))
+        self._retired.sweep(self._steps.take(self._retired.held))
         while self._end_one(NEVER, "idle", self._claim_due, now() - limit)[0]:
             pass
         return self._steps.take(self._next_look, limit)
@@ -340,7 +340,7 @@ class ClientPool(BornAnew):
     def _next_look(self, limit: float, at: float) -> float | None:
         if self._keys.idle:
             return max(0.0, self._keys.idle[0][1] + limit - at)
-        if self._keys.leased or self._keys.ending or self._departed.lingering:
+        if self._keys.leased or self._keys.ending or self._retired.lingering:
             return limit
         if self._watch is not None:
             self._watch.ended()
@@ -395,8 +395,8 @@ class ClientPool(BornAnew):
         finally:
             goodbyes, lingering = self._steps.surely(self._leave, closer) or ([], ())
         if lingering:
-            self._departed.sweep(lingering)
-            self._departed.see_off()
+            self._retired.sweep(lingering)
+            self._retired.see_off()
         for thread in (watcher, *goodbyes):
             join_thread(thread, GRACE)
 
@@ -419,7 +419,7 @@ class ClientPool(BornAnew):
     def _leave(self, closer: Closer[Client], at: float) -> tuple[list[threading.Thread], Sequence[Client]]:
         """Returns the threads that said goodbye, and whom somebody holds by its `sync_root` still."""
         self._keys.leave(closer, at)
-        return [*self._goodbyes], self._departed.held(at)
+        return [*self._goodbyes], self._retired.held(at)
 
     def _await(self, closer: Closer[Client], end: Deadline) -> bool:
         """Wait for all that this closing has to wait for. Returns whether there is something left at the end."""
@@ -443,9 +443,9 @@ class ClientPool(BornAnew):
         self._check_process()
         with self._steps.lock:
             keys = self._keys
-            clients = [*keys.clients(), *self._departed.lingering]
+            clients = [*keys.clients(), *self._retired.lingering]
             leased = len(keys.leased) + len(keys.ending)
-            numbers = len(keys.waiting), leased, len(keys.idle), self._departed.opened, Counter(self._departed.closed)
+            numbers = len(keys.waiting), leased, len(keys.idle), self._retired.opened, Counter(self._retired.closed)
         waiting, leased, idle, opened, closed = numbers
         for client in clients:  # outside the lock: a client's numbers are behind its own
             stats = client.stats()

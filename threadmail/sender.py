@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from typing import Any, NamedTuple
 
-from ._connection.turn import require_many
+from ._connection.batch import require_many
 from ._dispatch import at_exit as _exit
 from ._dispatch.collector import Collector
 from ._dispatch.dispatcher import Dispatcher

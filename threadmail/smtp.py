@@ -20,7 +20,7 @@ from ._runtime.deadline import NEVER, Deadline, DeadlinePassed
 from ._runtime.outside import is_of_a_handler
 from ._session import login as _login
 from ._session.dialogue import UNSET, Answer, State, exclusive, exclusive_parting
-from ._session.mailing import Mailing
+from ._session.sendmail import SendingDialogue
 from ._transport.connecting import in_time, is_from_outside_the_dial, seconds_left, tls_context, why_not_connected
 from ._transport.lookup import CalledOff, ResolverFailed, Waiter, addresses, default_local_hostname
 from ._transport.socket import is_from_outside
@@ -48,7 +48,7 @@ from .receipt import Reply
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-class _Client(Mailing):
+class _Client(SendingDialogue):
     """What the three classes have in common."""
 
     # smtplib's own, which is set here as well.

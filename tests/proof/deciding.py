@@ -47,14 +47,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_sender*",
         "test_exit*",
     ),
-    "threadmail._dispatch.leavings": (
-        "test_decisions_leavings*",
+    "threadmail._dispatch.recovery": (
+        "test_decisions_recovery*",
         "test_dispatcher*",
         "test_decisions_dispatcher*",
         "test_sender*",
         "test_exit*",
     ),
-    "threadmail._dispatch.door": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
+    "threadmail._dispatch.admission": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._dispatch.teller": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._dispatch.starter": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
     "threadmail._dispatch.closing": ("test_dispatcher*", "test_decisions_dispatcher*", "test_sender*", "test_exit*"),
@@ -74,14 +74,19 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_window*",
         "test_riding*",
     ),
-    "threadmail._protocol.passage": ("test_decisions_passage*", "test_window*", "test_riding*", "test_grouping*"),
+    "threadmail._protocol.progress": ("test_decisions_progress*", "test_window*", "test_riding*", "test_grouping*"),
     "threadmail._session.window": ("test_decisions_window*", "test_window*"),
     "threadmail._known.riding": ("test_decisions_riding*", "test_riding*"),
     "threadmail._pool.keys": ("test_decisions_keys*", "test_keys*", "test_pool*"),
     "threadmail._pool.room": ("test_decisions_room*", "test_keys*", "test_pool*"),
     "threadmail._pool.leases": ("test_decisions_leases*", "test_pool*"),
     "threadmail.pool": ("test_pool*", "test_decisions_pool*", "test_keys*"),
-    "threadmail._connection.kept": ("test_kept*", "test_decisions_kept*", "test_client*", "test_last_moment*"),
+    "threadmail._connection.kept_connection": (
+        "test_kept_connection*",
+        "test_decisions_kept*",
+        "test_client*",
+        "test_last_moment*",
+    ),
 }
 
 #: Mutants that nobody can notice, each with the argument.

@@ -29,7 +29,7 @@ from threadmail._dispatch.limits import ConcurrencyLimit
 from threadmail._dispatch.schedule import Schedule
 from threadmail._dispatch.starter import Starter
 from threadmail._dispatch.timeheap import TimeHeap
-from threadmail._pool.has import Lease
+from threadmail._pool.held import Lease
 from threadmail._pool.keys import Keys
 from threadmail._pool.room import Room
 from threadmail._runtime.steps import Steps

@@ -15,7 +15,7 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import SMTP, Client, LoginRefused, ServerConfig, TimedOut
-from threadmail._connection.line import Line
+from threadmail._connection.waiters import Waiters
 from threadmail._runtime.deadline import NEVER
 
 from .scenario import CLIENT, CONFIG, IDLE, LOST, OWNER, Scenario, by_envelope, orders, small
@@ -112,7 +112,7 @@ def clients(*acts: Callable[[Client], object]) -> Program:
 def left_in_line(run: Run) -> None:
     """Whose thread ended where it stood in line, without a word, holds a batch up once and not at each turn."""
     threads = Threads(run, Server())
-    line = Line()
+    line = Waiters()
 
     def turns() -> None:
         line._places[threading.Event()] = None

@@ -16,7 +16,7 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import SMTP, Client, ClientPool, Closed, ConnectionLost, Envelope, Reentered, TimedOut
-from threadmail._connection.kept import PROBE_AFTER
+from threadmail._connection.kept_connection import PROBE_AFTER
 from threadmail._runtime.steps import Bell
 
 from .scenario import CONFIG, IDLE, NOBODY_HOME, POOL, QUIET, Scenario, by_envelope, small

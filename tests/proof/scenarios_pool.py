@@ -13,7 +13,7 @@ from tests.detsched.modelserver import ModelServer
 from tests.detsched.scenario import PostOffice
 from tests.detsched.smtpmodel import Faults
 from threadmail import ClientPool, Envelope, Receipt
-from threadmail._pool.departed import LINGER
+from threadmail._pool.retired import LINGER
 from threadmail._runtime.life import Life
 
 from .scenario import CONFIG, NOBODY_HOME, OWNER, POOL, Scenario, by_envelope
@@ -37,7 +37,7 @@ def pooled(
         pool = ClientPool(CONFIG, max_size=size)
         pool._watch = None  # the idle watch has scenarios of its own
         # One turn of who waits for a held client, and not six hundred, each with an order of its own.
-        run.context.enter_context(patch("threadmail._pool.departed.LINGER_TURN", LINGER))
+        run.context.enter_context(patch("threadmail._pool.retired.LINGER_TURN", LINGER))
 
         def send(envelope: Envelope) -> Receipt:
             return pool.send(envelope, deadline=deadline)

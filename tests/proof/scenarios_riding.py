@@ -1,8 +1,8 @@
 """Messages whose commands leave with the content of the one ahead, and what may happen to either meanwhile.
 
-With lanes: the lane's next message is aboard; it, or the one ahead, is taken back or called off, the sender is closed,
-the connection lost at each of the places where that makes a difference. With one `Client` and the batches of several
-threads, which take turns on it.
+With lanes: the lane's next message is prefetched; it, or the one ahead, is taken back or called off, the sender is
+closed, the connection lost at each of the places where that makes a difference. With one `Client` and the batches of
+several threads, which take turns on it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class _Interrupt(BaseException):
 
 
 def interrupted_asking(dispatcher: Dispatcher, worker: Worker) -> None:
-    """A worker that is interrupted while it is given a message to have aboard."""
+    """A worker that is interrupted while it is given a message to have prefetched."""
     _interrupted(dispatcher, worker, "wake_first", "_follow")
 
 
 def interrupted_beginning(dispatcher: Dispatcher, worker: Worker) -> None:
-    """A worker that is interrupted when it has a message aboard, of which nothing has been written."""
+    """A worker that is interrupted when it has a message prefetched, of which nothing has been written."""
     _interrupted(dispatcher, worker, "begun", "send")
 
 
@@ -164,8 +164,8 @@ SCENARIOS = [
     riding("1 lane, 3 messages", 1, 1, 3),
     riding("1 lane, 3 messages, 2 of them late", 30, 1, 3, late=2),
     riding("2 lanes, 2 messages", 500, 2, 2, connected=True),
-    riding("the one aboard cancelled", 51, 1, 2, cancel(1), failures=["cancelled"]),
-    riding("the one aboard called off", 55, 1, 3, abort(1), failures=["Aborted"]),
+    riding("the one prefetched cancelled", 51, 1, 2, cancel(1), failures=["cancelled"]),
+    riding("the one prefetched called off", 55, 1, 3, abort(1), failures=["Aborted"]),
     riding("the one ahead called off", 50, 1, 3, abort(0), failures=["Aborted"]),
     riding("closed, and the queue worked off", 7, 1, 2, close(drain=True)),
     riding("closed", 535, 1, 2, close(), failures=["Closed"]),
@@ -174,7 +174,7 @@ SCENARIOS = [
         "each connection dropped at its first final reply", 1, 1, 3, faults=Faults(drop_final={EVERY: 1}), failures=LOST
     ),
     riding(
-        "dropped at the final reply, the one aboard cancelled",
+        "dropped at the final reply, the one prefetched cancelled",
         75,
         1,
         2,
@@ -183,7 +183,7 @@ SCENARIOS = [
         failures=(*LOST, "cancelled"),
     ),
     riding(
-        "dropped at the final reply, the one aboard called off",
+        "dropped at the final reply, the one prefetched called off",
         70,
         1,
         2,
@@ -202,7 +202,7 @@ SCENARIOS = [
     ),
     riding("hung up on after the final reply", 1, 1, 3, faults=BETWEEN),
     riding(
-        "hung up on after the final reply, the one aboard called off",
+        "hung up on after the final reply, the one prefetched called off",
         47,
         1,
         2,
@@ -210,9 +210,9 @@ SCENARIOS = [
         faults=BETWEEN,
         failures=["Aborted"],
     ),
-    riding("hung up on in the middle of the replies to the one aboard", 1, 1, 3, faults=Faults(drop={0: 6})),
-    riding("421 to the one aboard", 1, 1, 3, faults=CLOSING),
-    riding("421 to the one aboard, called off", 47, 1, 2, abort(1), faults=CLOSING, failures=["Aborted"]),
+    riding("hung up on in the middle of the replies to the one prefetched", 1, 1, 3, faults=Faults(drop={0: 6})),
+    riding("421 to the one prefetched", 1, 1, 3, faults=CLOSING),
+    riding("421 to the one prefetched, called off", 47, 1, 2, abort(1), faults=CLOSING, failures=["Aborted"]),
     riding("421 to the content", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "421 4.3.2 closing"})),
     riding("one recipient refused", 1, 1, 3, recipients=2, faults=REFUSED),
     riding("all recipients refused", 1, 1, 3, faults=REFUSED, failures=[ALL_REFUSED]),
@@ -227,7 +227,7 @@ SCENARIOS = [
     ),
     riding("content refused", 1, 1, 3, faults=SPAM, failures=["DataRefused 554"]),
     riding(
-        "content refused, the one aboard called off",
+        "content refused, the one prefetched called off",
         60,
         1,
         2,
@@ -236,9 +236,9 @@ SCENARIOS = [
         failures=["DataRefused 554", "Aborted"],
     ),
     riding("content put off", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "451 4.3.0 later"})),
-    riding("interrupted as one comes aboard", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
+    riding("interrupted as one comes prefetched", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     riding(
-        "interrupted as one comes aboard, which is cancelled",
+        "interrupted as one comes prefetched, which is cancelled",
         62,
         1,
         2,
@@ -247,7 +247,7 @@ SCENARIOS = [
         failures=["MailError", "cancelled"],
     ),
     riding(
-        "interrupted as one comes aboard, which is called off",
+        "interrupted as one comes prefetched, which is called off",
         55,
         1,
         2,
@@ -266,14 +266,14 @@ SCENARIOS = [
     ),
     riding("no token for the next one", 1, 1, 2, throttle=one_token),
     riding("no token for the next one, 2 lanes", 16, 2, 2, connected=True, throttle=one_token),
-    riding("a deadline too short to be aboard", 1, 1, 2, ends={1: 100.0}),
+    riding("a deadline too short to be prefetched", 1, 1, 2, ends={1: 100.0}),
     # Batches hold the one lock over a turn, so turns are what is counted.
     *(of_batches(f"batches, {t}x{m}", batches(t, m), orders(t, 1), formula=True) for t, m in [(2, 2), (2, 3), (3, 2)]),
     of_batches("batches, 2x4 in turns of 2", batches(2, 4, turn=2), 33),
     of_batches("batches, 2x2 beside a message", batches(2, 2, singles=1), orders(3, 1), formula=True),
     of_batches("batches, dropped at the final reply, 2x2", batches(2, 2, faults=DROPPED, failures=LOST), 2),
     of_batches("batches, hung up on after the final reply, 2x2", batches(2, 2, faults=BETWEEN), 2),
-    of_batches("batches, 421 to the one aboard, 2x2", batches(2, 2, faults=CLOSING), 2),
+    of_batches("batches, 421 to the one prefetched, 2x2", batches(2, 2, faults=CLOSING), 2),
     of_batches("batches, content refused, 2x2", batches(2, 2, faults=SPAM, failures=["DataRefused 554"]), 2),
     of_batches("batches, all recipients refused, 2x2", batches(2, 2, faults=REFUSED, failures=[ALL_REFUSED]), 2),
     of_batches("batches, 1x2 beside close()", batches(1, 2, other=close_anyway, failures=ENDED), 168),

@@ -87,9 +87,9 @@ SCENARIOS = [
     windowed("content refused", 1, 1, 3, faults=SPAM, failures=[_NO]),
     windowed("content refused, the one behind called off", 52, 1, 2, abort(1), faults=SPAM, failures=[_NO, "Aborted"]),
     windowed("content put off", 1, 1, 3, faults=_first_content("451 4.3.0 later")),
-    windowed("interrupted as one comes aboard", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
+    windowed("interrupted as one comes prefetched", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     windowed(
-        "interrupted as one comes aboard, which is cancelled",
+        "interrupted as one comes prefetched, which is cancelled",
         62,
         1,
         2,
@@ -107,7 +107,7 @@ SCENARIOS = [
         failures=["MailError", "Aborted"],
     ),
     windowed("no token for the next one", 1, 1, 2, throttle=one_token),
-    windowed("a deadline too short to be aboard", 1, 1, 2, ends={1: 100.0}),
+    windowed("a deadline too short to be prefetched", 1, 1, 2, ends={1: 100.0}),
     *(
         of_batches(f"batches in a window, {t}x{m}", batches(t, m, window=2), orders(t, 1), formula=True)
         for t, m in [(2, 2), (2, 3)]

@@ -18,9 +18,9 @@ CHEAP = 2.0  # seconds that a hunt took on the machine that recorded it
 UNSEARCHED = {
     "threadmail._dispatch.closing",
     "threadmail._dispatch.dispatcher",
-    "threadmail._dispatch.door",
+    "threadmail._dispatch.admission",
     "threadmail._dispatch.job",
-    "threadmail._connection.kept",
+    "threadmail._connection.kept_connection",
     "threadmail._dispatch.sender_stats",
     "threadmail._dispatch.starter",
     "threadmail._dispatch.stream",

@@ -72,7 +72,7 @@ def test_once_finishes_what_is_on_the_wire(number: signal.Signals) -> None:
         go_on.set()
         out, err = process.communicate(timeout=20.0)
         assert out == "sent\nsent\n"
-        # Where another message was aboard already there is no way back from its DATA but to hang up.
+        # Where another message was prefetched already there is no way back from its DATA but to hang up.
         assert all(lines[-1].lower() in ("quit", "data") for lines in server.received if lines)
     assert "3 messages were not sent when the sender was closed" in err
     assert process.returncode == status(number)

@@ -43,7 +43,7 @@ def send(
     before_mail: BeforeMail | None = None,
     before_final: BeforeFinal | None = None,
 ) -> Receipt:
-    """One message by itself, with nothing aboard before or after."""
+    """One message by itself, with nothing prefetched before or after."""
     return Pipeline(wire).send(message, terms, before_mail=before_mail, before_final=before_final)
 
 

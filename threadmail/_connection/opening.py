@@ -14,7 +14,7 @@ import errno
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from .._known.barred import mark
+from .._known.refused_logins import mark
 from .._runtime.deadline import NEVER, Deadline, now
 from .._runtime.guard import holding
 from .._runtime.outside import is_of_a_handler

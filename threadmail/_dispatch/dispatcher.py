@@ -31,12 +31,12 @@ from ..errors import Aborted, Closed, MailError, Outcome
 from ..receipt import Receipt
 from ..retry import RetryPolicy
 from ..throttle import Throttle
+from .admission import Admission
 from .closing import LONGEST_WAIT, Closing
 from .conclusions import learn, put_where_it_belongs, told_of_dial
-from .door import Door
 from .entry import Entry
 from .job import Job
-from .leavings import left_by, lost_behind
+from .recovery import left_by, lost_behind
 from .schedule import ON_WIRE, SLICE, Do, Schedule, Waiter
 from .sender_stats import SenderStats, seen, with_connections
 from .starter import Starter
@@ -106,7 +106,7 @@ class Dispatcher:
             not_begun=self._wake_closers,
             is_over=lambda: self._closing.life is Life.CLOSED,
         )
-        self._door = Door(
+        self._admission = Admission(
             self._lock,
             self._schedule,
             self._not_empty,
@@ -130,15 +130,15 @@ class Dispatcher:
 
     def put(self, job: Job) -> None:
         with self.entry:
-            self._door.put(job)
+            self._admission.put(job)
 
     def put_some(self, jobs: Sequence[tuple[int, Job]], waiter: Waiter) -> None:
         with self.entry:
-            self._door.put_some(jobs, waiter)
+            self._admission.put_some(jobs, waiter)
 
     def leave_line(self, waiter: Waiter) -> None:
         with self.entry:
-            self._door.leave_line(waiter)
+            self._admission.leave_line(waiter)
 
     def withdraw(self, job: Job, error: MailError, *, cancelled: bool = False) -> bool:
         with self.entry:

@@ -165,7 +165,7 @@ class Worker:
             self.current = self._offered = self._letter = None  # who is idle holds nobody's message
             if not self.prefetched:
                 return self._head()
-            resumable = self.client.aboard
+            resumable = self.client.prefetched
             job = self.prefetched[0]
             if resumable is not None and job.transaction is resumable and not job.called_off:
                 self.current = job
@@ -196,7 +196,7 @@ class Worker:
         begun = job.transaction if is_ours else None
         letter = job.envelope if is_ours else self._letter
         assert letter is not None
-        if begun is not None and begun is not self.client.aboard:
+        if begun is not None and begun is not self.client.prefetched:
             return begun.receipt()  # it was lost, and says so
         end = job.end
         if end.at != inf and begun is None and end.passed:
@@ -260,7 +260,7 @@ class Worker:
         if boss.others_idle or boss.is_paused:
             return None
         with self.lock:
-            if self.prefetched and self.prefetched[0].transaction is not self.client.aboard:
+            if self.prefetched and self.prefetched[0].transaction is not self.client.prefetched:
                 return None  # this is another connection than theirs: they are to be seen to first
             follower = self._prefetch() if self.run else None
             if follower is None and self.run:

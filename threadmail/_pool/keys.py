@@ -32,7 +32,7 @@ from typing import Generic
 from .._connection.breaker import CircuitBreaker, Dial
 from .._runtime.life import Life
 from ..errors import Aborted, Closed, ConnectFailed, MailError, Reentered, ReplyError
-from .has import Answer, C, Closer, Farewell, Has, Lease
+from .held import Answer, C, Closer, Farewell, Held, Lease
 from .room import Room
 
 #: Seconds after an answer in which a server that says "not now" is full and not dead: it may still count a connection
@@ -129,11 +129,11 @@ class Keys(Generic[C]):
         return self._taken() >= self.max_size or now < self.room.opens_at or self.breaker.probing
 
     @staticmethod
-    def _held_up(waiting: Iterable[Lease[C] | Closer[C]]) -> set[Has[C] | None]:
+    def _held_up(waiting: Iterable[Lease[C] | Closer[C]]) -> set[Held[C] | None]:
         """What those have who wait."""
         return {held for each in waiting for held in each.holds}
 
-    def _can_come_free(self, held_up: set[Has[C] | None]) -> bool:
+    def _can_come_free(self, held_up: set[Held[C] | None]) -> bool:
         return not (held_up.issuperset(self.leased) and held_up.issuperset(self.ending.values()))
 
     def _others(self, lease: Lease[C]) -> bool:

@@ -15,7 +15,7 @@ from .._runtime.deadline import NEVER, Deadline
 from .._runtime.guard import holding
 from ..client import Client
 from ..errors import CONNECTING, Aborted, Closed, MailError, Reentered, TimedOut
-from .has import Has
+from .held import Held
 from .keys import Keys
 
 #: Seconds in the line of those who name no time-out. Nobody in front of them waits longer for a reply to a command, by
@@ -31,10 +31,10 @@ AT_ONCE = Deadline(0.0)
 
 #: What callers of this context have, and in which thread. Not by the thread alone: frameworks enter a lease
 #: in one thread of theirs, in a context of its own, and leave it in another one; the first is free for other work.
-_had_here: ContextVar[tuple[tuple[int, Has[Client]], ...]] = ContextVar("threadmail leases", default=())
+_had_here: ContextVar[tuple[tuple[int, Held[Client]], ...]] = ContextVar("threadmail leases", default=())
 
 
-def held(keys: Keys[Client]) -> tuple[Has[Client], ...]:
+def held(keys: Keys[Client]) -> tuple[Held[Client], ...]:
     """What the caller has of one pool."""
     here = _had_here.get()
     if not here:
@@ -43,21 +43,21 @@ def held(keys: Keys[Client]) -> tuple[Has[Client], ...]:
     return tuple(has for thread, has in here if thread == me and has.keys is keys and not has.over)
 
 
-def have_here(has: Has[Client]) -> None:
+def have_here(has: Held[Client]) -> None:
     _had_here.set((*_not_over(), (threading.get_ident(), has)))
 
 
-def no_longer_here(has: Has[Client]) -> None:
+def no_longer_here(has: Held[Client]) -> None:
     has.over = True
     _had_here.set(tuple(_not_over()))
 
 
-def _not_over() -> list[tuple[int, Has[Client]]]:
+def _not_over() -> list[tuple[int, Held[Client]]]:
     """What was noted in this context, but for what has ended since, here or in the context of another thread."""
     return [each for each in _had_here.get() if not each[1].over]
 
 
-def in_line(end: Deadline, holds: Sequence[Has[Client]]) -> Deadline:
+def in_line(end: Deadline, holds: Sequence[Held[Client]]) -> Deadline:
     """When the wait for what others have is over, for a caller who has this much already."""
     if end is not NEVER:
         return end

@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn, TypeAlias
 
 from .._message.content import SMALL, Content, stuffed_blocks
 from .._message.content import stuffed as stuffed  # for SMTP.data() too
-from .._protocol.passage import Passage
+from .._protocol.progress import Progress
 from .._protocol.transaction import Command, Terms, Transaction
 from .._transport.wire import Wire, joined
 from ..envelope import Envelope
@@ -56,16 +56,16 @@ class Pipeline:
     """The transactions under way on one connection.
 
     Attributes:
-        aboard: the message whose commands were written, to the last or in part, together with the content of the one
-            ahead of it; in a window all that were written behind it. They are for the next calls, in order.
+        prefetched: the message whose commands were written, to the last or in part, together with the content of the
+            one ahead of it; in a window all that were written behind it. They are for the next calls, in order.
         said_goodbye: QUIT was written behind the last message; its reply is still to be read.
     """
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.aboard: deque[Passage] = deque()
+        self.prefetched: deque[Progress] = deque()
         self.said_goodbye = False
-        self._window = Window(wire, self.aboard)
+        self._window = Window(wire, self.prefetched)
 
     def send(
         self,
@@ -77,14 +77,14 @@ class Pipeline:
         follow: Follow | None = None,
         is_last: Callable[[], bool] | None = None,
     ) -> Receipt:
-        """Send one message, or see the one through that is aboard.
+        """Send one message, or see the one through that is prefetched.
 
-        Takes two round trips where PIPELINING is among the terms, and one if the message was aboard; else one for each
-        command.
+        Takes two round trips where PIPELINING is among the terms, and one if the message was prefetched; else one for
+        each command.
 
         Args:
             follow: gives the message whose commands are to be written with the content of this one; with a window,
-                messages to be written behind it. They are aboard then, and what the next calls are for.
+                messages to be written behind it. They are prefetched then, and what the next calls are for.
             is_last: whether no more messages are to come over this connection: then QUIT leaves with the content of the
                 last one, and the server has closed by the time it is needed no more.
             before_final: what it raises about a message behind this one in a window is kept for the call that is for
@@ -96,35 +96,35 @@ class Pipeline:
             MailError: with a receipt. The connection is ready for the next message, or closed.
         """
         # Until the `try` below nothing may be taken off and called after: an exception from outside comes when a call
-        # returns, and a message that is gone from `aboard` while its replies are due has them taken for another one's.
-        aboard = self.aboard
-        riding = passage = aboard[0] if aboard else None
-        if passage is None:
-            passage = Passage(envelope, terms)
-            if passage.refusal is None and before_mail is not None:
+        # returns, and a message that is gone from `prefetched` with replies due has them taken for another one's.
+        prefetched = self.prefetched
+        riding = progress = prefetched[0] if prefetched else None
+        if progress is None:
+            progress = Progress(envelope, terms)
+            if progress.refusal is None and before_mail is not None:
                 try:
-                    call_hook(before_mail, passage.transaction)
+                    call_hook(before_mail, progress.transaction)
                 except MailError as error:
-                    raise passage.transaction.blame(error) from error.__cause__
-        assert passage.envelope is envelope
-        transaction = passage.transaction
-        if passage.refusal is not None:
-            if isinstance(passage.refusal, MailError):
-                transaction.blame(passage.refusal)
+                    raise progress.transaction.blame(error) from error.__cause__
+        assert progress.envelope is envelope
+        transaction = progress.transaction
+        if progress.refusal is not None:
+            if isinstance(progress.refusal, MailError):
+                transaction.blame(progress.refusal)
             if riding is not None:
-                aboard.popleft()  # nothing of it was written
-            raise passage.refusal from passage.refusal.__cause__
+                prefetched.popleft()  # nothing of it was written
+            raise progress.refusal from progress.refusal.__cause__
         if "pipelining" not in terms.extensions or terms.riding.ended:
             follow = is_last = None
-        rode = passage.chunk is None and bool(passage.before or passage.unanswered)
+        rode = progress.chunk is None and bool(progress.before or progress.unanswered)
         try:
             try:
                 if riding is not None:
-                    aboard.popleft()
-                if passage.chunk is not None:
-                    self._send_in_window(passage, before_final, follow, is_last)
+                    prefetched.popleft()
+                if progress.chunk is not None:
+                    self._send_in_window(progress, before_final, follow, is_last)
                 else:
-                    self._exchange(passage)
+                    self._exchange(progress)
                     if transaction.error is None:
                         source = transaction.envelope.source
                         if (
@@ -155,7 +155,7 @@ class Pipeline:
             return  # it is we who had enough, or the server has said why
         riding, server = transaction.terms.riding, transaction.terms.server
         if transaction.phase is _FINAL:
-            if self.aboard or self.said_goodbye:
+            if self.prefetched or self.said_goodbye:
                 riding.end(server, error)
         elif rode and transaction.phase is not _CONTENT:
             if isinstance(error, (BadReply, ReplyTimedOut)):
@@ -163,13 +163,13 @@ class Pipeline:
             else:
                 riding.hung_up(server, error)
 
-    def _take_aboard(self, terms: Terms, follower: Follower) -> Passage:
-        """Have the next message aboard."""
-        passage = Passage(follower[0], terms)
-        self.aboard.append(passage)
+    def _prefetch(self, terms: Terms, follower: Follower) -> Progress:
+        """Have the next message prefetched."""
+        progress = Progress(follower[0], terms)
+        self.prefetched.append(progress)
         if follower[1] is not None:
-            call_hook(follower[1], passage.transaction)
-        return passage
+            call_hook(follower[1], progress.transaction)
+        return progress
 
     def _take_behind(self, terms: Terms, follow: Follow | None) -> list[str]:
         """Ask for the next message, where one by itself is under way. Returns the commands to write with it.
@@ -177,59 +177,59 @@ class Pipeline:
         RSET is their head: it costs no round trip. It ends what a content that is refused may leave behind, and a
         server in the field crashes on a bare MAIL and RCPT there (Dovecot submission 2.3: 10 of 10 sessions).
         """
-        follower = follow() if follow is not None and not self.aboard else None
+        follower = follow() if follow is not None and not self.prefetched else None
         if follower is None:
             return []
-        passage = self._take_aboard(terms, follower)
+        progress = self._prefetch(terms, follower)
         # One that is for a window opens it, in its turn; and of one that the server cannot take there is nothing.
-        if passage.chunk is not None or passage.refusal is not None:
+        if progress.chunk is not None or progress.refusal is not None:
             return []
-        passage.before = _RESET
-        return ["rset", *[each[1] for each in passage.take()]]
+        progress.before = _RESET
+        return ["rset", *[each[1] for each in progress.take()]]
 
     def _farewell(self, is_last: Callable[[], bool] | None) -> bool:
         """Whether QUIT is to be written now: behind all that is to be, once."""
         if is_last is None or self.said_goodbye or not is_last():
             return False
-        if any(each.chunk is None or each.waiting for each in self.aboard):
+        if any(each.chunk is None or each.waiting for each in self.prefetched):
             return False  # its content is still to come
         self.said_goodbye = True
         return True
 
     def _send_in_window(
         self,
-        passage: Passage,
+        progress: Progress,
         before_final: BeforeFinal | None,
         follow: Follow | None,
         is_last: Callable[[], bool] | None,
     ) -> None:
         """Keep the window full, and take the replies to the first message in it."""
-        terms = passage.transaction.terms
-        if passage.waiting:
-            self._window.write(passage, before_final, in_turn=True)
+        terms = progress.transaction.terms
+        if progress.waiting:
+            self._window.write(progress, before_final, in_turn=True)
         while self._window.has_room(terms.window):
             follower = follow() if follow is not None else None
             if follower is None:
                 break
-            behind = self._take_aboard(terms, follower)
+            behind = self._prefetch(terms, follower)
             if behind.chunk is not None and self._window.fits(behind):
                 self._window.write(behind, before_final, in_turn=False)
         if self._farewell(is_last):
             self._window.say_goodbye()
-        self._window.take(passage)
+        self._window.take(progress)
 
     # ------------------------------------------------------------ commands
 
-    def _exchange(self, passage: Passage) -> None:
+    def _exchange(self, progress: Progress) -> None:
         """Write the commands, in overlapping groups, and take all replies, whatever the first one says."""
-        wire, transaction = self.wire, passage.transaction
-        rode = bool(passage.unanswered)
+        wire, transaction = self.wire, progress.transaction
+        rode = bool(progress.unanswered)
         if not rode:
-            self._write_group(passage)
+            self._write_group(progress)
         begun = None
-        if not passage.waiting and passage.before in _NOTHING_OR_RESET:
-            ahead = len(passage.before)
-            count = ahead + len(passage.unanswered)
+        if not progress.waiting and progress.before in _NOTHING_OR_RESET:
+            ahead = len(progress.before)
+            count = ahead + len(progress.unanswered)
             known = wire.read_known_group(count)
             if known is not None:
                 transaction.take_consent(known[ahead:])
@@ -237,24 +237,24 @@ class Pipeline:
                     transaction.terms.riding.hang_ups = 0
                 return
             begun = wire.place
-        if passage.before:
-            self._back_at_the_start(passage.before)
-        while passage.unanswered or (passage.waiting and transaction.error is None):
-            if passage.waiting and transaction.error is None:
-                self._write_group(passage)
-            if not self._take_answer(transaction, passage.unanswered.popleft(), rode):
+        if progress.before:
+            self._back_at_the_start(progress.before)
+        while progress.unanswered or (progress.waiting and transaction.error is None):
+            if progress.waiting and transaction.error is None:
+                self._write_group(progress)
+            if not self._take_answer(transaction, progress.unanswered.popleft(), rode):
                 return
         if begun is not None and transaction.error is None:
             wire.learn_group(begun, count)
         if rode:
             transaction.terms.riding.hang_ups = 0
 
-    def _write_group(self, passage: Passage) -> None:
+    def _write_group(self, progress: Progress) -> None:
         """Write the commands that may be written now, if any."""
-        if not passage.unanswered:
-            passage.transaction.phase = passage.waiting[0].phase
+        if not progress.unanswered:
+            progress.transaction.phase = progress.waiting[0].phase
             self.wire.require_quiet()
-        group = passage.take()
+        group = progress.take()
         if group:
             self.wire.write_commands([command[1] for command in group])
 
@@ -368,14 +368,14 @@ class Pipeline:
             dot = (".",)
         if not wire.is_open:
             return
-        if self.said_goodbye or any(passage.unanswered for passage in self.aboard):
+        if self.said_goodbye or any(progress.unanswered for progress in self.prefetched):
             return  # what was written behind it has an RSET at its head
         try:
             behind = self._take_behind(transaction.terms, follow)
             wire.require_quiet()
             wire.write_commands([*dot, *(behind or ["rset"])])
             if behind:
-                self.aboard[0].before = dot + _RESET
+                self.prefetched[0].before = dot + _RESET
             else:
                 self._back_at_the_start(dot + _RESET)
         except MailError:

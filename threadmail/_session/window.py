@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from copy import copy
 
-from .._protocol.passage import IN_FLIGHT, Passage
+from .._protocol.progress import IN_FLIGHT, Progress
 from .._protocol.transaction import Transaction
 from .._transport.wire import Wire
 from ..errors import BadReply, ConnectionLost, MailError, Phase, call_hook
@@ -24,15 +24,15 @@ class Window:
     """What is under way on one connection, of those that leave content and all.
 
     Args:
-        aboard: the messages behind the one that is being seen through, in order; those written are in the window.
+        prefetched: the messages behind the one that is being seen through, in order; those written are in the window.
 
     Attributes:
         saw_closing: the server has said 421.
     """
 
-    def __init__(self, wire: Wire, aboard: deque[Passage]) -> None:
+    def __init__(self, wire: Wire, prefetched: deque[Progress]) -> None:
         self._wire = wire
-        self._aboard = aboard
+        self._prefetched = prefetched
         self._outstanding = 0  # replies
         self._broken: ConnectionLost | None = None  # nothing can be written any more; what was said can still be read
         self.saw_closing = False
@@ -42,18 +42,18 @@ class Window:
     def has_room(self, size: int) -> bool:
         """Whether another message may be asked for, of `size` at once."""
         return (
-            len(self._aboard) < size - 1
+            len(self._prefetched) < size - 1
             and self._outstanding < IN_FLIGHT
             and self._broken is None
-            and not (self._aboard and self._aboard[-1].waiting)
+            and not (self._prefetched and self._prefetched[-1].waiting)
         )
 
-    def fits(self, passage: Passage) -> bool:
+    def fits(self, progress: Progress) -> bool:
         """Whether the replies to this message may be outstanding as well; else it is written in its turn."""
-        return self._outstanding + len(passage.before) + len(passage.waiting) <= IN_FLIGHT
+        return self._outstanding + len(progress.before) + len(progress.waiting) <= IN_FLIGHT
 
     def write(
-        self, passage: Passage, before_final: Callable[[Transaction], None] | None, *, in_turn: bool = True
+        self, progress: Progress, before_final: Callable[[Transaction], None] | None, *, in_turn: bool = True
     ) -> None:
         """Write a message, all of it at once. A connection that breaks is noticed when its replies are due.
 
@@ -66,25 +66,25 @@ class Window:
         """
         if self._broken is not None:
             return
-        wire, transaction = self._wire, passage.transaction
+        wire, transaction = self._wire, progress.transaction
         if not self._outstanding:
             wire.require_quiet()
             wire.acknowledges_at_once = True
-        lines = [*passage.before, *(command.line for command in passage.waiting)]
-        assert passage.chunk is not None
+        lines = [*progress.before, *(command.line for command in progress.waiting)]
+        assert progress.chunk is not None
         if before_final is not None:
             try:
                 call_hook(before_final, transaction)
             except Exception as exc:
                 if in_turn:
                     raise
-                passage.refusal = exc
+                progress.refusal = exc
                 return
         transaction.phase = Phase.FINAL  # first, so that an interrupt in the write below leaves the message in doubt
-        passage.take()
+        progress.take()
         self._outstanding += len(lines)
         try:
-            wire.write_chunk(lines, passage.chunk)
+            wire.write_chunk(lines, progress.chunk)
         except ConnectionLost as error:
             if wire.content_left > 0:
                 transaction.phase = Phase.MAIL  # the server cannot have the last byte, and takes no part for the whole
@@ -102,19 +102,19 @@ class Window:
                     raise
                 self._broken = error
 
-    def take(self, passage: Passage) -> None:
+    def take(self, progress: Progress) -> None:
         """Take the replies to a message, all of them, whatever the first one says."""
-        wire, transaction = self._wire, passage.transaction
-        if passage.waiting:
+        wire, transaction = self._wire, progress.transaction
+        if progress.waiting:
             assert self._broken is not None
             raise copy(self._broken)
-        for _ in passage.before:
+        for _ in progress.before:
             reply = self._read()
             # A server that goes on after a 421 need not have reset anything, but then there must have been nothing to.
             if reply.code != 250 and not (self._closing and self._at_start):
                 raise BadReply(f"RSET was answered {reply}")
-        while passage.unanswered and wire.is_open:
-            command = passage.unanswered.popleft()
+        while progress.unanswered and wire.is_open:
+            command = progress.unanswered.popleft()
             decided = transaction.error is not None
             try:
                 reply = self._read(final=command.phase is Phase.FINAL)

@@ -36,7 +36,7 @@ from threadmail import (
     ServerConfig,
     TimedOut,
 )
-from threadmail._connection import kept as _kept
+from threadmail._connection import kept_connection as _kept
 from threadmail._runtime.deadline import NEVER
 from threadmail._runtime.life import Life
 from threadmail.testing import CaptureServer, Drop, Pause, Reply, Script, ScriptedServer, Serve, Signal, Stall
@@ -339,7 +339,7 @@ ALLOWED: dict[str, Callable[[Client], object]] = {
     "stats": lambda client: client.stats(),
     "repr": repr,
     "is_connected": lambda client: client.is_connected,
-    "aboard": lambda client: client.aboard,
+    "prefetched": lambda client: client.prefetched,
     "close_idle": lambda client: client.close_idle(),
 }
 

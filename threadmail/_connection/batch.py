@@ -41,7 +41,7 @@ class Taker(Protocol):
     """The client."""
 
     @property
-    def aboard(self) -> Transaction | None: ...
+    def prefetched(self) -> Transaction | None: ...
     def transmit(
         self,
         envelope: Envelope,
@@ -71,7 +71,7 @@ class _Entry:
         self.transaction = transaction
 
 
-class Turn:
+class BatchPart:
     """Messages pulled from an iterator: so many, or as many as it gives in time.
 
     Attributes:
@@ -120,8 +120,8 @@ class Turn:
         begun = deque[_Entry]()
 
         def follow() -> Follower | None:
-            if not ahead or (begun and begun[0].transaction is not client.aboard):
-                return None  # or this is another connection than the one they were aboard: they are to be seen to first
+            if not ahead or (begun and begun[0].transaction is not client.prefetched):
+                return None  # or another connection than the one they were prefetched on: they are to be seen to first
             entry = ahead.popleft()
             begun.append(entry)
             assert entry.envelope is not None
@@ -150,7 +150,7 @@ class Turn:
         if envelope is None:
             assert entry.invalid is not None
             return Receipt.not_sent(None, entry.invalid)
-        begun = transaction if transaction is not None and transaction is client.aboard else None
+        begun = transaction if transaction is not None and transaction is client.prefetched else None
         try:
             if begun is None:
                 if transaction is not None and transaction.phase is Phase.FINAL:

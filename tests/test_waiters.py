@@ -14,7 +14,7 @@ import pytest
 from tests.support.naming import NamingServer
 from threadmail import Client, Envelope, TimedOut
 from threadmail import client as client_module
-from threadmail._connection.line import Line
+from threadmail._connection.waiters import Waiters
 from threadmail._runtime.deadline import NEVER, Deadline
 from threadmail._runtime.guard import HeldInTime
 from threadmail._runtime.locks import new_rlock
@@ -61,7 +61,7 @@ def test_who_comes_during_a_turn_is_let_in_behind_it(server: NamingServer, gate:
         others = [threading.Thread(target=client.send, args=(letter(f"urgent{n}"),)) for n in range(3)]
         for number, other in enumerate(others, 1):
             other.start()
-            until(lambda number=number: len(client._line._places) == number, "stands in line")
+            until(lambda number=number: len(client._waiters._places) == number, "stands in line")
         gate.set()
         for thread in (batch, *others):
             thread.join(20.0)
@@ -69,15 +69,15 @@ def test_who_comes_during_a_turn_is_let_in_behind_it(server: NamingServer, gate:
     assert arrived[:5] == [f"bulk{n}" for n in range(5)]
     assert sorted(arrived[5:8]) == ["urgent0", "urgent1", "urgent2"]
     assert arrived[8:] == [f"bulk{n}" for n in range(5, 23)]
-    assert not client._line._places
-    assert not client._line._batches
+    assert not client._waiters._places
+    assert not client._waiters._batches
 
 
 def test_a_batch_of_one_turn_and_a_single_message_stand_in_no_line(server: NamingServer) -> None:
     with Client(server.url) as client:
         client.send_all([letter("a"), letter("b")]).raise_for_failures()
-        assert client._line.entering(client.sync_root, NEVER) is client.sync_root
-        assert not client._line._batches
+        assert client._waiters.entering(client.sync_root, NEVER) is client.sync_root
+        assert not client._waiters._batches
 
 
 def test_who_holds_the_client_lets_nobody_in(server: NamingServer, gate: threading.Event) -> None:
@@ -85,15 +85,15 @@ def test_who_holds_the_client_lets_nobody_in(server: NamingServer, gate: threadi
     gate.set()
     with Client(server.url) as client:
         with client.sync_root:
-            client._line._places[threading.Event()] = None  # somebody
+            client._waiters._places[threading.Event()] = None  # somebody
             begun = time.monotonic()
             client.send_all([letter(f"bulk{n}") for n in range(12)]).raise_for_failures()
-        assert client._line._places
+        assert client._waiters._places
         assert time.monotonic() - begun < 4.0
 
 
 def test_who_gives_up_leaves_the_line() -> None:
-    line, root = Line(), threading.RLock()
+    line, root = Waiters(), threading.RLock()
     line.begin("batch")
     gone: list[BaseException] = []
 
@@ -127,7 +127,7 @@ class Place(threading.Event):
 
 def test_each_batch_waits_for_all_who_stand_there() -> None:
     """Also for whom another one waits already: else its turns would pass him, one after another."""
-    line, place = Line(), Place()
+    line, place = Waiters(), Place()
     line.begin("one")
     line.begin("another")
     line._places[place] = None
@@ -137,7 +137,7 @@ def test_each_batch_waits_for_all_who_stand_there() -> None:
 
 
 def test_whoever_does_not_come_holds_up_each_batch_once_and_the_last_one_takes_the_place_away() -> None:
-    line, left, new = Line(), Place(), Place()
+    line, left, new = Waiters(), Place(), Place()
     line.begin("one")
     line.begin("another")
     line._places[left] = None
@@ -163,12 +163,12 @@ def test_a_batch_in_a_child_waits_for_nobody_who_stands_in_the_line_of_its_paren
     gate.set()
     with Client(server.url) as client:
         place = Place()
-        client._line.begin("of the parent")
-        client._line._places[place] = None
+        client._waiters.begin("of the parent")
+        client._waiters._places[place] = None
         in_a_child(monkeypatch)
         client.send_all([letter(f"bulk{n}") for n in range(12)]).raise_for_failures()
     assert place.waits == 0
-    assert not client._line._batches
+    assert not client._waiters._batches
 
 
 def test_nor_one_that_was_begun_before_the_fork(
@@ -181,23 +181,23 @@ def test_nor_one_that_was_begun_before_the_fork(
 
         def messages() -> Iterator[Envelope]:
             yield from (letter(f"a{n}") for n in range(5))
-            client._line._places[place] = None
+            client._waiters._places[place] = None
             in_a_child(monkeypatch)
             yield from (letter(f"b{n}") for n in range(5))
-            assert client._line._batches, "others are to stand in line"
+            assert client._waiters._batches, "others are to stand in line"
             yield from (letter(f"c{n}") for n in range(5))
 
-        parents = client._line
+        parents = client._waiters
         client.send_all(messages()).raise_for_failures()
-        assert client._line is not parents
+        assert client._waiters is not parents
     assert place.waits == 0
-    assert not client._line._batches
+    assert not client._waiters._batches
 
 
 def test_an_exception_from_outside_leaves_neither_a_place_nor_the_lock() -> None:
     """At each place that the way in passes, from its first step to its last."""
     for number in range(1, 100):
-        line, root = Line(), new_rlock()
+        line, root = Waiters(), new_rlock()
         line.begin("batch")
         if not struck(number, line, root):
             break
@@ -214,10 +214,10 @@ class Strike(BaseException):
     """Comes from outside."""
 
 
-def struck(number: int, line: Line, root: Any) -> bool:
+def struck(number: int, line: Waiters, root: Any) -> bool:
     """Go in and out, struck where the `number`-th of our functions is entered or calls return; False: not so many."""
     seen = 0
-    files = (Line.entering.__code__.co_filename, HeldInTime.__enter__.__code__.co_filename)
+    files = (Waiters.entering.__code__.co_filename, HeldInTime.__enter__.__code__.co_filename)
 
     def look(frame: FrameType, event: str, _: object) -> None:
         nonlocal seen
@@ -241,7 +241,7 @@ def struck(number: int, line: Line, root: Any) -> bool:
 def test_a_slow_iterable_does_not_hold_back_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn begins with what is there after a while; nothing is lost between two turns, and others come in."""
     at = [0.0]
-    monkeypatch.setattr("threadmail._connection.turn.now", lambda: at[0])
+    monkeypatch.setattr("threadmail._connection.batch.now", lambda: at[0])
     monkeypatch.setattr(client_module, "TURN", 50)
     arrived: list[int] = []
     with NamingServer() as server, Client(server.url) as client:
@@ -261,7 +261,7 @@ def test_a_slow_iterable_does_not_hold_back_what_it_gave(monkeypatch: pytest.Mon
 
 def test_who_has_the_client_already_stands_in_no_line() -> None:
     """The messages of the batch itself, above all: a place for each of them is a fifth of what it costs."""
-    line, root = Line(), new_rlock()
+    line, root = Waiters(), new_rlock()
     line.begin("batch")
     with root:
         assert line.entering(root, NEVER) is root

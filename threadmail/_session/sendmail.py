@@ -19,7 +19,7 @@ from .._message import message as _message
 from .._message.address import mailbox, sender_mailbox
 from .._message.address_field import need_utf8
 from .._message.flatten import flatten, message_fields
-from .._protocol.passage import Passage
+from .._protocol.progress import Progress
 from .._protocol.transaction import Terms, Transaction
 from .._runtime.deadline import NEVER, Deadline
 from .._transport.wire import Wire
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, SizedBuffer
 
 
-class Mailing(Dialogue):
+class SendingDialogue(Dialogue):
     """A dialogue in which mail is sent."""
 
     # ------------------------------------------------------------ in one piece
@@ -158,10 +158,10 @@ class Mailing(Dialogue):
                 self._drop()
 
     @property
-    def _aboard(self) -> Passage | None:
+    def _prefetched(self) -> Progress | None:
         """The message that was begun while the last one was under way: the next call must be for it."""
         pipeline = self._pipeline
-        return pipeline.aboard[0] if pipeline is not None and pipeline.aboard else None
+        return pipeline.prefetched[0] if pipeline is not None and pipeline.prefetched else None
 
     def send_message(
         self,

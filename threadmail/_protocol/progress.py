@@ -21,7 +21,7 @@ from .transaction import Command, Terms, Transaction
 IN_FLIGHT = 100
 
 
-class Passage:
+class Progress:
     """A message under way, and which of its commands were written and answered.
 
     Attributes:

@@ -33,7 +33,7 @@ class _Waiter:
         self.wait = self._woken.wait
 
 
-class Door:
+class Admission:
     """Lets jobs into the queue of one sender.
 
     Args:

@@ -19,7 +19,7 @@ from .._runtime.guard import HeldInTime, holding
 LONGEST = 5.0
 
 
-class Line:
+class Waiters:
     """Of one client."""
 
     def __init__(self) -> None:

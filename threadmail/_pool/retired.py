@@ -16,7 +16,7 @@ from .._runtime.deadline import Deadline
 from .._runtime.steps import Steps
 from .._runtime.threads import start_thread
 from ..client import Client
-from .has import Farewell
+from .held import Farewell
 from .leases import AT_ONCE
 
 #: Seconds for whoever holds the `sync_root` of a client, when its pool is closed, to let go of it. Nobody waits for
@@ -27,7 +27,7 @@ LINGER = 60.0
 LINGER_TURN = 0.1
 
 
-class Departed:
+class Retired:
     """See the module.
 
     Args:

@@ -12,7 +12,7 @@ import pytest
 from threadmail import Envelope, Outcome, Phase, Receipt, RetryPolicy
 from threadmail._connection.breaker import CircuitBreaker
 from threadmail._dispatch.job import Job, JobState
-from threadmail._dispatch.leavings import left_by, lost_behind
+from threadmail._dispatch.recovery import left_by, lost_behind
 from threadmail._dispatch.schedule import Schedule
 from threadmail._dispatch.worker import Worker
 from threadmail._protocol.transaction import Terms, Transaction

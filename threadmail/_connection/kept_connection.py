@@ -34,10 +34,10 @@ from ..errors import (
     TimedOut,
     kept_copy,
 )
-from .heard import mail_was_answered, was_stale, was_taken_back
+from .health import mail_was_answered, was_stale, was_taken_back
 from .idle import IdleWatch
-from .line import Line
 from .opening import AnySMTP, Pair, as_ours, ask, is_lack, open_session, pair_to_offer, unconnected
+from .waiters import Waiters
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
 #: the look at the socket; a question each time made servers hang up (Symfony #35515).
@@ -87,7 +87,7 @@ class KeptConnection(Guarded):
         self._aborted = False  # the one field that abort() writes without the lock; cleared when a call begins
         self._last_abort: object = None  # ... and another object each time, for calls that take several steps
         self._parted = False  # no call is to begin any more; set without the lock, once and for all
-        self._line = Line()
+        self._waiters = Waiters()
         # Everything below is guarded by sync_root.
         self._life = Life.OPEN
         self._busy = False  # a call is under way; only its own thread can see it so
@@ -119,11 +119,11 @@ class KeptConnection(Guarded):
         return smtp is not None and smtp.sock is not None and not self.is_inherited
 
     @property
-    def aboard(self) -> Transaction | None:
+    def prefetched(self) -> Transaction | None:
         """The message that was begun while the last one was under way, and that the next call is for."""
         smtp = self._smtp
-        pipeline = smtp._pipeline if smtp is not None else None  # not `_aboard`: it is asked for each message
-        return pipeline.aboard[0].transaction if pipeline is not None and pipeline.aboard else None
+        pipeline = smtp._pipeline if smtp is not None else None  # not `_prefetched`: it is asked for each message
+        return pipeline.prefetched[0].transaction if pipeline is not None and pipeline.prefetched else None
 
     @property
     def is_authenticated(self) -> bool:
@@ -173,7 +173,7 @@ class KeptConnection(Guarded):
         """
         end = Deadline.after(timeout)
         try:
-            with self._line.entering(self.sync_root, end):
+            with self._waiters.entering(self.sync_root, end):
                 watcher = self._finish(end)
         except TimedOut:
             self._parted = True  # first: else the next message of a batch would dial again
@@ -234,7 +234,7 @@ class KeptConnection(Guarded):
     # handler, come up when something is called.
 
     def _called(self, end: Deadline, call: Callable[[], _T]) -> _T:
-        with self._line.entering(self.sync_root, end):
+        with self._waiters.entering(self.sync_root, end):
             if self._busy or self._life is not Life.OPEN or self._parted:
                 raise self._unusable()
             self._busy, self._aborted = True, False
@@ -265,7 +265,7 @@ class KeptConnection(Guarded):
 
         Not with others under way there, content and all, whose replies are still to come.
         """
-        return not end.passed and smtp._aboard is None and was_stale(error)
+        return not end.passed and smtp._prefetched is None and was_stale(error)
 
     def _anew(self, end: Deadline) -> AnySMTP:
         """A connection in the place of one that was stale: nothing of value was on it, and nobody needs to know.
@@ -276,10 +276,10 @@ class KeptConnection(Guarded):
         return self._connect(end)
 
     def _ready(self, end: Deadline, begun: Transaction | None = None) -> tuple[AnySMTP, bool]:
-        """A connection that can be trusted, or that has the message of `begun` aboard, and whether it is a new one."""
-        aboard = self.aboard
-        if aboard is not None:
-            if aboard is begun:
+        """A connection that can be trusted, or that has prefetched the message of `begun`; and whether it is new."""
+        prefetched = self.prefetched
+        if prefetched is not None:
+            if prefetched is begun:
                 return cast("AnySMTP", self._smtp), False
             self._disconnect("lost")  # replies to another message are to come there
         if self._smtp is not None:
@@ -318,7 +318,7 @@ class KeptConnection(Guarded):
         try:
             with holding(root, _AT_ONCE):
                 smtp = self._smtp
-                return smtp is not None and smtp.sock is not None and smtp._aboard is None
+                return smtp is not None and smtp.sock is not None and smtp._prefetched is None
         except TimedOut:
             return False
 
@@ -413,9 +413,9 @@ class KeptConnection(Guarded):
         return smtp
 
     def _say_goodbye(self, smtp: AnySMTP, end: Deadline, *, quietly: bool = False) -> None:
-        """Close, with a farewell unless somebody is aboard or it would not be heard."""
+        """Close, with a farewell unless somebody is prefetched or it would not be heard."""
         try:
-            if not quietly and smtp.sock is not None and smtp._aboard is None:
+            if not quietly and smtp.sock is not None and smtp._prefetched is None:
                 self._leaving[smtp] = None  # from here on abort() reaches it again
                 smtp.quit(deadline=end)
         except MailError:
@@ -443,7 +443,7 @@ class KeptConnection(Guarded):
             if inherited is not None:
                 inherited._drop()
         self._busy = self._logged_in = False
-        self._line = Line()
+        self._waiters = Waiters()
         if self._watch is not None:
             self._watch.ended()  # the thread did not come along
 

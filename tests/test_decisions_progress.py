@@ -8,26 +8,26 @@ import pytest
 
 from threadmail import Envelope, InvalidEnvelope, MessageTooLarge, Phase
 from threadmail._message.content import SMALL
-from threadmail._protocol.passage import IN_FLIGHT, Passage
+from threadmail._protocol.progress import IN_FLIGHT, Progress
 from threadmail._protocol.transaction import Command, Terms, Transaction
 from threadmail.receipt import Reply
 
 GROUPED = {"pipelining": ""}
 
 
-def passage(recipients: int, content: bytes = b"Subject: x\r\n\r\nx\r\n", **terms: Any) -> Passage:
+def progress(recipients: int, content: bytes = b"Subject: x\r\n\r\nx\r\n", **terms: Any) -> Progress:
     names = [f"r{number}@example.net" for number in range(recipients)]
-    return Passage(Envelope("s@example.org", names, content), Terms(**terms))
+    return Progress(Envelope("s@example.org", names, content), Terms(**terms))
 
 
-def counts(under_way: Passage, answers: int, steps: int) -> list[tuple[int, int]]:
+def counts(prefetched: Progress, answers: int, steps: int) -> list[tuple[int, int]]:
     """How many commands may be written, and are outstanding then, each time that so many were answered."""
     found = []
     for _ in range(steps):
-        group = under_way.take()
-        found.append((len(group), len(under_way.unanswered)))
-        for _ in range(min(answers, len(under_way.unanswered))):
-            under_way.unanswered.popleft()
+        group = prefetched.take()
+        found.append((len(group), len(prefetched.unanswered)))
+        for _ in range(min(answers, len(prefetched.unanswered))):
+            prefetched.unanswered.popleft()
     return found
 
 
@@ -39,7 +39,7 @@ def kinds(commands: Any) -> list[Phase]:
 
 
 def test_what_the_server_cannot_take_is_known_before_the_first_byte() -> None:
-    refused = passage(1, extensions={**GROUPED, "size": "5"}, window=2)
+    refused = progress(1, extensions={**GROUPED, "size": "5"}, window=2)
     assert isinstance(refused.refusal, MessageTooLarge)
     assert not refused.waiting
     assert refused.chunk is None
@@ -51,7 +51,7 @@ def test_what_is_at_fault_with_it_is_an_error_of_ours(fault: Exception, monkeypa
         raise fault
 
     monkeypatch.setattr(Transaction, "commands", commands)
-    refused = passage(1, extensions=GROUPED, window=2)
+    refused = progress(1, extensions=GROUPED, window=2)
     assert type(refused.refusal) is InvalidEnvelope
     assert str(refused.refusal).startswith(f"the message cannot be written: {type(fault).__name__}: ")
     assert str(refused.refusal).isprintable()
@@ -67,7 +67,7 @@ def test_what_comes_from_outside_is_kept_as_it_is(from_outside: Exception, monke
         raise from_outside
 
     monkeypatch.setattr(Transaction, "commands", commands)
-    assert passage(1, extensions=GROUPED).refusal is from_outside
+    assert progress(1, extensions=GROUPED).refusal is from_outside
 
 
 def test_an_interrupt_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,30 +76,30 @@ def test_an_interrupt_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Transaction, "commands", commands)
     with pytest.raises(KeyboardInterrupt):
-        passage(1, extensions=GROUPED)
+        progress(1, extensions=GROUPED)
 
 
 def test_outside_a_window_the_content_is_not_written_with_the_commands() -> None:
-    one = passage(1, window=1, extensions=GROUPED)
+    one = progress(1, window=1, extensions=GROUPED)
     assert (one.chunk, one.before, one.refusal) == (None, (), None)
     assert kinds(one.waiting) == [Phase.MAIL, Phase.RCPT, Phase.DATA]
 
 
 def test_in_a_window_the_content_leaves_with_the_commands_and_a_reset_ahead() -> None:
-    one = passage(1, b"x", window=2, extensions=GROUPED)
+    one = progress(1, b"x", window=2, extensions=GROUPED)
     assert (one.chunk, one.before) == (b"x\r\n", ("rset",))
     assert one.waiting[-1] == Command(Phase.FINAL, "bdat 3 last")
     assert kinds(one.waiting) == [Phase.MAIL, Phase.RCPT, Phase.FINAL]
 
 
 def test_a_content_that_ends_with_a_line_end_gets_no_other_one() -> None:
-    assert passage(1, b"x\r\n", window=2, extensions=GROUPED).chunk == b"x\r\n"
+    assert progress(1, b"x\r\n", window=2, extensions=GROUPED).chunk == b"x\r\n"
 
 
 @pytest.mark.parametrize(("more", "leaves"), [(0, True), (1, False)])
 def test_only_a_small_content_leaves_with_the_commands(more: int, leaves: bool) -> None:
     content = b"x" * (SMALL - 2 + more) + b"\r\n"
-    one = passage(1, content, window=2, extensions=GROUPED)
+    one = progress(1, content, window=2, extensions=GROUPED)
     assert (one.chunk is not None, one.before) == (leaves, ("rset",) if leaves else ())
     assert one.waiting[-1].phase is (Phase.FINAL if leaves else Phase.DATA)
 
@@ -107,7 +107,7 @@ def test_only_a_small_content_leaves_with_the_commands(more: int, leaves: bool) 
 @pytest.mark.parametrize(("recipients", "leaves"), [(48, True), (49, False)])
 def test_many_recipients_are_asked_first(recipients: int, leaves: bool) -> None:
     """Fifty commands; else two messages under way would have more outstanding than both sides can keep."""
-    assert (passage(recipients, window=2, extensions=GROUPED).chunk is not None) == leaves
+    assert (progress(recipients, window=2, extensions=GROUPED).chunk is not None) == leaves
     assert IN_FLIGHT == 100
 
 
@@ -115,15 +115,15 @@ def test_many_recipients_are_asked_first(recipients: int, leaves: bool) -> None:
 
 
 def test_without_pipelining_it_is_one_at_a_time() -> None:
-    one = passage(2, extensions={"size": ""})
+    one = progress(2, extensions={"size": ""})
     assert counts(one, 0, 2) == [(1, 1), (0, 1)]
-    one = passage(2, extensions={"size": ""})
+    one = progress(2, extensions={"size": ""})
     assert counts(one, 1, 5) == [(1, 1)] * 4 + [(0, 0)]
 
 
 @pytest.mark.parametrize("recipients", [1, 98])
 def test_nearly_always_it_is_all_of_them(recipients: int) -> None:
-    one = passage(recipients, extensions=GROUPED)
+    one = progress(recipients, extensions=GROUPED)
     whole = list(one.waiting)
     assert list(one.take()) == whole
     assert list(one.unanswered) == whole
@@ -133,7 +133,7 @@ def test_nearly_always_it_is_all_of_them(recipients: int) -> None:
 @pytest.mark.parametrize("recipients", [1, 98])
 def test_where_all_are_written_at_once_they_are_not_copied(recipients: int) -> None:
     """Two of these or more are made for each message."""
-    one = passage(recipients, extensions=GROUPED)
+    one = progress(recipients, extensions=GROUPED)
     waiting = one.waiting
     assert one.take() is waiting
     assert one.unanswered is waiting
@@ -141,12 +141,12 @@ def test_where_all_are_written_at_once_they_are_not_copied(recipients: int) -> N
 
 @pytest.mark.parametrize("recipients", [99, 300])
 def test_of_many_as_many_as_may_be_outstanding(recipients: int) -> None:
-    one = passage(recipients, extensions=GROUPED)
+    one = progress(recipients, extensions=GROUPED)
     assert counts(one, 0, 2) == [(100, 100), (0, 100)]
 
 
 def test_more_are_written_when_half_of_them_have_been_answered() -> None:
-    one = passage(300, extensions=GROUPED)
+    one = progress(300, extensions=GROUPED)
     one.take()
     for _ in range(49):
         one.unanswered.popleft()
@@ -157,14 +157,14 @@ def test_more_are_written_when_half_of_them_have_been_answered() -> None:
 
 
 def test_the_rest_is_written_at_once_where_there_is_room_for_it() -> None:
-    one = passage(148, extensions=GROUPED)
+    one = progress(148, extensions=GROUPED)
     assert counts(one, 50, 3) == [(100, 100), (50, 100), (0, 50)]
-    one = passage(149, extensions=GROUPED)
+    one = progress(149, extensions=GROUPED)
     assert counts(one, 50, 4) == [(100, 100), (50, 100), (1, 51), (0, 1)]
 
 
 def test_the_commands_come_in_order_whatever_is_outstanding() -> None:
-    one = passage(300, extensions=GROUPED)
+    one = progress(300, extensions=GROUPED)
     whole, written = list(one.waiting), list[Command]()
     while True:
         written.extend(one.take())
@@ -179,7 +179,7 @@ def test_the_commands_come_in_order_whatever_is_outstanding() -> None:
 
 
 def test_who_wants_all_or_nothing_asks_for_the_content_when_all_have_answered() -> None:
-    one = passage(3, extensions=GROUPED, all_or_nothing=True)
+    one = progress(3, extensions=GROUPED, all_or_nothing=True)
     assert kinds(one.take()) == [Phase.MAIL, Phase.RCPT, Phase.RCPT, Phase.RCPT]
     for _ in range(4):
         assert one.take() == []
@@ -190,25 +190,25 @@ def test_who_wants_all_or_nothing_asks_for_the_content_when_all_have_answered() 
 
 
 def test_all_or_nothing_of_many_keeps_to_what_may_be_outstanding() -> None:
-    one = passage(149, extensions=GROUPED, all_or_nothing=True)
+    one = progress(149, extensions=GROUPED, all_or_nothing=True)
     assert counts(one, 50, 5) == [(100, 100), (50, 100), (0, 50), (1, 1), (0, 0)]
 
 
 def test_all_or_nothing_asks_the_last_one_alone_as_well() -> None:
-    one = passage(100, extensions=GROUPED, all_or_nothing=True)
+    one = progress(100, extensions=GROUPED, all_or_nothing=True)
     assert counts(one, 50, 4) == [(100, 100), (1, 51), (0, 1), (1, 1)]
 
 
 def test_all_or_nothing_without_pipelining_is_one_at_a_time() -> None:
-    one = passage(2, extensions={"size": ""}, all_or_nothing=True)
+    one = progress(2, extensions={"size": ""}, all_or_nothing=True)
     assert counts(one, 0, 2) == [(1, 1), (0, 1)]
-    one = passage(2, extensions={"size": ""}, all_or_nothing=True)
+    one = progress(2, extensions={"size": ""}, all_or_nothing=True)
     assert counts(one, 1, 5) == [(1, 1)] * 4 + [(0, 0)]
 
 
 def test_what_was_answered_is_of_the_transaction() -> None:
-    """The passage decides nothing by it."""
-    one = passage(1, extensions=GROUPED)
+    """The progress decides nothing by it."""
+    one = progress(1, extensions=GROUPED)
     one.take()
     one.transaction.take(one.unanswered.popleft(), Reply(550, b"5.7.1 no"))
     assert len(one.unanswered) == 2

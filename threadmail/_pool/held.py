@@ -26,7 +26,7 @@ class Wakes(Protocol):
     def wait(self, seconds: float | None) -> None: ...
 
 
-class Has(Generic[C]):
+class Held(Generic[C]):
     """What a caller has, and what nobody else can have meanwhile.
 
     Args:
@@ -45,7 +45,7 @@ class Has(Generic[C]):
         self.over = False
 
 
-class Lease(Has[C]):
+class Lease(Held[C]):
     """One caller's use of a client, from the asking to the end.
 
     Its client is written under the lock, by whoever grants it.
@@ -67,7 +67,7 @@ class Lease(Has[C]):
 
     __slots__ = ("answered", "answers", "failure", "fit", "holds", "met_stale", "taken", "until", "woken")
 
-    def __init__(self, keys: Keys[C], woken: Wakes, holds: Sequence[Has[C]] = ()) -> None:
+    def __init__(self, keys: Keys[C], woken: Wakes, holds: Sequence[Held[C]] = ()) -> None:
         super().__init__(keys)
         self.woken = woken
         self.holds = holds
@@ -77,7 +77,7 @@ class Lease(Has[C]):
         self.until = inf
 
 
-class Farewell(Has[C]):
+class Farewell(Held[C]):
     """One thread's claim on a client that is to be ended.
 
     Attributes:
@@ -97,7 +97,7 @@ class Closer(Generic[C]):
 
     __slots__ = ("holds", "woken")
 
-    def __init__(self, woken: Wakes, holds: Sequence[Has[C]] = ()) -> None:
+    def __init__(self, woken: Wakes, holds: Sequence[Held[C]] = ()) -> None:
         self.woken = woken
         self.holds = holds
 
