@@ -287,7 +287,7 @@ def _reading(report: Report) -> list[Block]:
                 "**Schedules**: how many were run. Of schedules that differ only in the order of operations that "
                 "cannot affect each other, one is run (dynamic partial-order reduction with sleep sets); that the "
                 "reduction leaves out nothing else is checked on random programs against the plain search, by "
-                "`tests/test_detsched_selfcheck.py`.",
+                "`tests/detsched/test_detsched_selfcheck.py`.",
                 "**Predicted**: *formula*, the number follows from (N·M)! / (M!)^N and is asserted; *known*, it was "
                 "found once and is asserted since, for fewer mean lost coverage; *by version*, it differs between "
                 "versions of Python, whose executor is searched along.",

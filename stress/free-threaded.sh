@@ -86,7 +86,7 @@ run() {
 
 case ${SUITE:-proof} in
 all) run "$python" -m pytest -q -p no:cacheprovider tests ;;
-*) run "$python" -m pytest -q -p no:cacheprovider tests/proof tests/test_detsched_*.py ;;
+*) run "$python" -m pytest -q -p no:cacheprovider tests/proof tests/detsched ;;
 esac
 run "$python" -m stress.explore --seconds "$seconds"
 run "$python" -m stress.soak --seconds "$((seconds / 2))"

@@ -36,27 +36,27 @@ ANOTHER_COPY = "THREADMAIL_TEST_INSTALLED"
 
 #: Which modules, as patterns below tests/, are marked how.
 MARKED = {
-    "proof": ("proof/*", "test_decisions_*", "test_detsched_*", "test_judges_*", "test_report.py"),
+    "proof": ("proof/*", "test_decisions_*", "*/test_decisions_*", "detsched/*", "judges/*", "stress/test_report.py"),
     "servers": (
         "test_postfix.py",
         "test_dovecot.py",
-        "test_riding_counted.py",
-        "test_traps.py",
+        "session/test_riding_counted.py",
+        "judges/test_traps.py",
         "reliability/test_real_servers.py",
     ),
     "slow": (
         "reliability/*",
-        "test_bench.py",
+        "stress/test_bench.py",
         "test_cpython_smtplib.py",
         "test_dovecot.py",
         "test_exit.py",
-        "test_figures.py",
-        "test_known_groups.py",
         "test_postfix.py",
-        "test_riding_counted.py",
-        "test_schedule_machine.py",
-        "test_sharing.py",
-        "test_stress_smoke.py",
+        "dispatch/test_schedule_machine.py",
+        "known/test_known_groups.py",
+        "session/test_riding_counted.py",
+        "session/test_sharing.py",
+        "stress/test_figures.py",
+        "stress/test_stress_smoke.py",
     ),
 }
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 import threadmail
+from tests.message.test_corpus import outbox, send
 from tests.support import corpus
 from tests.support import postfix as support
 from tests.support.postfix import Postfix
 from tests.support.servers import Unavailable
-from tests.test_corpus import outbox, send
 
 
 @contextmanager

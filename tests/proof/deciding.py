@@ -17,7 +17,7 @@ from .mutants import Mutant
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = Path(__file__).with_name("decisions.json")
 
-#: What decides, and the test files that are asked about it, as patterns below tests/. Those that run a mutant's line
+#: What decides, and the test files that are asked about it, as patterns of their names. Those that run a mutant's line
 #: are found by running them, so that too many cost time only once.
 TARGETS: dict[str, tuple[str, ...]] = {
     "threadmail._dispatch.schedule": ("test_schedule*", "test_decisions_schedule*", "test_sender*"),
@@ -207,7 +207,7 @@ def files_asked(module: str) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in TARGETS[module]:
         whole = pattern if pattern.endswith(".py") else f"{pattern}.py"
-        found.update(dict.fromkeys(sorted((ROOT / "tests").glob(whole))))
+        found.update(dict.fromkeys(sorted((ROOT / "tests").rglob(whole))))
     return list(found)
 
 
@@ -232,23 +232,28 @@ def still_open(fates: Mapping[str, Fate]) -> Iterator[str]:
     return (name for name, fate in fates.items() if fate.killer is None and argument(name) is None)
 
 
-#: What kind of test a file is, by the beginning of its name.
-_KINDS = {
+#: What kind of test a file is, by its folder or the beginning of its name.
+_FOLDERS = {
     "tests/proof/test_exhaustive": "explorer",
     "tests/proof/": "proof",
-    "tests/test_decisions_": "table of decisions",
-    "tests/test_keys": "state machine",
-    "tests/test_schedule_machine": "state machine",
-    "tests/test_schedule": "table",
-    "tests/test_transaction": "table",
-    "tests/test_retry": "table",
-    "tests/test_receipt": "table",
-    "tests/test_throttle": "table",
-    "tests/test_breaker": "table",
     "tests/reliability/": "stages and faults",
+}
+_NAMES = {
+    "test_decisions_": "table of decisions",
+    "test_keys": "state machine",
+    "test_schedule_machine": "state machine",
+    "test_schedule": "table",
+    "test_transaction": "table",
+    "test_retry": "table",
+    "test_receipt": "table",
+    "test_throttle": "table",
+    "test_breaker": "table",
 }
 
 
 def kind_of(test: str) -> str:
     """Of the test that noticed a mutant."""
-    return next((kind for beginning, kind in _KINDS.items() if test.startswith(beginning)), "dialogue by sockets")
+    name = test.partition("::")[0].rpartition("/")[2]
+    kinds = [kind for beginning, kind in _FOLDERS.items() if test.startswith(beginning)]
+    kinds += [kind for beginning, kind in _NAMES.items() if name.startswith(beginning)]
+    return kinds[0] if kinds else "dialogue by sockets"

@@ -44,7 +44,7 @@ HARMLESS: dict[str, str] = {
     ),
     "threadmail._dispatch.job:SendFuture._wait: `if` for `while not (self.done() or limit.passed)`": (
         "who leaves the loop waits on as for any future; what that misses needs a signal handler, as no scenario has: "
-        "tests/test_sender_in_a_step.py"
+        "tests/dispatch/test_sender_in_a_step.py"
     ),
 }
 

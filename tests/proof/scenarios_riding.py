@@ -236,9 +236,9 @@ SCENARIOS = [
         failures=["DataRefused 554", "Aborted"],
     ),
     riding("content put off", 1, 1, 3, faults=Faults(refuse_content={"T0m0@here.test": "451 4.3.0 later"})),
-    riding("interrupted as one comes prefetched", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
+    riding("interrupted as one is prefetched", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     riding(
-        "interrupted as one comes prefetched, which is cancelled",
+        "interrupted as one is prefetched, which is cancelled",
         62,
         1,
         2,
@@ -247,7 +247,7 @@ SCENARIOS = [
         failures=["MailError", "cancelled"],
     ),
     riding(
-        "interrupted as one comes prefetched, which is called off",
+        "interrupted as one is prefetched, which is called off",
         55,
         1,
         2,

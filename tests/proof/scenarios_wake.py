@@ -50,7 +50,7 @@ class _Worker(Worker):
     def __init__(self, dispatcher: Dispatcher, *, connected: bool) -> None:
         super().__init__(dispatcher, CONFIG, random.Random(1))
         nothing = SimpleNamespace(opened=0, closed={})
-        self.client = SimpleNamespace(is_connected=connected, under_way=None, stats=lambda: nothing)  # type: ignore[assignment]
+        self.client = SimpleNamespace(is_connected=connected, prefetched=None, stats=lambda: nothing)  # type: ignore[assignment]
         dispatcher._schedule.workers[self] = None
 
     def take(self) -> Job:

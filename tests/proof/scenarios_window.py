@@ -87,9 +87,9 @@ SCENARIOS = [
     windowed("content refused", 1, 1, 3, faults=SPAM, failures=[_NO]),
     windowed("content refused, the one behind called off", 52, 1, 2, abort(1), faults=SPAM, failures=[_NO, "Aborted"]),
     windowed("content put off", 1, 1, 3, faults=_first_content("451 4.3.0 later")),
-    windowed("interrupted as one comes prefetched", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
+    windowed("interrupted as one is prefetched", 1, 1, 3, body=interrupted_asking, failures=["MailError"]),
     windowed(
-        "interrupted as one comes prefetched, which is cancelled",
+        "interrupted as one is prefetched, which is cancelled",
         62,
         1,
         2,

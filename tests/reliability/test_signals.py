@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: once, and what is on the wire is finished; twice, and it is over now. Also at the very end.
 
-What the command line makes of signals is in tests/test_cli_send.py, but for SIGTERM.
+What the command line makes of signals is in tests/cli/test_cli_send.py, but for SIGTERM.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def test_ctrl_c_while_the_interpreter_waits_at_the_end() -> None:
 
 @pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["lock-step", "riding"])
 def test_the_command_line_ends_on_sigterm_as_on_ctrl_c(tmp_path: Path, offers: tuple[str, ...]) -> None:
-    """Once: what is on the wire is finished; a second one is tests/test_cli_send.py's.
+    """Once: what is on the wire is finished; a second one is tests/cli/test_cli_send.py's.
 
     With PIPELINING a second message is on the wire, its commands are. It is taken back when the sender is closed, or
     finished where the server answers before that.

@@ -27,7 +27,7 @@ from threadmail import Outcome, Receipt, ServerConfig, ThreadedSender
 
 pytest.importorskip("aiosmtpd")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

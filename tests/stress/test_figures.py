@@ -12,7 +12,7 @@ from stress import figures, operations
 from stress.figures import EveryOtherRefused, Greylisting, HalfPutOff, Measure, Value
 from stress.sink import Sink
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def values(**bounds: float) -> tuple[Value, ...]:

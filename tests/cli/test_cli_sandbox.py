@@ -29,7 +29,7 @@ def sandbox(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     # A text pipe whose encoding is given: what is tested is what we write, not the locale.
     settings: dict[str, Any] = {"env": {"PYTHONIOENCODING": "utf-8"}, "encoding": "utf-8"}
     with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1], **settings
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2], **settings
     ) as process:
         assert process.stdout is not None
         words = process.stdout.readline().split()

@@ -26,7 +26,7 @@ from threadmail import Envelope, InvalidEnvelope
 from threadmail.testing import CaptureServer
 
 SAMPLES = corpus.samples()
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ def test_the_page_is_whole() -> None:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"docs/performance.md": table.measured, "README.md": table.brief}
 
 

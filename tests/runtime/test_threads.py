@@ -23,7 +23,7 @@ from threadmail._runtime.threads import join_thread, start_thread
 from threadmail._transport import lookup as _lookup
 from threadmail.testing import CaptureServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

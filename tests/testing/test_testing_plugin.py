@@ -17,7 +17,7 @@ PLUGIN = "threadmail.testing.pytest_plugin"
 #: Where threadmail is installed pytest loads the plugin by itself, and once only.
 INSTALLED = any(entry.value == PLUGIN for entry in entry_points(group="pytest11"))
 LOAD = () if INSTALLED else ("-p", PLUGIN)
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

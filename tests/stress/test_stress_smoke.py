@@ -16,7 +16,7 @@ from tests.detsched import DepthFirst, Run
 from tests.detsched.scenario import PostOffice
 from tests.proof.scenario import Scenario
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.connection.test_opening import Clock, clock
 from tests.support.mail import envelope
-from tests.test_opening import Clock, clock
 from threadmail import (
     SMTP,
     Aborted,

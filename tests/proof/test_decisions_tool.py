@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.proof.deciding import Fate, files_asked, kind_of, mutants_of_module, path_of, still_open
+from tests.proof.deciding import ROOT, Fate, files_asked, kind_of, mutants_of_module, path_of, still_open
 from tests.proof.decisions import decision_mutants, enums_of
 from tests.proof.mutants import Mutant
 
@@ -119,7 +118,7 @@ def test_every_mutant_of_what_decides_compiles() -> None:
 
 def test_the_tests_asked_about_a_module_are_there() -> None:
     assert path_of("threadmail.retry").name == "retry.py"
-    assert Path(__file__).with_name("test_retry.py") in files_asked("threadmail.retry")
+    assert ROOT / "tests" / "test_retry.py" in files_asked("threadmail.retry")
 
 
 def test_what_nobody_noticed_and_nobody_argues_for_is_open() -> None:
@@ -152,6 +151,5 @@ for mutant, limit in ((control, 60.0), (hang, 1.0), (broken, 60.0)):
 
 def test_a_hunt_tells_the_real_module_from_one_that_hangs_and_one_that_cannot_be_imported() -> None:
     """The control: with nothing changed the same tests pass, in the same process."""
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", HUNT], capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run([sys.executable, "-c", HUNT], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.split() == ["survived", "hung", "import"], done.stderr

@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from tests.test_keys import NOBODY, NOT_NOW, Rung, back, client_of, end_all, keys_of, lease_of, leased, redial
+from tests.pool.test_keys import NOBODY, NOT_NOW, Rung, back, client_of, end_all, keys_of, lease_of, leased, redial
 from threadmail import Aborted, Closed, ConnectionRefused, GreetingRefused, MailError, Reentered, TimedOut
 from threadmail._connection.breaker import Dial
 from threadmail._pool.held import Closer, Farewell, Lease

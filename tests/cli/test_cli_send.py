@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import corpus
 from threadmail import Envelope
 from threadmail.cli import exit_codes as _cli_exit
 from threadmail.cli import main
@@ -46,10 +47,8 @@ from threadmail.testing import (
     greeting,
 )
 
-from .support import corpus
-
 MESSAGE = b"From: ada@example.org\nTo: bob@example.net\nSubject: x\n\nhello\n"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OPENING = [*greeting(), *ehlo()]
 
 
