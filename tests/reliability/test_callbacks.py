@@ -104,6 +104,67 @@ def test_a_handler_that_mails_by_a_sender_that_mails_because_of_it() -> None:
     assert max(found.values()) == 1
 
 
+class Waiting(logging.Handler):
+    """Mails for what the application logs, and waits for the outcome, under the handler's own lock."""
+
+    def __init__(self, send: Callable[[Envelope], object]) -> None:
+        super().__init__()
+        self._send = send
+        self.inside, self.go, self.got = threading.Event(), threading.Event(), list[object]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "app":
+            self.inside.set()
+            assert self.go.wait(PATIENCE)
+            self.got.append(self._send(one("alarm")))
+
+
+@contextmanager
+def logging_an_error(handler: Waiting) -> Iterator[threading.Thread]:
+    """A thread of the application is in the handler when the block begins, and out of it when that is over."""
+    thread = threading.Thread(target=logging.getLogger("app").error, args=("boom",), daemon=True)
+    with handling("app", handler), handling("threadmail", handler):
+        thread.start()
+        assert handler.inside.wait(PATIENCE)
+        yield thread
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the handler waits for who waits for it"
+    for each in threading.enumerate():
+        if each.name == "threadmail-log":
+            each.join(PATIENCE)
+
+
+def test_a_handler_that_waits_for_a_sender_whose_workers_log_to_it() -> None:
+    """They log each line of the dialogue, the dials and the outcome, and he who waits has the handler's lock."""
+    with ScriptedServer() as server, ThreadedSender(server.url, workers=1) as sender:
+        handler = Waiting(sender.send)
+        with logging_an_error(handler):
+            handler.go.set()
+    assert [receipt.outcome for receipt in handler.got if isinstance(receipt, Receipt)] == [Outcome.SENT]
+
+
+def test_a_handler_that_waits_for_a_sender_whose_server_is_down() -> None:
+    with ScriptedServer() as server:
+        url = server.url  # where nobody listens, soon
+    with ThreadedSender(url, workers=1, retry=RetryPolicy(attempts=1)) as sender:
+        handler = Waiting(lambda envelope: sender.submit(envelope).exception())
+        with logging_an_error(handler):
+            handler.go.set()
+    assert [type(error).__mro__[1] for error in handler.got] == [ConnectFailed]
+
+
+def test_a_handler_that_waits_for_a_client_that_another_thread_logs_with() -> None:
+    """That one is in a dialogue, under `sync_root`, when the handler is called, and comes to log the rest of it."""
+    with ScriptedServer() as server, Client(server.url) as client:
+        handler = Waiting(client.send)
+        with logging_an_error(handler):
+            with client.sync_root:
+                handler.go.set()
+                assert client.send(one("outer")).outcome is Outcome.SENT
+    assert [receipt.outcome for receipt in handler.got if isinstance(receipt, Receipt)] == [Outcome.SENT]
+    assert arrived(server) == {"outer": 1, "alarm": 1}
+
+
 class Broken(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         raise LookupError("the handler is broken")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .._runtime.deadline import Deadline
+from .._runtime.logs import say
 from ..errors import Outcome
 from ..receipt import Receipt
 
@@ -96,15 +97,15 @@ def _close_all() -> None:
         for sender in parted:
             try:
                 unsent = sender.close(drain=interrupt is None, timeout=0.0 if interrupt else end.remaining())
-            except Exception:
-                log.exception("a sender could not be closed at the end of the interpreter")
+            except Exception:  # noqa: BLE001 - it is said
+                say(log, logging.ERROR, "a sender could not be closed at the end of the interpreter", exc_info=True)
                 continue
             except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
                 interrupt = exc
                 unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began
             if unsent:
                 ends = "the interpreter ends" if interrupt is None else "the closing was interrupted"
-                log.error("%s, and %s", ends, in_words(unsent))
+                say(log, logging.ERROR, "%s, and %s", ends, in_words(unsent))
     if interrupt is not None:
         raise interrupt
 

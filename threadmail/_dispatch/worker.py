@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeAlias
 from .._protocol.transaction import Terms, Transaction
 from .._runtime.deadline import Deadline, now, out_of_time
 from .._runtime.locks import new_rlock
+from .._runtime.logs import say
 from .._session.delivery import Follower
 from ..client import Client
 from ..config import ServerConfig
@@ -46,7 +47,7 @@ BeforeFinal: TypeAlias = Callable[[Transaction, Any], object]
 def note(level: int, text: str, *details: object, exc_info: bool = False) -> None:
     """Log. What a handler raises must not end the thread that has messages to settle."""
     try:
-        log.log(level, text, *details, exc_info=exc_info)
+        say(log, level, text, *details, exc_info=exc_info, stacklevel=2)
     except Exception:  # noqa: BLE001 - there is nobody left to tell
         pass
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 
+from .._runtime.logs import say
+
 log = logging.getLogger("threadmail.client")
 
 #: Rides in a row that were hung up on. One may be chance, a restart or a limit that was reached; a server that minds
@@ -41,12 +43,11 @@ class Riding:
         if self.ended:
             return
         self.ended = True
-        try:
-            log.warning(
-                "%s seems to mind what is written behind the end of a message (%s): from now on each message waits "
-                "for the one ahead",
-                server,
-                why,
-            )
-        except Exception:  # noqa: BLE001 - a broken log handler changes nothing about it
-            pass
+        say(
+            log,
+            logging.WARNING,
+            "%s seems to mind what is written behind the end of a message (%s): from now on each message waits for the "
+            "one ahead",
+            server,
+            why,
+        )

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .logs import say
+
 log = logging.getLogger("threadmail.threads")
 
 _told: set[tuple[str, str]] = set()  # kind of thread and reason
@@ -23,8 +25,6 @@ def start_thread(
     target: Callable[..., object], *, name: str, args: tuple[Any, ...] = (), daemon: bool = True
 ) -> threading.Thread | None:
     """Start a thread.
-
-    May log, so nobody calls it under a lock that a log handler may want.
 
     Args:
         target: what the thread runs, with `args`.
@@ -62,10 +62,7 @@ def _tell(name: str, reason: str) -> None:
     _told.add((kind, reason))
     # At the end it is in the nature of things.
     level = logging.INFO if "interpreter" in reason else logging.WARNING
-    try:
-        log.log(level, "no thread %s could be started: %s", kind, reason)
-    except Exception:  # noqa: BLE001 - a broken log handler must not take the place of what it is to tell
-        pass
+    say(log, level, "no thread %s could be started: %s", kind, reason)
 
 
 def takes_signals() -> bool:

@@ -18,6 +18,7 @@ from math import inf
 from typing import Any
 
 from .._runtime.deadline import NEVER, now
+from .._runtime.logs import say
 from .._runtime.outside import is_of_a_handler
 from ..config import Timeouts
 from ..errors import Aborted, BadReply, ConnectionLost, MailError, printable
@@ -478,7 +479,7 @@ class Wire(TimedSocket):
         try:
             if self.trace is not None:
                 self.trace(direction, text)
-            protocol_log.debug("%s %s %s", self.name, direction, text)
+            say(protocol_log, logging.DEBUG, "%s %s %s", self.name, direction, text)
         except Exception as exc:
             if is_of_a_handler(exc):
                 raise
