@@ -6,15 +6,21 @@ With real interpreters that end: tests/reliability/test_exit.py.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import SupportsIndex
 
 import pytest
 
-from threadmail import MailError, Receipt
+from tests.support.mail import envelope
+from threadmail import MailError, Outcome, Receipt, ThreadedSender
 from threadmail._dispatch import at_exit as _exit
+from threadmail._dispatch import outliving
+from threadmail._dispatch.starter import Starter
 from threadmail._runtime import deadline as _deadline
+from threadmail.testing import ScriptedServer
 
 
 class Unsent:
@@ -59,6 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders of other tests are none of ours; and no hook of the interpreter is set."""
     monkeypatch.setattr(_exit, "_open", weakref.WeakSet())
+    monkeypatch.setattr(_exit, "_not_closed", weakref.WeakSet())
     monkeypatch.setattr(_exit, "_registered", [print])
     monkeypatch.setattr(_exit, "_time_is_up", [])
 
@@ -179,3 +186,107 @@ def test_a_sender_that_is_first_used_while_others_end_is_closed_as_well(
     monkeypatch.setattr(sender, when, uses)
     closing(monkeypatch, sender)
     assert (len(latecomer.asked), len(latecomer.closed)) == (1, 1)
+
+
+# Threads that outlive the main one ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def main_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outliving, "_begun", [True])
+
+
+@pytest.mark.usefixtures("main_is_over")
+def test_workers_have_threads_of_their_own_when_executors_start_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Starter, "_able", lambda self: pytest.fail("it asked an executor"))
+    with ScriptedServer() as server:
+        with ThreadedSender(server.url, workers=2) as sender:
+            sent = sender.send_all([envelope(str(number)) for number in range(20)])
+            assert {receipt.outcome for receipt in sent} == {Outcome.SENT}
+            lanes = [thread for thread in threading.enumerate() if thread.name.startswith("threadmail-lane")]
+            assert lanes
+            assert all(thread.daemon for thread in lanes)
+        assert not any(thread.is_alive() for thread in lanes)
+        assert len({message.sender for message in server.messages}) == len(server.messages) == 20
+
+
+@pytest.mark.usefixtures("main_is_over")
+def test_where_none_can_be_had_it_is_told_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No later try can help: `may_resend` said that it might."""
+    monkeypatch.setattr("threadmail._dispatch.starter.start_thread", lambda *args, **settings: None)
+    with ThreadedSender("smtp://127.0.0.1:1") as sender, pytest.raises(MailError) as info:
+        sender.send(envelope("x"))
+    assert str(info.value).startswith("no thread could be started to send it: the program's main thread has ended")
+    assert (info.value.outcome, info.value.may_resend) == (Outcome.NOT_SENT, False)
+
+
+def test_the_main_thread_may_end_as_a_worker_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor has refused it then, or its thread is one that nobody waits for."""
+    monkeypatch.setattr(outliving, "_begun", [])
+    monkeypatch.setattr(outliving, "A_START", 10.0)
+    waited, able = threading.Event(), Starter._able
+    futures = sys.modules["concurrent.futures.thread"]
+
+    class Looked(dict[object, None]):
+        def __len__(self) -> int:
+            waited.set()
+            return super().__len__()
+
+    def ended_meanwhile(starter: Starter) -> object:
+        leaving.start()
+        assert waited.wait(10.0)  # it waits for who is in this
+        return able(starter)
+
+    monkeypatch.setattr(outliving, "_starting", Looked())
+    monkeypatch.setattr(Starter, "_able", ended_meanwhile)
+
+    def leave() -> None:
+        outliving.begin()
+        outliving._leave_executors()
+
+    leaving = threading.Thread(target=leave)
+    with ScriptedServer() as server, ThreadedSender(server.url, workers=1) as sender:
+        assert sender.send(envelope("x")).outcome is Outcome.SENT
+        leaving.join(10.0)
+        lanes = [thread for thread in threading.enumerate() if thread.name.startswith("threadmail-lane")]
+        assert lanes
+        assert not any(lane in futures._threads_queues for lane in lanes)
+
+
+def test_who_is_waited_for() -> None:
+    """Not daemons, nor the main thread, the calling one, and workers."""
+    end = threading.Event()
+    made = [
+        threading.Thread(target=end.wait, args=(10.0,), name=name, daemon=daemon)
+        for name, daemon in (("one", False), ("daemon", True), ("threadmail-lane_0", False))
+    ]
+    try:
+        for thread in made:
+            thread.start()
+        assert [thread for thread in outliving.others() if thread in made] == made[:1]
+    finally:
+        end.set()
+        for thread in made:
+            thread.join()
+
+
+def test_without_others_or_a_thread_to_wait_for_them_all_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outliving, "_begun", [])
+    for others in ([], [threading.main_thread()]):
+        monkeypatch.setattr(outliving, "others", lambda others=others: others)
+        monkeypatch.setattr(outliving, "start_thread", lambda *args, **settings: None)
+        sender = Sender()
+        monkeypatch.setattr(_exit, "_open", InOrder([sender]))
+        _exit._at_end()
+        assert sender.closed
+
+
+def test_what_ctrl_c_has_left_open_is_cut_short(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender(unsent=2)
+    _exit.close_at_exit(sender)
+    with caplog.at_level(logging.ERROR):
+        _exit._cut_short()
+    assert sender.closed == [(False, 0.0)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the waiting was interrupted, and 2 messages were not sent"
+    ]

@@ -11,10 +11,6 @@ This module imports nothing of the package until a name is asked for, since pyte
 from __future__ import annotations
 
 import importlib
-
-# Not later: it registers what it does at the interpreter's exit, and that is refused once the exit has begun. A program
-# whose first mail is that of its end would import it then.
-from concurrent.futures import thread as _hooks_at_exit  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -98,3 +102,75 @@ def test_nothing_is_said_where_everything_was_sent() -> None:
     used = [lines for lines in server.received if "data" in lines]
     assert used
     assert all(lines[-1] == "quit" for lines in used)
+
+
+#: Python 3.12.0 to 3.12.2 start no thread when the main one has ended (CPython gh-113964): senders end with it there.
+ENDS_WITH_MAIN = (3, 12) <= sys.version_info[:3] < (3, 12, 3)
+
+outliving = pytest.mark.skipif(ENDS_WITH_MAIN, reason="this Python starts no thread when the main one has ended")
+
+
+@outliving
+@pytest.mark.parametrize("how", ["used", "unused", "made", "imported"])
+def test_threads_that_go_on_when_the_main_one_has_ended_mail_as_before(how: str) -> None:
+    """A sender was closed as the main thread ended; and a first import then ended in an error of the interpreter."""
+    with ScriptedServer() as server:
+        with program("outlives", "20", how, server.url) as process:
+            lines = finished(process).splitlines()
+        assert lines == ["sent"] * (16 if how == "used" else 15)
+        names = Counter(message.sender for message in server.messages)
+    assert len(names) == len(lines)
+    assert max(names.values()) == 1
+    # Each connection was closed as at any other end.
+    assert all(lines[-1] == "quit" for lines in server.received if "data" in lines)
+
+
+@outliving
+def test_a_thread_that_runs_as_long_as_the_main_one_is_alive_ends_with_it() -> None:
+    with ScriptedServer() as server:
+        with program("outlives", "20", "polled", server.url) as process:
+            assert finished(process).splitlines() == ["sent", "sent"]
+        assert server.messages[-1].sender == "from-last@example.org"
+
+
+@outliving
+def test_jobs_that_an_executor_of_the_program_still_has_mail_as_before() -> None:
+    with ScriptedServer() as server:
+        with program("outlives", "20", "executor", server.url) as process:
+            assert finished(process).splitlines() == ["sent"] * 6
+        assert len(server.messages) == 6
+
+
+@outliving
+def test_a_batch_that_is_fed_after_the_end_of_the_main_thread() -> None:
+    with ScriptedServer() as server:
+        with program("outlives", "20", "batch", server.url) as process:
+            assert finished(process) == "5 messages: 5 sent\n"
+        assert len(server.messages) == 5
+
+
+@outliving
+def test_what_the_last_thread_leaves_in_the_queue_is_worked_off() -> None:
+    with ScriptedServer() as server:
+        with program("outlives", "20", "queue", server.url) as process:
+            finished(process)
+        assert len(server.messages) == 5
+
+
+@outliving
+def test_or_is_told_of_when_the_time_is_over() -> None:
+    with stalling() as (server, reached), program("outlives", str(GRACE), "queue", server.url) as process:
+        _, err = process.communicate(timeout=60.0)
+        assert all(event.is_set() for event in reached)
+    assert process.returncode == 0
+    assert "the interpreter ends, and 3 messages were not sent, 2 in doubt" in err
+
+
+@outliving
+def test_ctrl_c_ends_the_waiting_for_the_last_thread() -> None:
+    """As Python has it, that thread is left behind; what it has queued is told of."""
+    with stalling() as (server, reached), program("outlives", "600", "queue", server.url) as process:
+        assert all(event.wait(10.0) for event in reached)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60.0)
+    assert "interrupted, and 3 messages were not sent, 2 in doubt" in err

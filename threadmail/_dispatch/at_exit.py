@@ -6,7 +6,8 @@ part with what they have one after another, but their workers all work meanwhile
 as the first; and only then threads are waited for, so that one farewell is that of all.
 
 `concurrent.futures` joins its threads, and so runs its whole queue without a deadline, before any `atexit` callback.
-Only callbacks of `threading._register_atexit` come before it, newest first; it is private, and there since 3.9.
+Only callbacks of `threading._register_atexit` come before it, newest first; it is private, and there since 3.9. They
+come when the main thread has ended: where other threads of the program have not, `outliving` has this wait for them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .._runtime.deadline import Deadline
 from .._runtime.logs import say
 from ..errors import Outcome
 from ..receipt import Receipt
+from . import outliving
 
 #: Seconds for all senders together.
 GRACE = 10.0
@@ -41,6 +43,7 @@ class Closable(Protocol):
 
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_not_closed: weakref.WeakSet[Closable] = weakref.WeakSet()  # those that are being closed as well
 _registered: list[Callable[[], None]] = []
 _time_is_up: list[bool] = []  # if it holds anything: no sender is used for the first time now, or there would be no end
 
@@ -54,17 +57,20 @@ def close_at_exit(sender: Closable) -> None:
         sender._part(drain=False, timeout=0.0)
         return
     _open.add(sender)
+    _not_closed.add(sender)
     if not _registered:
-        _registered.append(_close_all)
+        _registered.append(_at_end)
         try:
-            threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+            threading._register_atexit(_at_end)  # type: ignore[attr-defined]
         except (AttributeError, RuntimeError):  # gone, or the interpreter is ending already
+            outliving.begin()
             atexit.register(_close_all)
 
 
 def forget(sender: Closable) -> None:
     """Leave `sender` alone at exit: it has been closed. May be called for one that is not known."""
     _open.discard(sender)
+    _not_closed.discard(sender)
 
 
 def in_words(cut_short: Sequence[CutShort]) -> str:
@@ -76,6 +82,20 @@ def in_words(cut_short: Sequence[CutShort]) -> str:
     if outcomes[Outcome.PARTIAL]:
         words.append(f"{outcomes[Outcome.PARTIAL]} sent to some of their recipients")
     return ", ".join(words)
+
+
+def _at_end() -> None:
+    """The main thread has ended."""
+    if outliving.wait_for_them(_close_all):
+        atexit.register(_cut_short)
+    else:
+        _close_all()
+
+
+def _cut_short() -> None:
+    """The interpreter waits no more: nobody has anything left, unless Ctrl-C has ended the waiting."""
+    for sender in list(_not_closed):
+        _tell("the waiting was interrupted", sender.close(drain=False, timeout=0.0))
 
 
 def _close_all() -> None:
@@ -103,11 +123,14 @@ def _close_all() -> None:
             except BaseException as exc:  # noqa: BLE001 - Ctrl-C: the others end at once
                 interrupt = exc
                 unsent = sender.close(drain=False, timeout=0.0)  # nothing, but where it came before the closing began
-            if unsent:
-                ends = "the interpreter ends" if interrupt is None else "the closing was interrupted"
-                say(log, logging.ERROR, "%s, and %s", ends, in_words(unsent))
+            _tell("the interpreter ends" if interrupt is None else "the closing was interrupted", unsent)
     if interrupt is not None:
         raise interrupt
+
+
+def _tell(ends: str, unsent: Sequence[CutShort]) -> None:
+    if unsent:
+        say(log, logging.ERROR, "%s, and %s", ends, in_words(unsent))
 
 
 def _any_open() -> Closable | None:

@@ -31,6 +31,7 @@ from ..errors import Aborted, Closed, MailError, Outcome
 from ..receipt import Receipt
 from ..retry import RetryPolicy
 from ..throttle import Throttle
+from . import outliving
 from .admission import Admission
 from .closing import LONGEST_WAIT, Closing
 from .conclusions import learn, put_where_it_belongs, told_of_dial
@@ -189,7 +190,8 @@ class Dispatcher:
             self._throttle.give_back()
 
     def _no_threads(self, reason: Exception) -> None:
-        self.fail_queue(MailError(f"no thread could be started to send it: {reason}", transient=True))
+        error = MailError(f"no thread could be started to send it: {reason}", transient=not outliving.has_begun())
+        self.fail_queue(error)
 
     # ------------------------------------------------------------ workers: what to do
 

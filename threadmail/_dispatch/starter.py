@@ -1,9 +1,10 @@
 """The threads of a sender's workers.
 
-Owns the executor, and how a worker gets its thread, and whose worker a thread is. Guarantees: a worker that is counted
-has a thread, or is forgotten again, whatever comes up between the two; where the system or the interpreter's end gives
-no thread, that is said, and whoever asked is told to have the work done another way. How many workers there are to be,
-the schedule knows.
+Owns the executor, and how a worker gets its thread, and whose worker a thread is. When the main thread has ended an
+executor starts none any more: then each has a thread of its own. Guarantees: a worker that is counted has a thread, or
+is forgotten again, whatever comes up between the two; where the system or the interpreter's end gives no thread, that
+is said, and whoever asked is told to have the work done another way. How many workers there are to be, the schedule
+knows.
 """
 
 from __future__ import annotations
@@ -12,13 +13,26 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._runtime.deadline import Deadline
 from .._runtime.locks import is_owned
+from .._runtime.threads import join_thread, start_thread
+from . import outliving
 from .schedule import Schedule
 from .worker import Worker, note
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+else:
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+    except RuntimeError:  # the interpreter is ending, and this the first mail of the program
+        outliving.begin()
+
+#: Seconds for the threads to be gone, when their workers have ended.
+FAREWELL = 10.0
 
 #: How often it is tried to see to the end of a worker. What raises there has been told by then, or came from outside.
 _TRIES = 3
@@ -62,6 +76,7 @@ class Starter:
         self._local = threading.local()  # each worker's thread keeps its worker, and so its client, here
         self._executors: list[ThreadPoolExecutor] = []  # the last one is in use
         self._lanes: set[threading.Thread] = set()  # the threads of that one
+        self._alone: list[threading.Thread] = []  # those that were started without one
         self._to_start: deque[Worker] = deque()  # wanted, and not with the executor yet; whoever comes by starts them
 
     @property
@@ -124,8 +139,7 @@ class Starter:
         local.again = True
         while local.again and (worker := self._next_to_start()) is not None:
             try:
-                # The callback is for a worker that was interrupted where it cannot help itself: before its first line.
-                self._able().submit(self.work, worker).add_done_callback(partial(self._over, worker))
+                self._begin(worker)
             except (RuntimeError, MemoryError) as exc:  # the system gives no thread, or the interpreter is going
                 note(logging.WARNING, "no worker could be started: %s", exc)
                 local.starting = None
@@ -134,13 +148,31 @@ class Starter:
             local.starting = None
         local.owes = False
 
+    def _begin(self, worker: Worker) -> None:
+        with outliving.starting():
+            if not outliving.has_begun():
+                # The callback is for a worker that was interrupted where it cannot help itself: before its first line.
+                self._able().submit(self.work, worker).add_done_callback(partial(self._over, worker))
+                return
+        # A daemon, for who closes waits for it; and the interpreter ends when all have closed.
+        thread = start_thread(self._work_alone, name=outliving.LANE, args=(worker,))
+        if thread is None:
+            raise RuntimeError("the program's main thread has ended, and there is no thread to be had")
+        self._alone = [*[each for each in self._alone if each.is_alive()], thread]
+
+    def _work_alone(self, worker: Worker) -> None:
+        try:
+            self.work(worker)
+        finally:
+            self._over(worker, None)
+
     def _able(self) -> ThreadPoolExecutor:
         """An executor that can start a thread. One that has lost one, struck in the executor's own lines, cannot."""
         unable: ThreadPoolExecutor | None = None
         with self._lock:
             if not self._executors or any(not lane.is_alive() for lane in list(self._lanes)):
                 unable = self._executors[-1] if self._executors else None
-                self._executors += (ThreadPoolExecutor(self._workers, thread_name_prefix="threadmail-lane"),)
+                self._executors += (ThreadPoolExecutor(self._workers, thread_name_prefix=outliving.LANE),)
                 self._lanes = set()
             able = self._executors[-1]
         if unable is not None:
@@ -234,5 +266,8 @@ class Starter:
             self._local.joining = True
             for executor in executors:
                 executor.shutdown(wait=ended)
+            end = Deadline.after(FAREWELL if ended else 0.0)
+            for thread in self._alone:
+                join_thread(thread, end.remaining() or 0.0)
         finally:
             self._local.joining = False
