@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline
-from .._runtime.locks import is_owned
+from .._runtime.locks import is_owned, keep_for_sure
 from .._runtime.steps import Bell
 from .._runtime.threads import takes_signals
 from ..envelope import Envelope
@@ -185,6 +185,7 @@ class SendFuture(Future[Receipt]):
 
     def __init__(self, job: Job, keeper: Keeper) -> None:
         super().__init__()
+        keep_for_sure(self._condition)
         self._keeper = keeper
         # Let go of when the message is settled: job and future know each other, and would stay in memory, content and
         # all, until the garbage collector comes by.
@@ -332,6 +333,8 @@ class SendFuture(Future[Receipt]):
         if self._all_told:
             return
         if not self.done():
+            for waiter in list(self._waiters):
+                keep_for_sure(waiter.event._cond)  # type: ignore[attr-defined]
             try:
                 self._set_first(job, receipt)
             except InvalidStateError:

@@ -414,9 +414,10 @@ class Schedule(Generic[_W]):
                 del self.ready[job]
 
     def _take(self, job: Job, worker: _W) -> None:
-        job.state = TAKEN
+        # In this order: where memory ends in one of the two it is still READY, and where whoever comes next finds it.
         self.in_flight[job] = worker
         worker.run += (job,)
+        job.state = TAKEN
         job.pauses_seen = self.limit.pauses
 
     def _steal(self, worker: _W) -> bool:

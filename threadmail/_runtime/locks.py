@@ -13,7 +13,8 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 _HAS_THE_GAP = sys.version_info[:2] == (3, 14)
 _BLOCKING = (True,)
@@ -37,6 +38,23 @@ def new_rlock() -> _thread.RLock:
     """A `threading.RLock`, asked for by that name, so that a scheduler's may stand in its place."""
     made = threading.RLock()
     return _Kept() if _HAS_THE_GAP and type(made) is _thread.RLock else made
+
+
+class _Condition(threading.Condition):
+    """`with` it is `with` its lock: no line of Python is between, in which memory could run out with the lock held."""
+
+    if not TYPE_CHECKING:
+        __enter__ = property(attrgetter("_lock.__enter__"))
+        __exit__ = property(attrgetter("_lock.__exit__"))
+
+
+_TheirCondition = threading.Condition
+
+
+def keep_for_sure(condition: threading.Condition) -> None:
+    """Have a condition that the standard library has made give its lock back, whatever happens."""
+    if type(condition) is _TheirCondition:  # and not a scheduler's
+        condition.__class__ = _Condition
 
 
 def is_owned(lock: Any) -> bool:
