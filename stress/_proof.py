@@ -283,7 +283,7 @@ def _reading(report: Report) -> list[Block]:
                 "else can happen.",
                 "**Switch points**: where another thread may get the turn. *Fields* are the instance fields of the "
                 "named classes, those that they inherit included; a field that is written before the threads start "
-                "and only read after that is none (`_locks` and `_pid`, by which each client finds its own lock).",
+                "and only read after that is none (`_root` and `_pid`, by which each client finds its own lock).",
                 "**Schedules**: how many were run. Of schedules that differ only in the order of operations that "
                 "cannot affect each other, one is run (dynamic partial-order reduction with sleep sets); that the "
                 "reduction leaves out nothing else is checked on random programs against the plain search, by "

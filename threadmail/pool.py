@@ -13,12 +13,13 @@ work as anywhere else, and hang nobody; a new lease, or connection, is refused (
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ._connection.breaker import CircuitBreaker
 from ._connection.idle import IdleWatch
@@ -46,6 +47,10 @@ FAREWELLS = 8
 #: Seconds for callers to come back whose connections were dropped by `close()`.
 GRACE = 1.0
 
+#: In a forked child: what is the parent's, and what takes its place.
+_Inherited: TypeAlias = "tuple[Keys[Client], Retired]"
+_Fresh: TypeAlias = "tuple[Keys[Client], Steps, Retired, list[threading.Thread], IdleWatch | None]"
+
 _T = TypeVar("_T")
 
 
@@ -71,23 +76,37 @@ class ClientPool(BornAnew):
             raise InvalidConfig(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
         self._rng = rng or random.Random()
-        self._reset()
+        self._begin(os.getpid(), self._new(Life.OPEN))
         super().__init__()
 
-    def _inherited(self) -> list[Client]:
-        return [*self._keys.clients(), *self._retired.lingering]
+    def _inherited(self, pid: int) -> _Inherited | None:
+        return None if self._ready_in == pid else (self._keys, self._retired)
 
-    def _reset(self) -> None:
-        # Also in a forked child, which begins anew.
-        keys = self.__dict__.get("_keys")
-        life = Life.OPEN if keys is None or keys.life is Life.OPEN else Life.CLOSED  # closed in a child as well
+    def _made_anew(self, pid: int, inherited: _Inherited) -> _Fresh:
+        keys, retired = inherited
+        # Each is told now: where no hook runs, nobody else would close their connections, which are the parent's.
+        for client in (*keys.clients(), *retired.lingering):
+            client.enter_child(pid)
+        return self._new(Life.OPEN if keys.life is Life.OPEN else Life.CLOSED)  # closed in a child as well
+
+    def _new(self, life: Life) -> _Fresh:
         breaker, room = CircuitBreaker(RetryPolicy(), self._rng), Room(self._rng)
-        self._keys = Keys(self.max_size, breaker, room, lambda: Redials(self, self.config, self._rng).client, life)
-        self._steps = Steps(self._keys.wake_first)  # the one lock: guards the keys, and all that is below
-        self._retired = Retired(self._steps)
-        self._goodbyes: list[threading.Thread] = []
-        self._watch = IdleWatch(self) if self.config.idle_timeout is not None else None
+        keys = Keys(self.max_size, breaker, room, lambda: Redials(self, self.config, self._rng).client, life)
+        steps = Steps(keys.wake_first)
+        watch = IdleWatch(self) if self.config.idle_timeout is not None else None
+        return keys, steps, Retired(steps), [], watch
+
+    def _begin(self, pid: int, fresh: _Fresh) -> None:
+        keys, steps, retired, goodbyes, watch = fresh
+        if self._ready_in == pid:
+            return
+        self._keys = keys
+        self._steps = steps  # the one lock: guards the keys, and all that is below
+        self._retired = retired
+        self._goodbyes = goodbyes
+        self._watch = watch
         self._watching = False  # or about to
+        self._ready_in = pid
 
     # ------------------------------------------------------------ leasing
 

@@ -27,7 +27,7 @@ from ._runtime.deadline import NEVER, Deadline
 from ._runtime.guard import BornAnew
 from ._runtime.life import Life
 from ._runtime.numbers import require_whole
-from .client import Client, Message
+from .client import Message
 from .config import ServerConfig
 from .envelope import Envelope
 from .errors import Aborted, InvalidConfig, MailError, Outcome, Reentered, printable
@@ -98,16 +98,28 @@ class ThreadedSender(BornAnew):
         self._rng = rng or random.Random()
         self._closed_at_exit = False
         self._life = Life.OPEN  # a closed sender is closed in a forked child as well
-        self._reset()
+        self._begin(os.getpid(), self._new())
         super().__init__()
 
-    def _inherited(self) -> list[Client]:
-        return self._dispatcher.inherited()
+    def _inherited(self, pid: int) -> Dispatcher | None:
+        return None if self._ready_in == pid else self._dispatcher
 
-    def _reset(self) -> None:
+    def _made_anew(self, pid: int, inherited: Dispatcher) -> Dispatcher:
+        # Each is told now: where no hook runs, nobody else would close their connections, which are the parent's.
+        for client in inherited.inherited():
+            client.enter_child(pid)
+        return self._new()
+
+    def _begin(self, pid: int, fresh: Dispatcher) -> None:
+        if self._ready_in == pid:
+            return
+        self._dispatcher = fresh
+        self._ready_in = pid
+
+    def _new(self) -> Dispatcher:
         # Also in a forked child, which begins with an empty queue: what the parent queued, the parent sends.
         self.throttle.enter_child(os.getpid())
-        self._dispatcher = Dispatcher(
+        dispatcher = Dispatcher(
             self.config,
             workers=self.workers,
             queue_size=self.queue_size,
@@ -119,7 +131,8 @@ class ThreadedSender(BornAnew):
             before_final=self._before_final,
         )
         if self._life is Life.CLOSED:
-            self._dispatcher.close(drain=False, end=NEVER)
+            dispatcher.close(drain=False, end=NEVER)
+        return dispatcher
 
     # ------------------------------------------------------------ one message
 

@@ -8,6 +8,7 @@ mail.
 
 from __future__ import annotations
 
+import _thread
 import os
 import queue
 import threading
@@ -16,7 +17,7 @@ from math import inf
 from typing import NamedTuple, TypeAlias
 
 from ._runtime.deadline import LONGEST, Deadline, now, out_of_time
-from ._runtime.guard import after_fork
+from ._runtime.guard import InEachProcess
 from ._runtime.locks import new_rlock
 from ._runtime.numbers import require_number
 from .errors import InvalidConfig, TimedOut
@@ -32,8 +33,11 @@ class _Bucket(NamedTuple):
 #: One place in the line: what is put there ends a wait.
 _Place: TypeAlias = "queue.SimpleQueue[None]"
 
+#: A lock, who stands in line, and on which threads: what another process has for itself.
+_Fresh: TypeAlias = "tuple[_thread.RLock, deque[_Place], dict[int, None]]"
 
-class Throttle:
+
+class Throttle(InEachProcess):
     """At most `messages` in `per` seconds, after a burst.
 
     Args:
@@ -41,6 +45,8 @@ class Throttle:
         per: in how many seconds.
         burst: how many at once after a quiet time; 1 by default, which spaces messages evenly.
     """
+
+    _pid: int = 0  # the process that it has begun in
 
     def __init__(self, messages: float | None = None, per: float = 1.0, burst: int = 1) -> None:
         if messages is not None:
@@ -55,29 +61,36 @@ class Throttle:
         if self._rate is not None and not 0.0 < self._rate < inf:
             raise InvalidConfig(f"{messages!r} messages in {per!r} seconds is no rate that can be kept")
         self._burst = float(burst)
-        self._begin(os.getpid())
+        self._begin(os.getpid(), self._new())
         self._bucket = _Bucket(self._burst, now())
         self._paused_until = 0.0
-        after_fork(self)
+        super().__init__()
 
-    def enter_child(self, pid: int) -> None:
-        """In a forked child: have a lock of its own, for the one inherited may be held by a thread that is not here.
+    # In a forked child it has a lock of its own, for the one inherited may be held by a thread that is not here. It is
+    # entered by the hook, and by the senders that use it where hooks do not run.
 
-        Called by the hook, and by the senders that use it where hooks do not run.
-        """
-        if self._pid != pid:
-            self._begin(pid)
+    def _inherited(self, pid: int) -> tuple[()] | None:
+        return None if self._pid == pid else ()
 
-    def _begin(self, pid: int) -> None:
-        self._pid = pid
+    def _made_anew(self, pid: int, inherited: tuple[()]) -> _Fresh:
+        return self._new()
+
+    def _new(self) -> _Fresh:
+        return new_rlock(), deque(), {}
+
+    def _begin(self, pid: int, fresh: _Fresh) -> None:
+        lock, line, in_line = fresh
+        if self._pid == pid:
+            return
         # Guards the bucket and the pause; a leaf: nothing is called under it that waits. Reentrant, for a signal
         # handler may ask in the middle of it. So each change is made in one statement that nothing comes between,
         # and what was computed from a bucket that is another one by then is computed again.
-        self._lock = new_rlock()
+        self._lock = lock
         # Who waits, in the order of asking. No lock: each operation on it is atomic, and whoever leaves wakes the
         # one who is first then, who may be told so twice and never not at all.
-        self._line: deque[_Place] = deque()
-        self._in_line: dict[int, None] = {}  # which threads those are
+        self._line = line
+        self._in_line = in_line  # which threads those are
+        self._pid = pid
 
     # ------------------------------------------------------------ without waiting
 

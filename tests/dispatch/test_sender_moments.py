@@ -32,6 +32,7 @@ from threadmail._dispatch.stream import ReceiptStream
 from threadmail._dispatch.timeheap import TimeHeap
 from threadmail._dispatch.worker import Worker
 from threadmail._runtime.deadline import NEVER, Deadline, now
+from threadmail._runtime.process import Process
 from threadmail.testing import CaptureServer, Drop, Reply, ScriptedServer, Serve
 
 PATIENCE = 20.0
@@ -157,7 +158,7 @@ def test_who_goes_on_with_the_stream_of_a_parent_process_is_told_so_and_waits_fo
         raise AssertionError("the parent's locks are not to be touched")
 
     stream = ReceiptStream([one("a")], Collector(9, 1, NEVER), NEVER, nobody, lambda _: None)
-    stream._pid -= 1
+    stream._process = Process(-1)
     with pytest.raises(MailError, match="by the process that gave them in"):
         next(stream)
     stream.stop()

@@ -104,7 +104,7 @@ CLIENT = (SMTP, Client, Wire)
 POOL = (ClientPool, Steps, Keys, Lease, CircuitBreaker, Room)
 SENDER = (Dispatcher, Closing, Starter, Schedule, TimeHeap, SenderJob, ConcurrencyLimit, CircuitBreaker)
 #: Read on each use of `sync_root` without it: written before the threads start, and in a forked child.
-OWNER = ("_locks", "_pid")
+OWNER = ("_root", "_pid")
 QUIET = {"timeouts": 0}  # a timed wait ends by being woken only
 #: Fields that `abort()` uses without the lock, because a call that it ends has the lock; and a hint.
 BY_DESIGN = frozenset(

@@ -52,6 +52,22 @@ def bare_forked(run: Run) -> None:
     threads.at_the_end = lambda: _spoke(threads.server)  # type: ignore[method-assign]
 
 
+def forked_and_connected(run: Run) -> None:
+    """Two threads are the first to use a connected `SMTP`, and one connects it anew: nobody drops that under it."""
+    threads = Threads(run, ModelServer(ordered=True), allowed=(NotConnected,))
+    fork = _forking(run)
+    client = SMTP("model", 25, local_hostname="me")
+    fork()
+
+    def connects() -> None:
+        client.connect("model", 25)
+        assert client.sock is not None
+
+    threads.add(connects)
+    threads.add(lambda: client.is_quiet())
+    threads.at_the_end = lambda: [] if client.is_quiet() else ["the connection of the child was dropped"]  # type: ignore[method-assign]
+
+
 def _spoke(server: ModelServer) -> list[str]:
     said = [who for who, _, _ in server.connections[0].transcript if who.startswith("T")]
     return ["a thread of the child spoke on its parent's connection"] if said else []
@@ -86,8 +102,14 @@ def _close(sender: ThreadedSender) -> None:
 
 
 SMALL = [
-    Scenario("fork, two threads come first", forked, classes=(SMTP, Client)),
+    Scenario("fork, two threads come first", forked, classes=(Client,)),
     Scenario("fork, two threads come first to an SMTP", bare_forked, options=QUIET),
+    Scenario(
+        "fork, two threads come first to an SMTP, and one connects",
+        forked_and_connected,
+        classes=(SMTP,),
+        options=QUIET,
+    ),
     Scenario(
         "fork, two threads come first to a pool",
         begun_anew(_pool, lambda pool: pool._steps.lock, ClientPool.stats, ClientPool.close),

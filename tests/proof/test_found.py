@@ -21,7 +21,7 @@ from tests.proof.scenarios import SMALL, SUITE
 from threadmail._dispatch import dispatcher as _dispatcher
 from threadmail._dispatch.schedule import Schedule
 from threadmail._pool.keys import Keys
-from threadmail._runtime.guard import BornAnew, Guarded
+from threadmail._runtime.guard import InEachProcess
 from threadmail.smtp import _Client
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in SUITE + SMALL}
@@ -87,31 +87,29 @@ FOUND = [
         "failed: LoginRefused",
         also=("    self._auth_challenge_count = 0\n    name,", "    name,"),
     ),
-    # In a child forked without Python's hooks: the new lock could be found before it was held.
+    # In a child forked without Python's hooks: the first thread said that the child had begun anew before it had.
     Found(
-        "a thread of a forked child spoke on its parent's connection",
-        Guarded,
+        "a thread of a forked child used its parent's connection",
+        InEachProcess,
         "enter_child",
-        "    new_lock = new_rlock()\n"
-        "    with new_lock:  # held before anybody can find it, so that nobody gets at the parent's connection first\n"
-        "        lock = self._locks.setdefault(pid, new_lock)\n"
-        "        if lock is new_lock:\n",
-        "    lock = self._locks.setdefault(pid, new_rlock())\n    with lock:\n        if self._pid != pid:\n",
+        "        inherited = self._inherited(pid)\n",
+        "        inherited = self._inherited(pid)\n        self._pid = pid\n",
         "fork, two threads come first to an SMTP",
-        "1x16 0x7",
-        "a thread of the child spoke on its parent's connection",
+        "0x5 1x8 0x4",
+        "failed: ConnectionLost",
+        also=("        self._begin(", "        self._pid = 0\n        self._begin("),
     ),
-    # The first thread said that the child had begun anew before it had: the second one used what the parent had left.
+    # The second one used what the parent had left.
     Found(
         "a thread of a forked child waited for a lock that its parent held",
-        BornAnew,
+        InEachProcess,
         "enter_child",
-        "    new_lock = threading.Lock()\n",
-        "    if self._ready_in != pid:\n        self._ready_in = pid\n        self._reset()\n    return\n"
-        "    new_lock = threading.Lock()\n",
+        "        inherited = self._inherited(pid)\n",
+        "        inherited = self._inherited(pid)\n        self._ready_in = pid\n",
         "fork, two threads come first to a pool",
-        "0x3 1x2 0x22",
+        "0x9 1x3 0x18",
         "deadlock",
+        also=("        self._begin(", "        self._ready_in = 0\n        self._begin("),
     ),
     # A client that came free for a thread that was just interrupted went to the idle ones, where nobody looks again.
     Found(

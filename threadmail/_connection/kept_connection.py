@@ -20,8 +20,9 @@ from typing import TypeAlias, TypeVar, cast
 
 from .._protocol.transaction import Terms, Transaction
 from .._runtime.deadline import NEVER, Deadline, now
-from .._runtime.guard import Guarded, holding
+from .._runtime.guard import Guarded, Root, holding
 from .._runtime.life import Life
+from .._runtime.locks import new_rlock
 from .._runtime.threads import join_thread
 from ..config import ServerConfig
 from ..errors import (
@@ -58,6 +59,10 @@ BeforeDial: TypeAlias = Callable[[], None]
 #: Called when a dial is over: with None if there is a session now, else with what kept it from being one.
 AfterDial: TypeAlias = Callable[["MailError | None"], None]
 
+#: In a forked child: what is the parent's, and what takes its place.
+Connections: TypeAlias = "tuple[AnySMTP | None, ...]"
+Fresh: TypeAlias = "tuple[Root, Waiters, dict[AnySMTP, None], IdleWatch | None]"
+
 _T = TypeVar("_T")
 
 
@@ -80,7 +85,6 @@ class KeptConnection(Guarded):
         before_dial: BeforeDial | None = None,
         after_dial: AfterDial | None = None,
     ) -> None:
-        super().__init__()
         self._before_dial, self._after_dial = before_dial, after_dial
         self.config = config
         self._rng = rng
@@ -107,6 +111,7 @@ class KeptConnection(Guarded):
         self._closed: Mapping[str, int] = {}  # replaced whole
         self._leaving: dict[AnySMTP, None] = {}  # what is being said goodbye on; by the idle watch without the lock
         self._watch = IdleWatch(self) if watch_idle and self.config.idle_timeout is not None else None
+        super().__init__()
 
     # ------------------------------------------------------------ state
 
@@ -436,16 +441,24 @@ class KeptConnection(Guarded):
             riding=config._riding,
         )
 
-    def _after_fork(self) -> None:
-        smtp, self._smtp = self._smtp, None
-        leaving, self._leaving = list(self._leaving), {}
-        for inherited in (*leaving, smtp):
-            if inherited is not None:
-                inherited._drop()
+    def _inherited(self, pid: int) -> Connections | None:
+        return None if self._pid == pid else (self._smtp, *self._leaving)
+
+    def _made_anew(self, pid: int, inherited: Connections) -> Fresh:
+        for smtp in inherited:
+            if smtp is not None:
+                smtp.enter_child(pid)
+        # The thread of the watch did not come along.
+        return Root(new_rlock()), Waiters(), {}, None if self._watch is None else IdleWatch(self)
+
+    def _begin(self, pid: int, fresh: Fresh) -> None:
+        root, waiters, leaving, watch = fresh
+        if self._pid == pid:
+            return
+        self._smtp, self._leaving = None, leaving
         self._busy = self._logged_in = False
-        self._waiters = Waiters()
-        if self._watch is not None:
-            self._watch.ended()  # the thread did not come along
+        self._waiters, self._watch = waiters, watch
+        self._root, self._pid = root, pid
 
     # ------------------------------------------------------------ the idle watch
 

@@ -8,7 +8,6 @@ move it, `Schedule` and the workers know.
 from __future__ import annotations
 
 import enum
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -17,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline
 from .._runtime.locks import is_owned, keep_for_sure
+from .._runtime.process import here
 from .._runtime.steps import Bell
 from .._runtime.threads import takes_signals
 from ..envelope import Envelope
@@ -196,7 +196,7 @@ class SendFuture(Future[Receipt]):
         # Of one that was taken back; guarded by the future's own lock, which is for one thread twice.
         self._cancel_begun = self._cancel_told = False
         self._bells: list[Bell] = []  # of those who wait for the result
-        self._pid = os.getpid()
+        self._process = here()
         self._is_orphaned = False
 
     def _mine(self) -> tuple[Job, Keeper] | None:
@@ -209,7 +209,7 @@ class SendFuture(Future[Receipt]):
     @property
     def _is_inherited(self) -> bool:
         """Whether this is a forked child: the message is its parent's, whose locks are not to be touched here."""
-        if self._pid == os.getpid():
+        if self._process is here():
             return False
         self.orphan()
         return True

@@ -8,7 +8,6 @@ come.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
@@ -16,6 +15,7 @@ from functools import partial
 from itertools import islice
 
 from .._runtime.deadline import Deadline, out_of_time
+from .._runtime.process import here
 from ..client import Message
 from ..envelope import Envelope
 from ..errors import Aborted, Closed, MailError, QueueFull, Reentered, TimedOut, detach
@@ -65,7 +65,7 @@ class ReceiptStream(Iterator[Receipt]):
         self._held: deque[tuple[int, Job]] = deque()  # waiting for their places
         self._untold: deque[Receipt] = deque()  # of those that were refused, as long as nobody was told
         self._stopped = False
-        self._pid = os.getpid()
+        self._process = here()
         self._failure: BaseException | None = None  # what the iterable raised, or that the sender was closed
 
     def __iter__(self) -> ReceiptStream:
@@ -84,7 +84,7 @@ class ReceiptStream(Iterator[Receipt]):
             Exception: what the iterable raised, or Closed, when those that were pulled are settled.
         """
         collector = self._collector
-        if self._pid != os.getpid():
+        if self._process is not here():
             raise MailError("these messages are sent by the process that gave them in, and their receipts come there")
         came = collector.came
         self._tell_refused()
@@ -108,7 +108,7 @@ class ReceiptStream(Iterator[Receipt]):
 
     def stop(self) -> None:
         """Pull no more messages, and take back what no worker has begun. What is still to come tells of all of them."""
-        if self._pid != os.getpid():
+        if self._process is not here():
             return  # a forked child: the messages are its parent's, whose locks are not to be touched here
         with self._dispatcher().entry:
             self._stopped, self._source = True, None

@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 from .._runtime.locks import new_rlock
+from .._runtime.process import Process, here
 from ..errors import LoginRefused, printable
 
 _KEY = os.urandom(32)
@@ -41,7 +42,7 @@ class RefusedLogins:
         self._refused: dict[bytes, tuple[float, float, int, bytes]] = {}
         self._taken: tuple[bytes, float] = (b"", 0.0)  # the mark that the server took last, and until when that counts
         # By process, for one of the parent may be held by a thread that is not here, and mark.
-        self._turns: dict[tuple[int, bytes], Any] = {}
+        self._turns: dict[tuple[Process, bytes], Any] = {}
 
     def bar(self, marked: bytes, refusal: LoginRefused, until: float, now: float) -> None:
         """Let the pair not be offered again before `until`."""
@@ -77,7 +78,7 @@ class RefusedLogins:
 
     def turn(self, marked: bytes) -> Any:
         """Held by whoever offers this pair, as long as that is not proven."""
-        key = os.getpid(), marked
+        key = here(), marked
         turn = self._turns.get(key)
         if turn is None:
             for old in list(self._turns)[: 1 - TURNS]:

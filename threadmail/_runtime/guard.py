@@ -1,21 +1,20 @@
 """What guards something that one thread at a time may use.
 
 Owns `Guarded`: the `sync_root` of a client, and what becomes of it after a fork; and `holding`, the one place where a
-lock is taken with a deadline. Guarantees: in a forked child the lock is a new one, free, and the object was told to
-drop what belongs to the parent before any thread of the child gets hold of it.
+lock is taken with a deadline. Guarantees: in a forked child the lock is a new one, free, and the object has dropped
+what belongs to the parent before any thread of the child gets hold of it, whatever interrupts; and nobody hangs there.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .deadline import NEVER, Deadline, out_of_time
 from .locks import new_rlock
+from .process import here
 
 
 class Lock(Protocol):
@@ -73,24 +72,83 @@ class HeldInTime:
         def __exit__(self, *exc: object) -> None: ...
 
 
-class Guarded:
+class InEachProcess:
+    """Base of what begins anew in a forked child, before anybody of the child goes on.
+
+    Three things may come while a child is entered. Another thread of it, where no hook of Python's ran: `_births` has
+    one lock for each child, and `dict.setdefault` is atomic, so all agree on it. A signal handler or a finaliser, on
+    the very thread that is about it: it does all of it there, and what it interrupted finds that nothing is left to do.
+    And an exception from outside: the next one who comes does it again.
+
+    So what is the parent's is let go of, and the new is made, aside and perhaps twice; and it is put in its place in
+    one step, once. Which process it is for is set the last, so whoever finds that may use all of it. Handlers,
+    finalisers and such exceptions come up where something is called: in `_inherited` and `_begin` nothing is, from the
+    look whether it is due to the end. Over what takes other locks that of `_births` is not held.
+    """
+
+    def __init__(self) -> None:
+        """The last thing when one is made: another thread may fork from here on."""
+        self._births: dict[int, Any] = {}
+        after_fork(self)
+
+    def enter_child(self, pid: int) -> None:
+        """In a forked child: begin anew, unless that is done."""
+        here()  # where no hook runs, this is how the process comes to be known
+        lock = self._births.setdefault(pid, new_rlock())
+        with lock:
+            inherited = self._inherited(pid)
+        if inherited is None:
+            return
+        fresh = self._made_anew(pid, inherited)
+        # What is replaced goes when all is in its place, and without the lock: what goes may call.
+        replaced = vars(self).copy()
+        with lock:
+            self._begin(pid, fresh)
+            # Numbers of processes come round: a child of this one may get the number of one that has ended.
+            self._births = {}
+        del replaced
+
+    def _inherited(self, pid: int) -> Any:
+        """What is the parent's. None: this has begun anew already."""
+        raise NotImplementedError
+
+    def _made_anew(self, pid: int, inherited: Any) -> Any:
+        """Let go of what is the parent's, and make what takes its place. May be interrupted, and done again."""
+        raise NotImplementedError
+
+    def _begin(self, pid: int, fresh: Any) -> None:
+        """Put it in its place, and set the process the last; or do nothing, if somebody has been faster."""
+        raise NotImplementedError
+
+
+class Root:
+    """Has the `sync_root` of one object in one process."""
+
+    __slots__ = ("own",)
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+
+
+class Guarded(InEachProcess):
     """Base of what is guarded by a `sync_root` and must not be used by two processes."""
 
     def __init__(self, sync_root: Any = None) -> None:
-        self._pid = os.getpid()
-        # One lock for each process this object lives in. A child finds none of its own and makes one: the lock it
-        # inherited may be held by a thread that does not exist there. dict.setdefault is atomic, so threads of the
-        # child that come first at the same time agree on one.
-        self._locks: dict[int, Any] = {self._pid: new_rlock() if sync_root is None else sync_root}
-        after_fork(self)
+        self._pid: int = os.getpid()  # whose `_root` is; in a child that is not entered yet, the parent
+        self._root: Root = Root(new_rlock() if sync_root is None else sync_root)
+        super().__init__()
 
     @property
     def sync_root(self) -> Any:
-        """The lock that makes several calls one step: `with client.sync_root:`. Reentrant; guards the dialogue."""
+        """The lock that makes several calls one step: `with client.sync_root:`. Reentrant; guards the dialogue.
+
+        A forked child has one of its own: the one inherited may be held by a thread that does not exist there.
+        """
         pid = os.getpid()
-        lock = self._locks.get(pid)
         # Asked on each use: some servers fork without running Python's hooks (uWSGI without its fork-hook flag).
-        return lock if lock is not None else self.enter_child(pid)
+        if self._pid != pid:
+            self.enter_child(pid)
+        return self._root.own
 
     @property
     def is_inherited(self) -> bool:
@@ -99,21 +157,7 @@ class Guarded:
 
     def stand_alone(self) -> None:
         """Have a lock that nobody else knows, instead of the owner's, who holds that now and lets go of this object."""
-        self._locks[self._pid] = new_rlock()
-
-    def enter_child(self, pid: int) -> Any:
-        """In a forked child: have a lock of its own, and drop what is the parent's. Returns the lock."""
-        new_lock = new_rlock()
-        with new_lock:  # held before anybody can find it, so that nobody gets at the parent's connection first
-            lock = self._locks.setdefault(pid, new_lock)
-            if lock is new_lock:
-                self._pid = pid
-                self._after_fork()
-        return lock
-
-    def _after_fork(self) -> None:
-        """Drop what belongs to the parent: close sockets without a word on them, forget what was under way."""
-        raise NotImplementedError
+        self._root.own = new_rlock()
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -122,39 +166,14 @@ class Guarded:
         )
 
 
-class BornAnew:
-    """Base of what begins anew in a forked child: `_reset` runs once there, before anybody of the child goes on."""
+class BornAnew(InEachProcess):
+    """Base of what owns several of these, and asks at the beginning of each call which process this is."""
 
-    def __init__(self) -> None:
-        self._ready_in = os.getpid()  # the process that `_reset` has run in
-        self._births: dict[int, Any] = {}
-        after_fork(self)
+    _ready_in: int = 0  # the process that it has begun in
 
     def _check_process(self) -> None:
         if self._ready_in != os.getpid():
             self.enter_child(os.getpid())
-
-    def enter_child(self, pid: int) -> None:
-        """In a forked child: begin anew, or wait for the thread that is about it."""
-        new_lock = threading.Lock()
-        with new_lock:  # held before anybody can find it
-            first_lock = self._births.setdefault(pid, new_lock)
-            if first_lock is new_lock:
-                for client in self._inherited():
-                    client.enter_child(pid)
-                self._reset()
-                self._ready_in = pid
-                return
-        with first_lock:
-            pass
-
-    def _inherited(self) -> Iterable[Guarded]:
-        """Whose connections are the parent's. Each is told now: where no hook runs, nobody else would close them."""
-        raise NotImplementedError
-
-    def _reset(self) -> None:
-        """Forget what the parent had: locks, queues, connections."""
-        raise NotImplementedError
 
 
 class ForkAware(Protocol):
@@ -172,8 +191,19 @@ def after_fork(fork_aware: ForkAware) -> None:
 
 
 def _in_child() -> None:
+    pid = os.getpid()
+    struck: BaseException | None = None
     for fork_aware in list(_fork_aware):
-        fork_aware.enter_child(os.getpid())
+        try:
+            try:
+                fork_aware.enter_child(pid)
+            except BaseException:
+                fork_aware.enter_child(pid)  # an exception from outside: what it left undone is done now
+                raise
+        except BaseException as exc:  # noqa: BLE001 - the others are entered as well; then it comes up
+            struck = exc
+    if struck is not None:
+        raise struck
 
 
 if hasattr(os, "register_at_fork"):

@@ -21,7 +21,8 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from .._runtime.deadline import NEVER, Deadline
-from .._runtime.guard import Guarded, holding
+from .._runtime.guard import Guarded, Root, holding
+from .._runtime.locks import new_rlock
 from .._transport.lookup import Waiter
 from .._transport.wire import Wire
 from ..config import Timeouts
@@ -66,6 +67,9 @@ class State(enum.Enum):
 
 #: Locks with which the first method that calls another one would wait for itself, for ever.
 _ONCE_ONLY = (LockType, threading.Semaphore)
+
+#: In a forked child: what is the parent's.
+Connection: TypeAlias = "tuple[Wire | None, socket.socket | None]"
 
 _P = ParamSpec("_P")
 _D = TypeVar("_D", bound="Dialogue")
@@ -147,7 +151,6 @@ class Dialogue(Guarded, smtplib.SMTP):
     ) -> None:
         if isinstance(sync_root, _ONCE_ONLY):
             raise InvalidConfig("sync_root must be a lock that its holder can take again: an RLock")
-        Guarded.__init__(self, sync_root)
         self._wire: Wire | None = None
         self._pipeline: _delivery.Pipeline | None = None  # of this wire
         self._state = State.IDLE
@@ -158,6 +161,7 @@ class Dialogue(Guarded, smtplib.SMTP):
         self._abort_requested = False  # written without the lock by abort(), cleared by connect(), but `_for_one_dial`
         self._own_timeouts = timeouts
         self._host = ""
+        Guarded.__init__(self, sync_root)
         # Not the constructors of SMTP_SSL and LMTP, whose arguments differ between versions; and without the host:
         # theirs raise errors of their own.
         smtplib.SMTP.__init__(self, "", 0, local_hostname, timeout, source_address)  # type: ignore[arg-type]
@@ -281,10 +285,29 @@ class Dialogue(Guarded, smtplib.SMTP):
         if sock is not None:
             sock.close()
 
-    def _after_fork(self) -> None:
-        self._drop()
+    def _inherited(self, pid: int) -> Connection | None:
+        return None if self._pid == pid else (self._wire, self.sock)
+
+    def _made_anew(self, pid: int, inherited: Connection) -> Root:
+        for each in inherited:
+            if each is not None:
+                each.close()  # without a word: the parent speaks on it
+        return Root(new_rlock())
+
+    def _begin(self, pid: int, fresh: Root) -> None:
+        if self._pid == pid:
+            return
+        # As `_drop`, which would be a call.
+        self._wire = None
+        self.sock = None
+        self._pipeline = None
+        self.file = None
+        self._state = self._resume = State.IDLE
+        self._challenged = self._inside = False
+        self.command_encoding = "ascii"
         self._deadline = NEVER
-        self._inside = False
+        self._root = fresh
+        self._pid = pid
 
     def abort(self) -> None:
         """Drop the connection under the call that another thread is making. Takes no lock and returns at once.

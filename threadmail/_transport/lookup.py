@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import errno
 import functools
-import os
 import queue
 import re
 import socket
@@ -23,6 +22,7 @@ from typing import Any, TypeVar, cast
 from .._message.address import a_label
 from .._runtime.deadline import Deadline
 from .._runtime.outside import is_of_a_handler
+from .._runtime.process import here
 from .._runtime.threads import join_thread, start_thread
 from ..config import is_loopback
 from .socket import is_from_outside
@@ -97,7 +97,7 @@ class Waiter:
             TimeoutError: nothing came before the limit. The lookup goes on, and answers who asks next.
             CalledOff: as it says.
         """
-        key = (os.getpid(), question)  # threads do not come along with a fork
+        key = (here(), question)  # threads do not come along with a fork
         mine = _Lookup(ask)
         lookup = _under_way.setdefault(key, mine)
         lookup.waiting.append(self)
