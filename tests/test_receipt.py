@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -550,3 +552,39 @@ def test_a_report_raises_for_its_failures_or_not_at_all() -> None:
     with pytest.raises(DeliveryFailed, match="2 messages: 1 sent, 1 partial; the first: partial") as info:
         mixed.raise_for_failures()
     assert info.value.report is mixed
+
+
+def ended(outcome: Outcome, *, transient: bool = True) -> Receipt:
+    """A receipt of one message, with its error where somebody is told of one."""
+    error = MailError("it failed", transient=transient)
+    error.outcome = outcome
+    return receipt(outcome, error=error if outcome in (Outcome.NOT_SENT, Outcome.IN_DOUBT) else None)
+
+
+@pytest.mark.parametrize("outcomes", list(itertools.product(Outcome, repeat=3)), ids=str)
+def test_the_error_of_a_batch_says_what_became_of_all_of_it(outcomes: tuple[Outcome, ...]) -> None:
+    """Who looks at `outcome` before he sends the batch again makes no second copy: NOT_SENT is surely nobody."""
+    error = DeliveryFailed("it went wrong", Report([ended(outcome) for outcome in outcomes]))
+    if Outcome.IN_DOUBT in outcomes:
+        assert error.outcome is Outcome.IN_DOUBT
+    elif set(outcomes) == {Outcome.NOT_SENT}:
+        assert error.outcome is Outcome.NOT_SENT
+    else:
+        assert error.outcome is Outcome.PARTIAL
+    assert error.may_resend is (set(outcomes) == {Outcome.NOT_SENT})
+    for again in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert (again.outcome, again.may_resend, again.report) == (error.outcome, error.may_resend, error.report)
+    told = MailError.from_dict(json.loads(json.dumps(error.to_dict())))
+    assert (told.outcome, told.transient, told.may_resend) == (error.outcome, error.transient, error.may_resend)
+
+
+def test_a_batch_may_be_sent_again_only_where_each_of_its_messages_may() -> None:
+    """What the server refused for good would only be refused once more."""
+    passing, final = ended(Outcome.NOT_SENT), ended(Outcome.NOT_SENT, transient=False)
+    for receipts, may in (([passing], True), ([passing, final], False), ([final], False), ([], False)):
+        error = DeliveryFailed("it went wrong", Report(receipts))
+        assert (error.outcome, error.transient, error.may_resend) == (Outcome.NOT_SENT, may, may)
+    with pytest.raises(DeliveryFailed) as caught:
+        Report([passing, ended(Outcome.SENT)]).raise_for_failures()
+    assert caught.value.outcome is Outcome.PARTIAL
+    assert (caught.value.phase, caught.value.receipt, caught.value.deadline_passed) == (None, None, False)

@@ -105,7 +105,7 @@ class MailError(smtplib.SMTPException):
         return f"{type(self).__name__}({str(self)!r})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as data that JSON can hold, without its receipt and its cause. `from_dict` reads it back."""
+        """The error as data that JSON can hold, without its receipt, report and cause. `from_dict` reads it back."""
         data: dict[str, Any] = {
             "class": next(cls.__name__ for cls in type(self).__mro__ if _of_this_module(cls.__name__) is cls),
             "message": self.message,
@@ -440,11 +440,27 @@ class RecipientsRefused(MailError, smtplib.SMTPRecipientsRefused):
 
 
 class DeliveryFailed(MailError):
-    """Not every message of a batch was sent. `report` has the receipts."""
+    """Not every message of a batch was sent. `report` has the receipts.
+
+    Its answers are those of the whole batch. `outcome`: IN_DOUBT where any message is in doubt, else PARTIAL where
+    somebody has any of them, else NOT_SENT. `transient`: whether each of those that failed may succeed later. So
+    `may_resend` says whether the batch may be sent again as it was; which of its messages may, each receipt says.
+    `phase`, `deadline_passed` and `receipt` are those of one message, and stay as for none.
+    """
 
     def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
+        # A copy keeps what the report says now; nothing is computed later, when an error may be told of elsewhere.
+        failed = [receipt.error for receipt in report if receipt.outcome is not Outcome.SENT]
+        super().__init__(message, transient=bool(failed) and all(error and error.transient for error in failed))
         self.report = report
+        self.outcome: Outcome = _of_all({receipt.outcome for receipt in report})
+
+
+def _of_all(outcomes: set[Outcome]) -> Outcome:
+    """What became of several messages, as one: what is not surely so for each is not told of all."""
+    if Outcome.IN_DOUBT in outcomes:
+        return Outcome.IN_DOUBT
+    return Outcome.PARTIAL if outcomes & {Outcome.SENT, Outcome.PARTIAL} else Outcome.NOT_SENT
 
 
 def printable(text: bytes | str) -> str:

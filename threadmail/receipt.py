@@ -394,7 +394,11 @@ class Report(Sequence[Receipt]):
         return tuple(r for r in self._receipts if r.outcome is not Outcome.SENT)
 
     def raise_for_failures(self) -> Report:
-        """Raise DeliveryFailed, with this report, unless every message was sent; else return the report itself."""
+        """Raise DeliveryFailed, with this report, unless every message was sent; else return the report itself.
+
+        Its `outcome` is that of the batch: IN_DOUBT or PARTIAL where anybody may have any of the messages, so that
+        nobody sends all of them again.
+        """
         failures = self.failures
         if failures:
             raise DeliveryFailed(f"{self}; the first: {failures[0]}", self)
