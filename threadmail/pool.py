@@ -185,6 +185,7 @@ class ClientPool(BornAnew):
                 answer = self._wait(lease, line[0], answer)
             client, dials = answer.client, answer.dials
             assert client is not None
+            lease.answers = client._answers  # before anything may be raised: what it answered others is not for us
             if dials:
                 if not self._dial(lease, client, end):
                     continue
@@ -192,7 +193,6 @@ class ClientPool(BornAnew):
                 # Whoever needs a new one asks for it, as everybody does.
                 self._decide(end, self._stood_aside, lease)
                 continue
-            lease.answers = client._answers
             return client
 
     def _wait(self, lease: Lease[Client], line: Deadline, answer: Answer[Client]) -> Answer[Client]:

@@ -290,14 +290,26 @@ def test_one_that_another_thread_holds_is_not_waited_for() -> None:
     assert AT_ONCE.at == 0.0, "no clock shows less"
 
 
-def test_one_that_could_not_tell_in_time_is_not_good() -> None:
+@pytest.mark.parametrize(("late", "passed"), [(True, False), (False, True), (False, False)])
+def test_one_that_could_not_tell_in_time_is_not_good(late: bool, passed: bool) -> None:
     client: Any = Used()
 
-    def late(_: Deadline) -> bool:
-        raise TimedOut("too late")
+    def silent(_: Deadline) -> bool:
+        raise at(None, TimedOut("too late"), late=late)
 
-    client._still_good = late
-    assert is_good(client, NEVER) is False
+    client._still_good = silent
+    assert is_good(client, AT_ONCE if passed else NEVER) is False
+
+
+def test_a_caller_whose_own_time_is_over_says_nothing_of_it() -> None:
+    client: Any = Used()
+
+    def too_late(_: Deadline) -> bool:
+        raise at(None, TimedOut("too late"), late=True)
+
+    client._still_good = too_late
+    with pytest.raises(TimedOut):
+        is_good(client, AT_ONCE)
 
 
 @pytest.mark.parametrize("error", [Closed("somebody closed it"), Reentered("in the middle of a call")])

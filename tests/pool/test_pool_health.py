@@ -12,12 +12,22 @@ import pytest
 
 from tests.support.mail import message
 from tests.support.naming import NamingServer
-from threadmail import Client, ClientPool, Envelope, MailError, Outcome, SenderRefused, ServerConfig
+from threadmail import (
+    Client,
+    ClientPool,
+    Envelope,
+    MailError,
+    Outcome,
+    PoolStats,
+    SenderRefused,
+    ServerConfig,
+    TimedOut,
+)
 from threadmail._connection import kept_connection as _kept
 from threadmail._connection import opening as _opening
 from threadmail._pool.retired import Retired
 from threadmail._runtime.deadline import now
-from threadmail.testing import Expect, Reply, ScriptedServer, Serve, ehlo, greeting
+from threadmail.testing import CaptureServer, Expect, Reply, ScriptedServer, Serve, ehlo, greeting
 
 #: Lets everybody in, and takes each session back at MAIL.
 TAKES_BACK = [greeting(), ehlo(), Expect("MAIL"), Reply("421 4.3.0 not now")]
@@ -119,6 +129,42 @@ def test_a_lease_in_which_no_mail_was_answered_makes_no_server_well(dials: Dials
             use(client)
         assert pool._keys.breaker.failures == 2
         assert not pool._keys.breaker.is_closed
+
+
+@pytest.mark.parametrize("because", ["idle", "age"])
+def test_callers_whose_time_is_over_cost_no_connection(because: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overload is when callers' deadlines have passed: each of them took a good connection away from the next one."""
+    with CaptureServer() as server, ClientPool(server.url, max_size=3) as pool:
+        with pool.lease() as one, pool.lease() as two, pool.lease() as three:
+            clients = [one, two, three]
+        for client in clients:
+            monkeypatch.setattr(client, "_last_used" if because == "idle" else "_expires_at", 0.0)
+        before = [client._last_used for client in clients]
+        late: list[Callable[[], object]] = [
+            lambda: pool.send(message(), deadline=0),
+            lambda: pool.lease(timeout=0).__enter__(),
+        ]
+        for call in late * 3:
+            with pytest.raises(TimedOut) as caught:
+                call()
+            assert caught.value.deadline_passed
+            assert pool.stats() == PoolStats(idle=3, opened=3)
+        assert [client._last_used for client in clients] == before  # nobody has tested it: the next one does
+        assert pool.send(message(), deadline=10.0).outcome is Outcome.SENT
+
+
+def test_nor_do_they_say_that_the_server_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answered somebody else, some time ago, ended the pauses of a server that is dead by now."""
+    with CaptureServer() as server, ClientPool(server.url, max_size=1) as pool:
+        pool.send(message())
+        answered_at = pool._keys.answered_at
+        (client,) = pool._keys.clients()
+        monkeypatch.setattr(client, "_last_used", 0.0)
+        told: list[str] = []
+        monkeypatch.setattr(pool._keys.breaker, "answered", lambda: told.append("answered"))
+        with pytest.raises(TimedOut):
+            pool.send(message(), deadline=0)
+        assert (told, pool._keys.answered_at) == ([], answered_at)
 
 
 def test_a_refused_message_in_a_lease_says_that_the_server_is_there(dials: Dials) -> None:

@@ -308,6 +308,7 @@ class KeptConnection(Guarded):
             at = now()  # the usual case, without what a question takes
             if at < self._expires_at and at - self._last_used <= PROBE_AFTER and smtp.is_quiet():
                 return True
+            end.check("the client was waited for")  # as in `_ready`; not in a call, after which it counts as just used
         return self._called(end, lambda: self._looked_at(end))
 
     def _looked_at(self, end: Deadline) -> bool:

@@ -70,11 +70,17 @@ def is_refusal(error: MailError) -> bool:
 
 
 def is_good(client: Client, end: Deadline) -> bool:
-    """Whether a kept client can be used; not by whom another thread holds, or is in the middle of a call on, still."""
+    """Whether a kept client can be used; not by whom another thread holds, or is in the middle of a call on, still.
+
+    Raises:
+        TimedOut: the caller's deadline has passed, which says nothing about the client: it is as good as it was.
+    """
     try:
         with holding(client.sync_root, AT_ONCE):
             return client._still_good(end)
-    except TimedOut:
-        return False  # or the deadline has passed meanwhile: then the line is over as well
+    except TimedOut as error:
+        if error.deadline_passed and end.passed:
+            raise
+        return False
     except (Closed, Reentered):
         return False  # whoever had it before has closed it, or is the caller himself
