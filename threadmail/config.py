@@ -23,6 +23,7 @@ from urllib.parse import quote, unquote
 from ._known.refused_logins import RefusedLogins
 from ._known.riding import Riding
 from ._message.address import a_label
+from ._runtime.outside import is_of_a_handler
 from .errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -315,6 +316,8 @@ class ServerConfig:
             changed = os.stat(self.cafile).st_mtime_ns if self.cafile else 0
             return _verifying_context(self.cafile, changed)
         except OSError as exc:
+            if is_of_a_handler(exc):
+                raise
             raise InvalidConfig(f"cafile {self.cafile!r} cannot be read: {exc.strerror or exc}") from exc
 
     @classmethod

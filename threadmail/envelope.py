@@ -25,6 +25,7 @@ from ._message.file import read_file
 from ._message.flatten import flatten, message_fields
 from ._message.message import AnyMessage
 from ._message.sevenbit import seven_bit
+from ._runtime.outside import is_of_a_handler
 from .errors import InvalidEnvelope, MailError, printable
 
 Recipients: TypeAlias = str | Iterable[str]
@@ -195,6 +196,8 @@ class Envelope:
         except MailError:
             raise
         except _message.FAULTS as exc:
+            if is_of_a_handler(exc):
+                raise  # many a time limit is a RuntimeError or a ValueError
             raise InvalidEnvelope(
                 f"the message cannot be written: {type(exc).__name__}: {printable(str(exc))}"
             ) from exc

@@ -27,6 +27,7 @@ from ._runtime.deadline import NEVER, Deadline
 from ._runtime.guard import BornAnew
 from ._runtime.life import Life
 from ._runtime.numbers import require_whole
+from ._runtime.outside import is_of_a_handler
 from .client import Message
 from .config import ServerConfig
 from .envelope import Envelope
@@ -225,7 +226,8 @@ class ThreadedSender(BornAnew):
                 if progress is not None:
                     try:
                         progress(len(receipts), total)
-                    except Exception:  # noqa: BLE001 - the log says so
+                    except Exception as exc:  # noqa: BLE001 - the log says so
+                        _not_hidden(exc)
                         _complain()
         except StopIteration:
             return Report(receipts[index] for index in range(len(receipts)))
@@ -279,7 +281,8 @@ class ThreadedSender(BornAnew):
             receipt.__dict__["tag"] = job.tag  # nobody has seen it yet
         try:
             job.completion.settle(job, receipt)
-        except Exception:
+        except Exception as exc:
+            _not_hidden(exc)
             if not job.completion.all_told:
                 raise  # there is no memory: whoever tells comes again
             _complain()
@@ -294,7 +297,8 @@ class ThreadedSender(BornAnew):
             # told of again, or it comes to the callback itself, which is called once.
             job.told = True
             callback(receipt)
-        except Exception:  # noqa: BLE001 - the log says so
+        except Exception as exc:  # noqa: BLE001 - the log says so
+            _not_hidden(exc)
             _complain()
         _log_unsent(receipt)
 
@@ -311,7 +315,8 @@ class ThreadedSender(BornAnew):
         try:
             del receipts[0]  # see `_announce_job`
             callback(receipt)
-        except Exception:  # noqa: BLE001 - the log says so
+        except Exception as exc:  # noqa: BLE001 - the log says so
+            _not_hidden(exc)
             _complain()
         _log_unsent(receipt)
 
@@ -392,6 +397,12 @@ class ThreadedSender(BornAnew):
 
 def _nobody(_: Receipt) -> None:
     """In place of an `on_receipt` that is not there."""
+
+
+def _not_hidden(exc: Exception) -> None:
+    """Raise it once more if it only struck in a callback: the time limit of who called us, say, whose signal came."""
+    if is_of_a_handler(exc):
+        raise exc
 
 
 def _complain() -> None:

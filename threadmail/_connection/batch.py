@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 from .._message.message import FAULTS, AnyMessage
 from .._protocol.transaction import Transaction
 from .._runtime.deadline import Deadline, now
+from .._runtime.outside import is_of_a_handler
 from .._session.delivery import BeforeMail, Follow, Follower
 from ..envelope import Envelope
 from ..errors import CONNECTING, Aborted, Closed, ConnectionLost, MailError, Phase, Reentered, detach, is_of_hook
@@ -93,8 +94,10 @@ class BatchPart:
                 if len(self._entries) >= most or now() - begun >= PATIENCE:
                     self.is_full = True
                     break
-        except Exception as exc:  # noqa: BLE001 - for the caller to raise
-            self.failure = exc
+        except Exception as exc:
+            if is_of_a_handler(exc):
+                raise  # a time limit that struck in the iterable waits for no message
+            self.failure = exc  # for the caller to raise
 
     def __bool__(self) -> bool:
         return bool(self._entries) or self.failure is not None

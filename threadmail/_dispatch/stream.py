@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice
 
 from .._runtime.deadline import Deadline, out_of_time
+from .._runtime.outside import is_of_a_handler
 from .._runtime.process import here
 from ..client import Message
 from ..envelope import Envelope
@@ -154,8 +155,10 @@ class ReceiptStream(Iterator[Receipt]):
         before = len(pulled)
         try:
             pulled += islice(source, most)
-        except Exception as exc:  # noqa: BLE001 - raised when those already queued are settled
-            self._source, self._failure = None, exc
+        except Exception as exc:
+            if is_of_a_handler(exc):
+                raise  # now, as Ctrl-C; who goes on iterating gets what the iterable has left
+            self._source, self._failure = None, exc  # raised when those already queued are settled
             return
         if len(pulled) < before + most:
             self._source = None

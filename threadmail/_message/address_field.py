@@ -20,6 +20,7 @@ from email.errors import MessageError, NonASCIILocalPartDefect, ObsoleteHeaderDe
 from email.headerregistry import Address, Group, HeaderRegistry, UnstructuredHeader
 from typing import Any
 
+from .._runtime.outside import is_of_a_handler
 from ..errors import InvalidAddress, InvalidEnvelope
 from .address import address_list, mailbox
 
@@ -88,6 +89,8 @@ def folded(name: str, value: Any, policy: Any, *, utf8: bool = False) -> str:
         theirs = _by_policy(name, value, policy)
         right = _read(_unfolded(theirs.partition(":")[2])) == given
     except (MessageError, ValueError, LookupError, AttributeError, TypeError) as exc:
+        if is_of_a_handler(exc):
+            raise
         failure, right = exc, False
     if right and (utf8 or theirs.isascii()):
         return theirs

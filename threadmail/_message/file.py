@@ -22,6 +22,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from .._runtime.outside import is_of_a_handler
 from ..errors import InvalidEnvelope
 from . import message as _message
 
@@ -75,6 +76,8 @@ class FileContent:
             with _opened(self.path) as file:
                 self._require(_state(file) == self.state)
         except OSError as exc:
+            if is_of_a_handler(exc):
+                raise
             raise self._unreadable(exc) from exc
 
     def blocks(self, size: int = BLOCK) -> Generator[bytes, None, None]:
@@ -99,6 +102,8 @@ class FileContent:
                     held = _message.with_crlf(raw)
                 self._require(_state(file) == self.state and checksum == self.checksum)
         except OSError as exc:
+            if is_of_a_handler(exc):
+                raise
             raise self._unreadable(exc) from exc
         if held:
             yield held

@@ -17,6 +17,7 @@ from email.message import Message
 from email.policy import compat32
 from typing import Any, TypeAlias
 
+from .._runtime.outside import is_of_a_handler
 from ..errors import NotSupported
 from .message import FAULTS
 
@@ -38,6 +39,8 @@ def seven_bit(content: bytes) -> bytes:
     try:
         return _recoded(content)
     except FAULTS as exc:
+        if is_of_a_handler(exc):
+            raise
         raise _refusal(f"cannot be recoded: {type(exc).__name__}") from exc
 
 

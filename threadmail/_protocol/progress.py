@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from .._message.content import SMALL
 from .._message.message import FAULTS
+from .._runtime.outside import is_of_a_handler
 from ..envelope import Envelope
 from ..errors import InvalidEnvelope, MailError, Phase
 from .transaction import Command, Terms, Transaction
@@ -84,7 +85,7 @@ class Progress:
 
 def _as_ours(exc: Exception) -> Exception:
     """What is at fault with a message, as an error of ours; what comes from outside, a time limit say, as it is."""
-    if isinstance(exc, MailError) or not isinstance(exc, FAULTS):
+    if isinstance(exc, MailError) or not isinstance(exc, FAULTS) or is_of_a_handler(exc):
         return exc
     fault = InvalidEnvelope(f"the message cannot be written: {type(exc).__name__}: {exc}")
     fault.__cause__ = exc

@@ -192,13 +192,17 @@ def default_local_hostname(end: Deadline) -> str:
 def _own_name() -> str:
     try:
         name = socket.getfqdn()
-    except (OSError, ValueError):  # a label of it is too long for any resolver
+    except (OSError, ValueError) as exc:  # a label of it is too long for any resolver
+        if is_of_a_handler(exc):  # there was no thread for it
+            raise
         name = ""
     if "." in name and _can_be_said(name):
         return name
     try:
         return f"[{socket.gethostbyname(socket.gethostname())}]"
-    except (OSError, ValueError):
+    except (OSError, ValueError) as exc:
+        if is_of_a_handler(exc):
+            raise
         return "[127.0.0.1]"
 
 
