@@ -36,6 +36,7 @@ from threadmail import (
     Timeouts,
     TLSFailed,
 )
+from threadmail._connection import kept_connection as _kept
 from threadmail._runtime.deadline import Deadline
 from threadmail._transport import lookup as _lookup
 from threadmail.testing import (
@@ -517,6 +518,79 @@ def test_this_machines_own_name_holds_up_nobody(monkeypatch: pytest.MonkeyPatch)
     finally:
         _lookup._own_name.cache_clear()
     assert said[-2:] == ["ehlo [127.0.0.1]", "ehlo me.example.test"]
+
+
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Nobody says this machine's own name, and nobody gives up, until `go`."""
+    asking, go = threading.Event(), threading.Event()
+
+    def getfqdn() -> str:
+        asking.set()
+        assert go.wait(30.0)
+        return "me.example.test"
+
+    monkeypatch.setattr(socket, "getfqdn", getfqdn)
+    monkeypatch.setattr(_lookup, "OWN_NAME", 60.0)
+    _lookup._own_name.cache_clear()
+    yield asking, go
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name == "threadmail-lookup":
+            thread.join(10.0)
+    assert _lookup._under_way == {}
+    _lookup._own_name.cache_clear()
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+def test_the_wait_for_this_machines_own_name_is_called_off_too(
+    how: str, nameless: tuple[threading.Event, threading.Event]
+) -> None:
+    """It was waited for, up to five seconds, whoever had ended the call."""
+    asking, go = nameless
+    ended: list[BaseException | Receipt] = []
+    with CaptureServer() as server:
+        client = Client(ServerConfig(server.host, server.port))
+
+        def run() -> None:
+            try:
+                ended.append(client.send(envelope()))
+            except BaseException as exc:  # noqa: BLE001 - looked at below
+                ended.append(exc)
+
+        thread = threading.Thread(target=run, name="connects")
+        thread.start()
+        assert asking.wait(10.0)
+        client.abort() if how == "abort" else client.close(timeout=0.0)
+        thread.join(10.0)
+        assert not thread.is_alive()
+        (error,) = ended
+        assert isinstance(error, Aborted)
+        assert (error.phase, error.outcome) == (Phase.CONNECT, Outcome.NOT_SENT)
+        assert server.connections_opened == 0
+        if how == "abort":
+            go.set()
+            assert client.send(envelope(), deadline=10.0).outcome is Outcome.SENT
+            client.close()
+
+
+def test_an_abort_as_that_wait_begins_is_not_lost(
+    nameless: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes before anybody else can reach what waits."""
+    made: list[object] = []
+
+    class Beginning(_lookup.Waiter):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+            client.abort()
+
+    monkeypatch.setattr(_kept, "Waiter", Beginning)
+    with CaptureServer() as server, Client(ServerConfig(server.host, server.port)) as client:
+        with pytest.raises(Aborted) as caught:
+            client.send(envelope(), deadline=20.0)
+        assert (caught.value.phase, caught.value.outcome, len(made)) == (Phase.CONNECT, Outcome.NOT_SENT, 1)
 
 
 # ---------------------------------------------------------------- another thread

@@ -24,6 +24,7 @@ from .._runtime.guard import Guarded, Root, holding
 from .._runtime.life import Life
 from .._runtime.locks import new_rlock
 from .._runtime.threads import join_thread
+from .._transport.lookup import CalledOff, Waiter
 from ..config import ServerConfig
 from ..errors import (
     INSTEAD,
@@ -92,6 +93,7 @@ class KeptConnection(Guarded):
         self._last_abort: object = None  # ... and another object each time, for calls that take several steps
         self._parted = False  # no call is to begin any more; set without the lock, once and for all
         self._waiters = Waiters()
+        self._waiter: Waiter | None = None  # for this machine's own name, as long as a dial waits for that
         # Everything below is guarded by sync_root.
         self._life = Life.OPEN
         self._busy = False  # a call is under way; only its own thread can see it so
@@ -159,7 +161,9 @@ class KeptConnection(Guarded):
             return  # the call under way, and the connection under it, are the parent's
         self._aborted = True
         self._last_abort = object()
-        smtp = self._smtp
+        waiter, smtp = self._waiter, self._smtp
+        if waiter is not None:
+            waiter.call_off()
         if smtp is not None:
             smtp.abort()
         self._cut_farewells()
@@ -390,7 +394,9 @@ class KeptConnection(Guarded):
 
     def _new_smtp(self, end: Deadline) -> AnySMTP:
         try:
-            return unconnected(self.config, self.sync_root, end)
+            return unconnected(self.config, self.sync_root, end, self._new_waiter)
+        except CalledOff:
+            raise Aborted("the call was ended by abort()", phase=Phase.CONNECT) from None
         except MailError as error:
             error.phase = error.phase or Phase.CONNECT
             raise
@@ -398,6 +404,14 @@ class KeptConnection(Guarded):
             if not is_lack(exc):
                 raise
             raise as_ours(exc, self.config, Phase.CONNECT) from exc
+        finally:
+            self._waiter = None
+
+    def _new_waiter(self) -> Waiter:
+        waiter = self._waiter = Waiter()  # from here on abort() reaches it
+        if self._aborted or self._parted:
+            waiter.call_off()
+        return waiter
 
     def _disconnect(self, reason: str, end: Deadline = NEVER) -> None:
         """End the session.
@@ -458,7 +472,7 @@ class KeptConnection(Guarded):
             return
         self._smtp, self._leaving = None, leaving
         self._busy = self._logged_in = False
-        self._waiters, self._watch = waiters, watch
+        self._waiters, self._waiter, self._watch = waiters, None, watch
         self._root, self._pid = root, pid
 
     # ------------------------------------------------------------ the idle watch

@@ -19,7 +19,7 @@ from .._runtime.deadline import NEVER, Deadline, now
 from .._runtime.guard import holding
 from .._runtime.outside import is_of_a_handler
 from .._session.login import Secret
-from .._transport.lookup import default_local_hostname
+from .._transport.lookup import Waiter, default_local_hostname
 from ..config import Security, ServerConfig
 from ..errors import (
     CONNECTING,
@@ -58,13 +58,18 @@ class Pair(NamedTuple):
         return mark(self.user, self.secret.reveal())
 
 
-def unconnected(config: ServerConfig, sync_root: object, end: Deadline = NEVER) -> AnySMTP:
+def unconnected(
+    config: ServerConfig, sync_root: object, end: Deadline = NEVER, waiter: Callable[[], Waiter] = Waiter
+) -> AnySMTP:
     """The client that `config` asks for, not connected yet, guarded by the lock of its owner.
 
     Args:
         end: when the name of this machine must be known, where `config` has none.
+        waiter: makes what waits for that; who knows it can call it off.
+    Raises:
+        CalledOff: somebody did.
     """
-    smtp = _made(config, sync_root, config.local_hostname or default_local_hostname(end))
+    smtp = _made(config, sync_root, config.local_hostname or default_local_hostname(end, waiter))
     smtp._for_one_dial = True
     return smtp
 

@@ -173,15 +173,20 @@ def _resolve(host: str, port: int, flags: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def default_local_hostname(end: Deadline) -> str:
+def default_local_hostname(end: Deadline, waiter: Callable[[], Waiter] = Waiter) -> str:
     """This machine's name for EHLO, as smtplib finds it, but once for each process: it takes seconds on bad DNS.
 
     Where the resolver does not say it in time, it is the address literal that smtplib falls back to.
+
+    Args:
+        waiter: makes what waits, if there is something to wait for.
+    Raises:
+        CalledOff: as `Waiter.ask`.
     """
     if _own_name.cache_info().currsize:
         return _own_name()
     try:
-        return Waiter().ask("the name of this machine", _own_name, end.within(OWN_NAME))
+        return waiter().ask("the name of this machine", _own_name, end.within(OWN_NAME))
     except OSError as exc:
         if is_from_outside(exc):
             raise
