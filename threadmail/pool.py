@@ -124,16 +124,18 @@ class ClientPool(BornAnew):
                 handler came in the middle of a step of this very pool in this very thread.
             Closed: the pool is closed.
         """
-        return self._lease(timeout, [])
+        return self._lease(timeout)
 
     @contextmanager
-    def _lease(self, timeout: float | Deadline | None, line: list[Deadline]) -> Iterator[Client]:
+    def _lease(self, timeout: float | Deadline | None, line: list[Deadline] | None = None) -> Iterator[Client]:
         """As `lease`.
 
         Args:
             line: when the wait for what others have is over; none as long as it has not begun, which is noted here.
+                None: one for this lease alone, made here: what is used as a decorator is entered with each call.
         """
         self._check_process()
+        line = [] if line is None else line
         end = Deadline.after(timeout)
         lease = Lease(self._keys, Bell(), held(self._keys))
         try:

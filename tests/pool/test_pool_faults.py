@@ -28,6 +28,7 @@ from threadmail import (
 )
 from threadmail._pool.held import Lease, PoolStats
 from threadmail._pool.leases import LINE_OF_HOLDERS
+from threadmail._runtime.deadline import Deadline
 from threadmail._runtime.steps import Bell
 from threadmail.testing import (
     CaptureServer,
@@ -374,6 +375,25 @@ def test_nobody_waits_for_ever_by_default(monkeypatch: pytest.MonkeyPatch) -> No
             assert time.monotonic() - started < LINE_OF_HOLDERS
 
         assert in_threads(1, other) == []
+
+
+def test_a_lease_that_decorates_a_function_waits_anew_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call found the line of the first one, long over, and was sent away at once."""
+    lines: list[list[Deadline]] = []
+    acquire = ClientPool._acquire
+
+    def noted(self: ClientPool, lease: Lease[Client], end: Deadline, line: list[Deadline]) -> Client:
+        lines.append(list(line))
+        client = acquire(self, lease, end, line)
+        line.append(Deadline(0.0))  # it has stood in line, for as long as there was
+        return client
+
+    monkeypatch.setattr(ClientPool, "_acquire", noted)
+    with CaptureServer() as server, sound(ClientPool(server.url, max_size=1)) as pool:
+        decorate: Any = pool.lease()
+        called: Callable[[], PoolStats] = decorate(lambda: pool.stats())
+        assert [called().leased, called().leased] == [1, 1]
+    assert lines == [[], []]
 
 
 def test_who_has_a_client_already_waits_less_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
