@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from threadmail import (
     ClientPool,
     Closed,
     ConnectionRefused,
+    LoginRefused,
     MailError,
     Outcome,
     Reentered,
@@ -23,6 +25,7 @@ from threadmail import (
 )
 from threadmail._connection import kept_connection as _kept
 from threadmail._connection import opening as _opening
+from threadmail._known.refused_logins import mark
 from threadmail._runtime.deadline import now
 from threadmail.testing import CaptureServer
 
@@ -195,6 +198,28 @@ def test_what_nobody_could_give_back_ends_with_the_lease(dials: Dials) -> None:
             assert clients[0] in pool._keys.redialling
         assert not pool._keys.breaker.probing
         assert pool.send(message()).outcome is Outcome.SENT
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_one_whose_login_is_barred_serves_nobody(dials: Dials, fixed: bool) -> None:
+    """Its pair was refused elsewhere, so nobody is dialled; it was counted among those that have a connection."""
+    pair = ("ann", "right")
+    with CaptureServer(auth=dict([pair])) as server:
+        by_callable: dict[str, Any] = {"username": None, "password": None, "credentials": lambda: pair}
+        config = dataclasses.replace(server.config, **({} if fixed else by_callable))
+        with ClientPool(config, max_size=2) as pool, leased(pool, 2) as clients:
+            before = dials.number
+            config._refused_logins.bar(mark(*pair), LoginRefused(535, b"no"), until=now() + 300.0, now=now())
+            lose(*clients)
+            with pytest.raises(LoginRefused):
+                clients[0].send(message())
+            keys = pool._keys
+            assert dials.number == before
+            assert not keys.serves(clients[1], dials.at)
+            assert keys.serves(clients[0], dials.at)  # nobody has looked at the other one yet
+            assert isinstance(keys.breaker.error, LoginRefused)
+            assert not keys.breaker.probing
+            assert keys.redialling == {}
 
 
 def test_while_one_tries_the_others_are_told(dials: Dials) -> None:

@@ -352,11 +352,10 @@ class KeptConnection(Guarded):
         return self.config.max_messages is not None and self._sent_here >= self.config.max_messages
 
     def _connect(self, end: Deadline) -> AnySMTP:
-        pair = pair_to_offer(self.config)
         if self._before_dial is not None:
             ask(self._before_dial)
         try:
-            smtp = self._dial(end, pair)
+            smtp = self._dial(end, pair_to_offer(self.config))  # where there is none: the owner is told as of a dial
         except BaseException as exc:
             if self._after_dial is not None:
                 interrupted = Aborted(f"the dial was interrupted by {type(exc).__name__}", phase=Phase.CONNECT)
