@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from email.message import EmailMessage
 from fractions import Fraction
@@ -215,3 +216,14 @@ def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], said: str)
     with pytest.raises(InvalidConfig) as caught:
         ThreadedSender("smtp://x", **settings)
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("kind", [Client, ClientPool, ThreadedSender])
+@pytest.mark.parametrize(("given", "said"), [(random.Random, "type"), (random, "module"), (7, "int"), (0, "int")])
+def test_chance_of_another_kind_is_named(given: Any, said: str, kind: Any) -> None:
+    """It is used while a server is dialled: the class instead of one of it made hundreds of connections in a second."""
+    with pytest.raises(InvalidConfig) as caught:
+        kind("smtp://x", rng=given)
+    assert str(caught.value) == f"rng is no random.Random but a {said}"
+    for right in (random.Random(7), random.SystemRandom(), None):
+        kind("smtp://x", rng=right).close()

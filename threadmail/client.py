@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from ._connection.batch import BatchPart, require_many
 from ._connection.batch import Message as Message
+from ._connection.chance import chance
 from ._connection.kept_connection import AfterDial, BeforeDial, KeptConnection
 from ._connection.opening import AnySMTP
 from ._protocol.transaction import Transaction
@@ -70,7 +71,7 @@ class Client(KeptConnection):
             as after an interrupt, and an error whose `deadline_passed` is set say nothing about the server. Not called
             where `before_dial` raised. Both are called on the thread of the call, which holds `sync_root`.
     Raises:
-        InvalidConfig: the URL is wrong.
+        InvalidConfig: the URL is wrong, or `rng` is none.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Client(KeptConnection):
     ) -> None:
         super().__init__(
             ServerConfig.of(server),
-            rng or random.Random(),
+            chance(rng),
             watch_idle=watch_idle,
             before_dial=before_dial,
             after_dial=after_dial,

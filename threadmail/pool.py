@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 from ._connection.breaker import CircuitBreaker
+from ._connection.chance import chance
 from ._connection.idle import IdleWatch
 from ._pool.held import Answer, Closer, Farewell, Lease, PoolStats
 from ._pool.keys import Keys
@@ -64,7 +65,7 @@ class ClientPool(BornAnew):
         max_size: connections at most. Servers allow few: Exchange Online three for a mailbox.
         rng: chance, for jitter.
     Raises:
-        InvalidConfig: the URL is wrong, or `max_size` is no number of connections.
+        InvalidConfig: the URL is wrong, `max_size` is no number of connections, or `rng` is none.
     """
 
     def __init__(self, server: str | ServerConfig, *, max_size: int = 4, rng: random.Random | None = None) -> None:
@@ -75,7 +76,7 @@ class ClientPool(BornAnew):
         if max_size < 1:
             raise InvalidConfig(f"max_size must be at least 1, not {max_size}")
         self.max_size = max_size
-        self._rng = rng or random.Random()
+        self._rng = chance(rng)
         self._begin(os.getpid(), self._new(Life.OPEN))
         super().__init__()
 

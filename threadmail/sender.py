@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sized
 from typing import Any, NamedTuple
 
 from ._connection.batch import require_many
+from ._connection.chance import chance
 from ._dispatch import at_exit as _exit
 from ._dispatch.collector import Collector
 from ._dispatch.dispatcher import Dispatcher
@@ -96,7 +97,7 @@ class ThreadedSender(BornAnew):
         self.throttle: Throttle = throttle or Throttle()
         self._on_receipt = on_receipt or _nobody
         self._before_final = before_final
-        self._rng = rng or random.Random()
+        self._rng = chance(rng)
         self._closed_at_exit = False
         self._life = Life.OPEN  # a closed sender is closed in a forked child as well
         self._begin(os.getpid(), self._new())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,22 @@ def test_the_pause_grows_with_each_failure_in_a_row_and_success_ends_it() -> Non
         g.ask(now)
         succeeded(g)
         assert (g.failures, g.opens_at, g.error) == (0, 0.0, None)
+
+
+def test_chance_that_raises_takes_no_pause_away() -> None:
+    """It is a caller's own, perhaps; the quarter that is fixed is there."""
+
+    class Raising(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            raise ZeroDivisionError
+
+    g = CircuitBreaker(RetryPolicy(base=8.0), Raising())
+    for now, pause in ((100.0, 2.0), (102.0, 4.0)):
+        assert g.ask(now) is Dial.NOW
+        with pytest.raises(ZeroDivisionError):
+            g.failed(MailError("x"), now)
+        assert g.pause(now) == pause
+        assert g.ask(now) is Dial.WAIT
 
 
 def test_a_refused_login_is_not_tried_again_soon() -> None:

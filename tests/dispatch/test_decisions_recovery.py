@@ -16,7 +16,7 @@ from threadmail._dispatch.recovery import left_by, lost_behind
 from threadmail._dispatch.schedule import Schedule
 from threadmail._dispatch.worker import Worker
 from threadmail._protocol.transaction import Terms, Transaction
-from threadmail._runtime.deadline import NEVER
+from threadmail._runtime.deadline import NEVER, now
 from threadmail.errors import Aborted, ConnectionLost
 from threadmail.receipt import Reply
 
@@ -48,6 +48,7 @@ class Fake:
     def __init__(self) -> None:
         self.left: list[Job] = []
         self.connected, self.dialling, self.idle_since = True, False, 0.0
+        self.wasted = False
         self.run: deque[Job] = deque()
         self.prefetched: deque[Job] = deque()
         self.current: Job | None = None
@@ -320,3 +321,20 @@ def test_who_was_interrupted_in_a_dial_owes_no_answer_any_more(another_dials: bo
     case.another().dialling = another_dials
     case.left()
     assert case.breaker.probing == another_dials
+
+
+# ---------------------------------------------------------------- one that ended for nothing
+
+
+@pytest.mark.parametrize("wasted", [True, False])
+def test_a_connection_that_was_made_for_nothing_is_counted_once(wasted: bool) -> None:
+    """Else the next worker would dial at once, and end as well."""
+    case = Case()
+    case.breaker.connected()
+    case.worker.wasted = wasted
+    for _ in range(2):
+        left_by(case.schedule, cast(Worker, case.worker))
+        assert case.breaker.failures == int(wasted)
+        assert case.breaker.is_closed is not wasted
+    assert (case.breaker.opens_at > now()) is wasted
+    assert not case.breaker.is_final()

@@ -412,6 +412,39 @@ def test_a_deadline_that_passes_costs_one_step_whatever_is_queued() -> None:
 # ---------------------------------------------------------------- a greylist does not stop the others
 
 
+class Longest(random.Random):
+    """Each pause is as long as it can be."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+class Raising(random.Random):
+    """Chance of somebody's own, with a mistake in it."""
+
+    def uniform(self, a: float, b: float) -> float:
+        raise ZeroDivisionError
+
+
+class NoTokens(Throttle):
+    """One of somebody's own, with a mistake in it."""
+
+    def take(self) -> float:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("settings", [{"rng": Raising()}, {"throttle": NoTokens()}], ids=["rng", "throttle"])
+def test_a_worker_that_ends_early_is_not_followed_by_one_that_dials_at_once(settings: dict[str, Any]) -> None:
+    """Each ended as soon as it was connected, and the next one dialled: 304 connections in a second."""
+    policy = RetryPolicy(base=3600.0, longest=3600.0, total=7200.0)
+    with CaptureServer() as server, ThreadedSender(server.url, retry=policy, **settings) as sender:
+        with pytest.raises(TimedOut):
+            sender.send(one("late"), deadline=0.5)
+        assert server.connections_opened == 1
+        assert sender._dispatcher._schedule.breaker.failures == 1
+        sender.close(drain=False)
+
+
 def test_messages_that_wait_for_another_attempt_take_no_place() -> None:
     """A domain with a greylist, a queue of five: all the others go through while those wait."""
 
@@ -429,7 +462,7 @@ def test_messages_that_wait_for_another_attempt_take_no_place() -> None:
             workers=2,
             queue_size=5,
             retry=policy,
-            rng=SimpleNamespace(uniform=lambda a, b: b),  # type: ignore[arg-type]
+            rng=Longest(),
         )
         letters = [one(f"{'grey' if n % 2 else 'plain'}{n}") for n in range(60)]
         stream = sender.send_each(letters)
@@ -450,7 +483,7 @@ def test_retries_have_a_bound_of_their_own() -> None:
             workers=1,
             queue_size=2,
             retry=policy,
-            rng=SimpleNamespace(uniform=lambda a, b: b),  # type: ignore[arg-type]
+            rng=Longest(),
         )
         for number in range(20):
             sender.submit(one(f"m{number}"), deadline=7200.0)

@@ -147,9 +147,11 @@ class CircuitBreaker:
             # that is refused as well, the pauses grow as ever.
             self.opens_at = now
             return
-        # Never at once: a quarter of the pause is fixed, so that a lucky draw does not hammer.
+        # Never at once: a quarter of the pause is fixed, so that a lucky draw does not hammer. It is noted first, for
+        # chance may be a caller's own, and raise: each thread that ended by that would else be followed by the next.
         longest = min(self._policy.longest, self._policy.base * 2.0 ** min(self.failures - 1, 30))
-        self.opens_at = now + longest / 4 + self._rng.uniform(0, longest * 3 / 4)
+        self.opens_at = now + longest / 4
+        self.opens_at += self._rng.uniform(0, longest * 3 / 4)
 
     def is_final(self) -> bool:
         """Whether the last dial met what will not change. A callable may have another password, and is asked again."""

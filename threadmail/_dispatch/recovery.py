@@ -7,7 +7,8 @@ dispatcher's lock is held by whoever calls, on the worker's thread or after its 
 from __future__ import annotations
 
 from .._protocol.transaction import Transaction
-from ..errors import Phase
+from .._runtime.deadline import now
+from ..errors import ConnectFailed, Phase
 from .job import Job
 from .schedule import DONE, LATER, READY, Schedule
 from .worker import Worker, as_it_stands, lost_prefetched
@@ -50,6 +51,11 @@ def left_by(schedule: Schedule[Worker], worker: Worker) -> list[Job]:
     That is noted with the worker before anything is forgotten: whoever is interrupted here, or behind it, finds it
     there when he comes again.
     """
+    if worker.wasted:
+        # For the server that is as if it had taken the session back: a worker that ends so each time would else be
+        # followed by another one at once, which dials, and so on, hundreds of times a second.
+        worker.wasted = False  # first: it is counted once
+        schedule.breaker.lost(ConnectFailed("a worker ended early, before it had sent anything"), now())
     told = worker.left
     left = [job for job, owner in list(schedule.in_flight.items()) if owner is worker]
     for job in left:

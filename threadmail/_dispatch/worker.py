@@ -89,6 +89,7 @@ class Worker:
         left: what it is to tell of, and whoever buries it if it has not.
         connected, dialling, idle_since, begun, over: as the dispatcher last saw it, and guarded by its lock.
         asks: its thread is in `before_final`.
+        wasted: it ended early, with a connection on which nothing was sent; as long as nobody has taken note.
         needed_until: how long the connection it is to make is of use to anybody.
     """
 
@@ -107,7 +108,7 @@ class Worker:
         self.finished: list[Job] = []
         self.left: list[Job] = []
         self.connected = self.dialling = self.begun = self.over = False
-        self.asks = False
+        self.asks = self.wasted = False
         self.buried = False  # nothing is left to be done about it
         self.idle_since = now()
         self.needed_until = Deadline()
@@ -138,6 +139,7 @@ class Worker:
                 else:
                     boss.fail_queue()
         except BaseException:  # noqa: BLE001 - the log says so, and `ended` sees to what is left
+            self.wasted = self.connected and not self.client._answers
             note(logging.ERROR, "a worker ended early", exc_info=True)
         finally:
             try:

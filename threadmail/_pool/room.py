@@ -47,7 +47,8 @@ class Room:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.refusals, 30))
         self.refusals += 1
         self.error = error
-        self.opens_at = now + pause / 2 + self._rng.uniform(0, pause / 2)
+        self.opens_at = now + pause / 2  # first, as in the breaker
+        self.opens_at += self._rng.uniform(0, pause / 2)
 
     def found(self) -> None:
         """One more was let in."""
