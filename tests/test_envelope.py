@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import dataclasses
 import email
@@ -931,3 +932,33 @@ def test_a_message_that_forwards_an_international_one_goes_as_8_bit_text() -> No
     assert "j\u00f6rg@example.com".encode() in bytes(e.content)
     with CaptureServer() as server, Client(server.url) as client:
         assert client.send(outer).outcome is Outcome.SENT
+
+
+LATE_BCC = [
+    "\nBcc: s@x.org\nSubject: x\n\nhi\n",
+    "\rBcc: s@x.org\rSubject: x\r\rhi\r",
+    "\rSubject: x\r\nBcc: s@x.org\r\n\r\nhi\r\n",
+    " \t\n\nSubject: x\nBCC : s@x.org\n\nhi\n",
+    "\nSubject: x\n folded\nResent-Bcc: s@x.org",
+    "From a@b Mon\n\nBcc: s@x.org\n\nhi\n",
+    "\nFrom a@b Mon\nSubject: x\nBcc: s@x.org\n\nhi\n",
+    "\nFrom a@b Mon\n\nSubject: x\nBcc: s@x.org\n\nhi\n",
+    "\nBcc: s@x.org\nFrom a@b Mon\n\nhi\n",
+]
+
+
+@pytest.mark.parametrize("content", LATE_BCC)
+def test_bcc_behind_a_blank_line_at_the_beginning_is_refused(content: str) -> None:
+    """A text in three quotes: for every server that is an empty header, and a text that shows the hidden recipient."""
+    with pytest.raises(InvalidEnvelope, match="Bcc behind a blank line") as caught:
+        Envelope("a@x.org", ["b@x.org"], content)
+    assert "s@x.org" not in str(caught.value)
+    data = {"sender": "a@x.org", "recipients": ["b@x.org"], "content": base64.b64encode(content.encode()).decode()}
+    with pytest.raises(InvalidEnvelope):
+        Envelope.from_dict(data)
+
+
+@pytest.mark.parametrize("content", ["\nhi\nBcc: s@x.org\n", "\nSubject: x\n\nBcc: s@x.org\n", "\n\n", "\n", ""])
+def test_what_is_a_text_stays_one(content: str) -> None:
+    made = Envelope("a@x.org", ["b@x.org"], content)
+    assert made.content == content.replace("\n", "\r\n").encode()

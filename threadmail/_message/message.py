@@ -33,6 +33,7 @@ _ORIGINATORS_AND_RECIPIENTS = frozenset(
 #: An mbox line; what goes on with a colon is a From field as RFC 822 let it be written.
 MBOX_LINE = re.compile(rb"From (?![ \t]*:)[^\r\n]*(?:\r\n?|$)")
 _BCC = re.compile(rb"((?i:resent-)?(?i:bcc))[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*(?:\r\n|$)")
+_BLANK = re.compile(rb"(?:[ \t]*\r\n)+")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _BLOCK = 1 << 15
 #: What the email package raises of a message that is not as it should be. Others come from outside: a time limit, no
@@ -193,12 +194,34 @@ def _lead(content: bytes) -> tuple[int, int]:
 
 
 def without_bcc(content: bytes) -> bytes:
-    """`content` without its Bcc and Resent-Bcc fields, which are for senders' eyes only (RFC 5322 §3.6.3)."""
+    """`content` without its Bcc and Resent-Bcc fields, which are for senders' eyes only (RFC 5322 §3.6.3).
+
+    Raises:
+        InvalidEnvelope: there are blank lines where the header should begin, and Bcc fields behind them.
+    """
     end = header_length(content)
+    if not end:
+        _refuse_late_bcc(content)
     if b"bcc" not in content[:end].lower():
         return content
     kept = [m[0] for m in FIELD.finditer(content, 0, end) if m[1].lower() not in (b"bcc", b"resent-bcc")]
     return b"".join((*kept, memoryview(content)[end:]))
+
+
+def _refuse_late_bcc(content: bytes) -> None:
+    """Refuse Bcc fields behind blank lines that `content` begins with: a text in three quotes, a lone CR.
+
+    By the letter the header is empty then, and they are text, which every recipient is shown. To take the blank lines
+    out would make a header of what somebody may have meant as text.
+    """
+    blank = _BLANK.match(content, _lead(content)[1])
+    if blank is None:
+        return
+    rest = content[blank.end() :]
+    behind_bcc, behind_lines = _lead(rest)
+    below = rest[behind_lines:]
+    if behind_bcc or without_bcc(below) is not below:
+        raise InvalidEnvelope("content: Bcc behind a blank line at the beginning, where it is no header field any more")
 
 
 def require_message(content: bytes) -> None:
