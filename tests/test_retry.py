@@ -51,6 +51,11 @@ def test_a_policy_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None
         ({"longest": float("nan")}, "longest must be a number of seconds, not nan"),
         ({"total": float("nan")}, "total must be a number of seconds, not nan"),
         ({"total": None}, "total is no number of seconds but a NoneType"),
+        ({"base": float("inf")}, "base must be a finite number of seconds: a share of infinity is no pause"),
+        (
+            {"base": float("inf"), "longest": float("inf")},
+            "base must be a finite number of seconds: a share of infinity is no pause",
+        ),
     ],
 )
 def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], said: str) -> None:
@@ -60,7 +65,9 @@ def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], said: str)
 
 
 def test_a_policy_may_be_without_limits() -> None:
-    assert RetryPolicy(total=float("inf"), longest=float("inf"), base=0).attempts == 5
+    for base in (0, 1.0, 1e100):
+        policy = RetryPolicy(total=float("inf"), longest=float("inf"), base=base)
+        assert 0 <= policy.pause(1000, random.Random(1)) < float("inf")
 
 
 def test_the_pause_doubles_up_to_the_longest() -> None:

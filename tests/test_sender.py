@@ -669,6 +669,14 @@ def test_closing_from_two_threads_at_once_is_one_close() -> None:
         assert len(server.messages) == 20
 
 
+def test_stats_count_what_was_queued_and_a_report_tells_of_the_rest() -> None:
+    """What is refused at the door never was in the queue that they are about."""
+    with CaptureServer() as server, ThreadedSender(server.url) as sender:
+        report = sender.send_all([one("a"), b"no message"])
+        assert [r.outcome for r in report] == [Outcome.SENT, Outcome.NOT_SENT]
+        assert sender.stats().outcomes == {Outcome.SENT: 1}
+
+
 def test_stats_add_up() -> None:
     with CaptureServer(on_message=lambda m: "550 no" if "bad" in m.sender else None) as server:
         # One lane: with two, one may still be dialling when the other has sent everything, and is hung up on.

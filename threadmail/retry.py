@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import inf, isfinite
 
 from ._runtime.numbers import require_number, require_whole
 from .errors import InvalidConfig, Outcome
@@ -48,6 +49,8 @@ class RetryPolicy:
             require_number(name, getattr(self, name), unit=" of seconds")
             if getattr(self, name) < 0:
                 raise InvalidConfig(f"{name} must not be negative")
+        if not isfinite(self.base) or not isfinite(self._longest_pause(inf)):
+            raise InvalidConfig("base must be a finite number of seconds: a share of infinity is no pause")
 
     def pause(self, attempt: int, rng: random.Random) -> float:
         """Seconds to wait after the `attempt`-th attempt failed: full jitter, so that retries spread out.
@@ -55,7 +58,11 @@ class RetryPolicy:
         Full jitter makes the least work for server and client of the usual ways to back off (AWS Architecture Blog,
         "Exponential Backoff And Jitter").
         """
-        return rng.uniform(0, min(self.longest, self.base * 2.0 ** min(attempt - 1, 30)))
+        return rng.uniform(0, self._longest_pause(attempt - 1))
+
+    def _longest_pause(self, doublings: float) -> float:
+        longest: float = self.base * 2.0 ** min(doublings, 30)
+        return min(self.longest, longest)
 
     def recipients(self, receipt: Receipt) -> tuple[str, ...]:
         """For whom the message of `receipt` may be tried again; () when for nobody."""

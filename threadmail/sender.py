@@ -216,6 +216,9 @@ class ThreadedSender(BornAnew):
             One receipt for each message, in input order.
         Raises:
             TypeError: it is one message, and no iterable of them.
+            Exception: what the iterable raised, once the messages it gave before are settled: they may have been sent,
+                and `on_receipt` alone has been told so; or, at once, what comes from outside, such as a time limit of a
+                job queue, while those that are queued go on.
         """
         require_many(messages, "send_all")
         total = len(messages) if isinstance(messages, Sized) else None
@@ -255,6 +258,12 @@ class ThreadedSender(BornAnew):
             deadline: seconds in which all must be settled.
         Raises:
             TypeError: it is one message, and no iterable of them.
+
+        While it is iterated:
+
+        Raises:
+            Closed: the sender was closed meanwhile; when those that were pulled are settled, and their receipts given.
+            Exception: what the iterable raised, just then; or, at once, what comes from outside.
         """
         require_many(messages, "send_each")
         return self._stream(messages, deadline)

@@ -1,6 +1,6 @@
 """How many messages a second.
 
-Owns `Throttle`, a token bucket that any number of threads, senders and pools may share. Guarantees: over any span of
+Owns `Throttle`, a token bucket that any number of threads and senders may share. Guarantees: over any span of
 time no more than burst + rate x span tokens are given; who waits in `acquire` is served in the order of asking; every
 method may be called by a signal handler or a finaliser, whatever the interrupted thread is about. Knows nothing of
 mail.
@@ -39,6 +39,9 @@ _Fresh: TypeAlias = "tuple[_thread.RLock, deque[_Place], dict[int, None]]"
 
 class Throttle(InEachProcess):
     """At most `messages` in `per` seconds, after a burst.
+
+    Senders take it as a setting, several of them the same one. A `Client` and a `ClientPool` do not pace: call
+    `acquire()` before each message that they send.
 
     Args:
         messages: how many; None is no limit (then only `pause` has an effect).

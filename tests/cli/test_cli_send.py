@@ -360,6 +360,8 @@ def test_a_mistake_of_ours_costs_one_message(
         (["send", "--rate", "fast", "x"], 64),
         (["send", "--rate", "nan", "x"], 64),
         (["send", "--deadline", "-1", "x"], 64),
+        (["check", "--timeout", "inf", "smtp://x"], 64),
+        (["check", "--timeout", "1e9", "smtp://x"], 64),
         (["send", "--server", "smtp://x", "--to", "bob@@example.net", "x"], 64),
         (["send", "--server", "smtp://x", "--from", "a@b> SIZE=1", "x"], 64),
         (["send", "x"], 78),

@@ -24,7 +24,8 @@ class SenderStats:
         retrying: messages waiting for their next attempt.
         in_flight: messages that a worker has, begun or about to be.
         lanes: workers running; connected: those with a connection.
-        outcomes: settled messages by outcome.
+        outcomes: settled messages by outcome, of those that were queued. Of what was refused at the door (it is none,
+            there was no place in time, the sender is closed) the report or the exception tells alone.
         retries: attempts after the first.
         opened: connections made.
         closed: connections ended, by reason (see `ClientStats`).

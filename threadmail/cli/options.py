@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import threadmail
 
+from ..config import Timeouts
+from ..errors import InvalidConfig
 from ..throttle import Throttle
 from .exit_codes import MEANINGS, Exit
 from .output import safe
@@ -118,7 +120,7 @@ def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
         epilog=f"example:\n  threadmail check smtp+starttls://ada@mail.example.com\n\n{_SERVER}\n\n{_CODES}",
     )
     check.add_argument("server", nargs="?", metavar="URL", help="the server (default: $THREADMAIL_URL)")
-    check.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="patience for each step (default: 15)")
+    check.add_argument("--timeout", type=_patience, metavar="SECONDS", help="patience for each step (default: 15)")
     check.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
 
@@ -177,6 +179,15 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     if not seconds > 0:
         raise argparse.ArgumentTypeError("a number of seconds above 0 is wanted")
+    return seconds
+
+
+def _patience(text: str) -> float:
+    seconds = _seconds(text)
+    try:
+        Timeouts.all(seconds)
+    except InvalidConfig as error:  # longer than a socket can wait
+        raise argparse.ArgumentTypeError("a number of seconds above 0, of at most 23 days, is wanted") from error
     return seconds
 
 
