@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 
 from ._runtime.numbers import require_number, require_whole
 from .errors import InvalidConfig, Outcome
@@ -49,7 +49,7 @@ class RetryPolicy:
             require_number(name, getattr(self, name), unit=" of seconds")
             if getattr(self, name) < 0:
                 raise InvalidConfig(f"{name} must not be negative")
-        if not isfinite(self.base) or not isfinite(self._longest_pause(inf)):
+        if not isfinite(self.base * 2.0**30):
             raise InvalidConfig("base must be a finite number of seconds: a share of infinity is no pause")
 
     def pause(self, attempt: int, rng: random.Random) -> float:
@@ -58,11 +58,7 @@ class RetryPolicy:
         Full jitter makes the least work for server and client of the usual ways to back off (AWS Architecture Blog,
         "Exponential Backoff And Jitter").
         """
-        return rng.uniform(0, self._longest_pause(attempt - 1))
-
-    def _longest_pause(self, doublings: float) -> float:
-        longest: float = self.base * 2.0 ** min(doublings, 30)
-        return min(self.longest, longest)
+        return rng.uniform(0, min(self.longest, self.base * 2.0 ** min(attempt - 1, 30)))
 
     def recipients(self, receipt: Receipt) -> tuple[str, ...]:
         """For whom the message of `receipt` may be tried again; () when for nobody."""

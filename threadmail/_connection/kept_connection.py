@@ -93,7 +93,7 @@ class KeptConnection(Guarded):
         self._last_abort: object = None  # ... and another object each time, for calls that take several steps
         self._parted = False  # no call is to begin any more; set without the lock, once and for all
         self._waiters = Waiters()
-        self._waiter: Waiter | None = None  # for this machine's own name, as long as a dial waits for that
+        self._waiter: Waiter | None = None  # the last wait for our own name; under way, or over
         # Everything below is guarded by sync_root.
         self._life = Life.OPEN
         self._busy = False  # a call is under way; only its own thread can see it so
@@ -403,8 +403,6 @@ class KeptConnection(Guarded):
             if not is_lack(exc):
                 raise
             raise as_ours(exc, self.config, Phase.CONNECT) from exc
-        finally:
-            self._waiter = None
 
     def _new_waiter(self) -> Waiter:
         waiter = self._waiter = Waiter()  # from here on abort() reaches it

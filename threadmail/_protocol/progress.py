@@ -85,7 +85,9 @@ class Progress:
 
 def _as_ours(exc: Exception) -> Exception:
     """What is at fault with a message, as an error of ours; what comes from outside, a time limit say, as it is."""
-    if isinstance(exc, MailError) or not isinstance(exc, FAULTS) or is_of_a_handler(exc):
+    if is_of_a_handler(exc):
+        return exc
+    if isinstance(exc, MailError) or not isinstance(exc, FAULTS):
         return exc
     fault = InvalidEnvelope(f"the message cannot be written: {type(exc).__name__}: {exc}")
     fault.__cause__ = exc
