@@ -62,6 +62,8 @@ QUESTIONS = (
     ("Where does TLS begin, and what is verified?", "_transport.tls", "wrap_tls"),
     ("How does one log in, and which mechanism is taken?", "_session.login", "authenticate"),
     ("Why is a password not offered a second time?", "_known.refused_logins", "RefusedLogins"),
+    ("Which parameters does MAIL carry (SIZE, BODY, SMTPUTF8)?", "_protocol.transaction", "Transaction.commands"),
+    ("Who waits for a client while a batch of another thread is on its way?", "_connection.waiters", "Waiters"),
     ("Who holds `sync_root`, and for how long?", "_runtime.guard", "Guarded"),
     ("Where are commands pipelined, and what is written behind the end of data?", "_session.delivery", "Pipeline"),
     ("Where is a window of messages kept (`window` above 1)?", "_session.window", "Window"),
@@ -75,6 +77,8 @@ QUESTIONS = (
     ("How does `send_all` get its receipts back in order?", "_dispatch.collector", "Collector"),
     ("What does `close()` wait for?", "_dispatch.closing", "Closing.see_off"),
     ("What happens when the interpreter ends?", "_dispatch.at_exit", "close_at_exit"),
+    ("What if threads of the program go on when its main thread has ended?", "_dispatch.outliving", "wait_for_them"),
+    ("How do our log records leave, and who waits for a handler?", "_runtime.logs", "say"),
     ("What becomes of a fork?", "_runtime.guard", "BornAnew"),
     ("What does the command line exit with?", "cli.exit_codes", ""),
 )

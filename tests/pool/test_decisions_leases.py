@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from threadmail import MailError, Phase, Receipt
-from threadmail._connection.health import mail_was_answered, was_taken_back
+from threadmail._connection.evidence import mail_was_answered, was_taken_back
 from threadmail._pool import leases as _leases
 from threadmail._pool.held import Held
 from threadmail._pool.leases import (

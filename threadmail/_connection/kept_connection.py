@@ -36,9 +36,9 @@ from ..errors import (
     TimedOut,
     kept_copy,
 )
-from .health import mail_was_answered, was_stale, was_taken_back
+from .evidence import mail_was_answered, was_stale, was_taken_back
 from .idle import IdleWatch
-from .opening import AnySMTP, Pair, as_ours, ask, is_lack, open_session, pair_to_offer, unconnected
+from .opening import AnySMTP, Pair, as_ours, ask, is_lack, open_session, pair_to_offer, terms_of, unconnected
 from .waiters import Waiters
 
 #: A connection idle for longer than this is asked (NOOP) before it is trusted, in seconds. Shorter gaps are covered by
@@ -384,7 +384,7 @@ class KeptConnection(Guarded):
         self._sent_here = 0
         self._answers_before = self._answers
         self._dialled_at = now()
-        self._terms = self._offered(smtp)
+        self._terms = terms_of(smtp, self.config)
         max_age = self.config.max_age
         self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)
         if self._watch is not None:
@@ -440,18 +440,6 @@ class KeptConnection(Guarded):
         finally:
             self._leaving.pop(smtp, None)
             smtp.close()
-
-    def _offered(self, smtp: AnySMTP) -> Terms:
-        config = self.config
-        offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
-        chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
-        return Terms(
-            extensions=offered,
-            lmtp=config.lmtp,
-            server=config.address,
-            window=config.window if chunked and not config.lmtp else 1,
-            riding=config._riding,
-        )
 
     def _inherited(self, pid: int) -> Connections | None:
         return None if self._pid == pid else (self._smtp, *self._leaving)

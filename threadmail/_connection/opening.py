@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from .._known.refused_logins import mark
+from .._protocol.transaction import Terms
 from .._runtime.deadline import NEVER, Deadline, now
 from .._runtime.guard import holding
 from .._runtime.outside import is_of_a_handler
@@ -134,6 +135,19 @@ def open_session(smtp: AnySMTP, config: ServerConfig, end: Deadline, pair: Pair 
         if not is_lack(exc):
             raise
         raise as_ours(exc, config, phase) from exc
+
+
+def terms_of(smtp: AnySMTP, config: ServerConfig) -> Terms:
+    """What is agreed with the server, now that the session is open."""
+    offered = {name: v for name, v in smtp.esmtp_features.items() if name not in config.without}
+    chunked = config.window > 1 and offered.keys() >= {"pipelining", "chunking"}
+    return Terms(
+        extensions=offered,
+        lmtp=config.lmtp,
+        server=config.address,
+        window=config.window if chunked and not config.lmtp else 1,
+        riding=config._riding,
+    )
 
 
 def ask(hook: Callable[..., None], *args: object) -> None:
