@@ -698,3 +698,16 @@ def test_wrong_numbers_are_refused() -> None:
     sender = ThreadedSender("smtp://localhost")
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(sender)
+
+
+def test_who_is_refused_for_want_of_memory_is_named_in_the_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Receipt] = []
+    letter = envelope("x")
+
+    def no_memory(message: object) -> Envelope:
+        raise MemoryError
+
+    monkeypatch.setattr(Envelope, "of", no_memory)
+    with ThreadedSender("smtp://127.0.0.1:1", on_receipt=told.append) as sender, pytest.raises(MemoryError):
+        sender.send_all([letter])
+    assert [(receipt.outcome, receipt.message_id) for receipt in told] == [(Outcome.NOT_SENT, letter.message_id)]

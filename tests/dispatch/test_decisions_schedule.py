@@ -579,6 +579,23 @@ def test_what_waits_for_a_server_that_refuses_for_good_fails() -> None:
 # How much it takes --------------------------------------------------------------------------------------------------
 
 
+class NoMemory(dict[Job, Worker]):
+    def __setitem__(self, job: Job, worker: Worker) -> None:
+        raise MemoryError
+
+
+def test_what_is_taken_as_memory_ends_is_still_queued() -> None:
+    """It was taken in name only, swept out of the queue by the next, and so lost."""
+    case = Case()
+    worker, [job] = case.worker(), case.queued()
+    case.schedule.in_flight = NoMemory()
+    with pytest.raises(MemoryError):
+        case.schedule.take_run(worker, 0.0)
+    case.schedule.in_flight = {}
+    case.schedule.take_run(case.worker(), 0.0)
+    assert (job.state, list(case.schedule.in_flight), list(worker.run)) == (JobState.TAKEN, [job], [])
+
+
 @pytest.mark.parametrize(
     ("ready", "workers", "taken"),
     [(1, 2, 1), (3, 2, 1), (4, 2, 2), (7, 2, 2), (8, 2, 3), (59, 2, 15), (60, 2, 16), (1000, 2, 16), (2, 1, 2)],

@@ -165,9 +165,10 @@ class ReceiptStream(Iterator[Receipt]):
 
     def _make_job(self) -> None:
         """Make a job of the first that was pulled, or refuse it."""
-        index, envelope = self._count, None
+        index, message = self._count, self._pulled[0]
+        envelope = message if isinstance(message, Envelope) else None
         try:
-            envelope = Envelope.of(self._pulled[0])
+            envelope = Envelope.of(message)
             dispatcher = self._dispatcher()
             job = self._collector.job(index, envelope, dispatcher)
         except MailError as error:
