@@ -692,6 +692,7 @@ def test_the_deadline_ends_the_wait_for_standard_input() -> None:
     assert len(server.messages) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a file that was just being opened
 def test_ctrl_c_in_process_leaves_the_handlers_as_they_were(tmp_path: Path) -> None:
     folder = letters(tmp_path / "out", 50)
     before = signal.getsignal(signal.SIGINT)
