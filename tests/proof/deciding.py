@@ -94,6 +94,11 @@ _DEFAULT = "the constructor sets it always; the default in the class is for data
 _ORDER = "the numbers only tell which of two came first: any beginning and any step do that"
 _IN_VAIN = "to look for a deadline where there is none costs time, and nothing else"
 _LONGEST = "after seven refusals the pause is the longest: any bound from there on keeps the power a number"
+_NO_PROCESS = "any number that no process of ours has: the constructor begins in the one that there is"
+_LOOKED_TWICE = (
+    "the other of the two looks finds the same; that both are needed shows in the middle of a rebirth, of pool, sender and "
+    "client: tests/runtime/test_entering_a_child.py"
+)
 ARGUED: dict[str, str] = {
     "threadmail.receipt:Receipt: 2 for 1": _DEFAULT,
     "threadmail.receipt:Receipt: 0 for 1": _DEFAULT,
@@ -156,6 +161,10 @@ ARGUED: dict[str, str] = {
     "threadmail._dispatch.schedule:Schedule.expires: `<=` for `<` in `at < self.ends.at(job)`": (
         "adding it again at the same time changes nothing but the order among equals"
     ),
+    "threadmail.throttle:Throttle: 1 for 0": _NO_PROCESS,
+    "threadmail.throttle:Throttle: -1 for 0": _NO_PROCESS,
+    "threadmail.throttle:Throttle._inherited: `if False` for `if self._pid == pid`": _LOOKED_TWICE,
+    "threadmail.throttle:Throttle._begin: `if False` for `if self._pid == pid`": _LOOKED_TWICE,
     "threadmail.throttle:Throttle.pause: `<=` for `<` in `self._paused_until < until`": (
         "of two pauses that end at the same moment either ends at that moment"
     ),

@@ -334,7 +334,7 @@ class SendFuture(Future[Receipt]):
             return
         if not self.done():
             for waiter in list(self._waiters):
-                keep_for_sure(waiter.event._cond)  # type: ignore[attr-defined]
+                keep_for_sure(getattr(getattr(waiter, "event", None), "_cond", None))
             try:
                 self._set_first(job, receipt)
             except InvalidStateError:

@@ -51,7 +51,7 @@ class _Condition(threading.Condition):
 _TheirCondition = threading.Condition
 
 
-def keep_for_sure(condition: threading.Condition) -> None:
+def keep_for_sure(condition: threading.Condition | None) -> None:
     """Have a condition that the standard library has made give its lock back, whatever happens."""
     if type(condition) is _TheirCondition:  # and not a scheduler's
         condition.__class__ = _Condition
