@@ -96,8 +96,8 @@ _IN_VAIN = "to look for a deadline where there is none costs time, and nothing e
 _LONGEST = "after seven refusals the pause is the longest: any bound from there on keeps the power a number"
 _NO_PROCESS = "any number that no process of ours has: the constructor begins in the one that there is"
 _LOOKED_TWICE = (
-    "the other of the two looks finds the same; that both are needed shows in the middle of a rebirth, of pool, sender and "
-    "client: tests/runtime/test_entering_a_child.py"
+    "the other of the two looks finds the same; that both are needed shows in the middle of a rebirth, of pool, sender "
+    "and client: tests/runtime/test_entering_a_child.py"
 )
 ARGUED: dict[str, str] = {
     "threadmail.receipt:Receipt: 2 for 1": _DEFAULT,
