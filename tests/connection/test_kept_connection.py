@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -586,3 +586,34 @@ def test_what_is_said_goodbye_on_does_not_stay_open_in_a_child(monkeypatch: pyte
         client._say_goodbye(leaving, NEVER)
         assert sock.fileno() == -1
         assert not client._leaving
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "threadmail._transport.wire.Wire.tick_in_kernel",
+        "threadmail._connection.kept_connection.terms_of",
+        "threadmail._connection.idle.IdleWatch.start",
+    ],
+)
+def test_a_dial_that_is_struck_at_its_end_leaves_no_connection(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stayed, uncounted, unwatched, and with what the server of the connection before had offered."""
+    with ScriptedServer([Serve(extensions=("8BITMIME",))], *[[Serve(extensions=())]] * 3) as server:
+        with Client(server.url) as client:
+            client.send(envelope("first"))
+            client.abort()
+            before = client.stats()
+            with monkeypatch.context() as patched:
+                patched.setattr(where, _struck)
+                with pytest.raises(KeyboardInterrupt):
+                    client.send(envelope("struck"))
+            stats = client.stats()
+            assert (client.is_connected, stats.opened) == (False, before.opened)
+            assert client.send(envelope("last")).outcome is Outcome.SENT
+            assert "8bitmime" not in client._terms.extensions
+        stats = client.stats()
+        assert stats.opened == sum(stats.closed.values())
+
+
+def _struck(*args: object, **settings: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -36,8 +36,16 @@ SKIPPED = {
     "its own tests are what they are for",
 }
 
+_OF_LOGGING = (
+    "the lock is that of a log handler, and not one of ours: no scheduler has it. That it is taken in time, and held as "
+    "its handler is called, tests/runtime/test_logs.py shows with threads that are in the handler"
+)
+
 #: Mutants that cannot matter, each with the argument. Few: what cannot matter is better left out.
 HARMLESS: dict[str, str] = {
+    "threadmail._runtime.logs:_emit: without `with holding(handler.lock, Deadline.after(PATIENCE))`": _OF_LOGGING,
+    "threadmail._runtime.logs:_emit_under: without `with handler.lock`": _OF_LOGGING,
+    "threadmail._runtime.logs:_is_free: without `with holding(lock, Deadline.after(PATIENCE))`": _OF_LOGGING,
     "threadmail._dispatch.dispatcher:Dispatcher.is_awaited_below: without `with self._lock`": (
         "each of the two lists is copied in one step, and a job that moves from one to the other just then is the next "
         "waiter's to find; the lock keeps data races out of what the explorer reports"

@@ -399,7 +399,7 @@ SMALL = [
     of_sender("a batch that runs out of time", batch_out_of_time, limit=300),
     of_sender("send() gives up in the queue", gives_up_in_the_queue),
     of_sender("send() drops what hangs", drops_what_hangs, limit=300),
-    of_sender("one message after the other", sent(one_after_the_other)),
+    of_sender("one message after the other", sent(one_after_the_other), limit=300),
     of_sender("two messages, closed at once", sent(partial(closed_at_once, 2))),
     of_sender("three messages, closed at once", sent(partial(closed_at_once, 3)), limit=300),
     of_sender("a message put off", sent(put_off, server=lambda: Later(ordered=True)), limit=300),

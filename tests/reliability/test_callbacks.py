@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.loggers import handed_over
 from tests.support.mail import envelope
 from threadmail import (
     Client,
@@ -129,9 +130,7 @@ def logging_an_error(handler: Waiting) -> Iterator[threading.Thread]:
         yield thread
         thread.join(PATIENCE)
         assert not thread.is_alive(), "the handler waits for who waits for it"
-    for each in threading.enumerate():
-        if each.name == "threadmail-log":
-            each.join(PATIENCE)
+    handed_over()
 
 
 def test_a_handler_that_waits_for_a_sender_whose_workers_log_to_it() -> None:

@@ -174,3 +174,20 @@ def test_ctrl_c_ends_the_waiting_for_the_last_thread() -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60.0)
     assert "interrupted, and 3 messages were not sent, 2 in doubt" in err
+
+
+@outliving
+def test_what_a_callback_of_atexit_submits_is_worked_off() -> None:
+    """Its sender had no other use before."""
+    with ScriptedServer() as server:
+        with program("outlives", "20", "atexit", server.url) as process:
+            finished(process)
+        assert len(server.messages) == 5
+
+
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="it takes no thread any more there, and says so")
+def test_in_one_that_comes_later_than_ours_it_is_refused_and_not_lost() -> None:
+    with ScriptedServer() as server:
+        with program("outlives", "20", "late", server.url) as process:
+            assert "this sender is closed, for the interpreter is ending" in finished(process)
+        assert server.messages == []

@@ -58,7 +58,7 @@ def test_used_before_the_fork(how: str, tls: Literal["none", "tls"], tmp_path: P
             assert process.stdin is not None
             process.stdin.write("fork\n")
             facts = told_after_ready(finished(process))
-        assert facts == {"opened": [1, 1, 1], "opened in child": [2, 1, 1], "still inherited": 0, "child": 0}
+        assert facts == {"opened": [1, 1, 1], "opened in child": [1, 1, 1], "still inherited": 0, "child": 0}
         check_connections(
             server, [f"{when}-{n}" for when in ("before", "after") for n in NAMES], [f"child-{n}" for n in NAMES]
         )
@@ -81,7 +81,7 @@ def test_forked_in_the_midst_of_transactions(how: str) -> None:
             process.stdin.write("fork\n")
             process.stdin.flush()
             child = json.loads(next_line(process))
-            assert child == {"opened in child": [2, 1, 1], "still inherited": 0}
+            assert child == {"opened in child": [1, 1, 1], "still inherited": 0}
             assert json.loads(next_line(process)) == {"child": 0}
             assert not go_on.is_set(), "the child waited for the parent"
             go_on.set()
@@ -168,3 +168,23 @@ def test_what_was_closed_before_the_fork_is_closed_in_the_child() -> None:
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == len(subjects)
         assert intact(server.messages) == {"before": 3}
+
+
+def test_a_childs_statistics_are_its_own() -> None:
+    """Those of a client went on from where its parent's stood, with a connection open for ever."""
+    with ScriptedServer([Serve()], last="repeat") as server:
+        client = Client(server.url)
+        client.send(envelope("parent"))
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                client.send(envelope("child"))
+                client.close()
+                stats = client.stats()
+                status = 0 if (stats.opened, stats.sent, dict(stats.closed)) == (1, 1, {"closed": 1}) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.stats().sent == 1
+        client.close()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import multiprocessing
 import os
 import queue
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any
 
 import pytest
 
+from tests.support.loggers import handed_over
 from threadmail._runtime import logs
 from threadmail._runtime.deadline import Deadline
 from threadmail._runtime.guard import holding
+from threadmail._runtime.locks import is_owned
 from threadmail._runtime.logs import say
 
 SOON = 10.0
@@ -80,11 +88,18 @@ def count(log: logging.Logger, most: int) -> None:
         say(log, logging.INFO, "%s", number)
 
 
+def not_for_records(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "threadmail-log":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    return refused
+
+
 def over(handler: logging.Handler) -> None:
     """The thread that handed over has ended."""
-    for thread in threading.enumerate():
-        if thread.name == "threadmail-log":
-            thread.join(SOON)
+    handed_over()
     assert not handler.__dict__["_threadmail_behind"].is_busy
 
 
@@ -227,25 +242,22 @@ def test_there_is_an_end_to_what_waits_and_that_is_said(log: logging.Logger, mon
     handler = Kept()
     log.handlers[:] = [handler]
     with busy(handler):
-        by_itself(partial(count, log, 5))
-    assert handler.said(4) == ["0", "1", "2", "2 records were dropped, for this handler was busy"]
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", not_for_records(threading.Thread.start))
+            by_itself(partial(count, log, 5))
+        by_itself(partial(say, log, logging.INFO, "5"))
+    assert handler.said(4) == ["0", "1", "2", "3 records were dropped, for this handler was busy"]
     over(handler)
 
 
 def test_where_there_is_no_thread_the_next_one_tries_again(
     log: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler, start = Kept(), threading.Thread.start
+    handler = Kept()
     log.handlers[:] = [handler]
-
-    def refused(thread: threading.Thread) -> None:
-        if thread.name == "threadmail-log":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     with busy(handler):
         with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "start", refused)
+            patched.setattr(threading.Thread, "start", not_for_records(threading.Thread.start))
             by_itself(lambda: say(log, logging.INFO, "first"))
         by_itself(lambda: say(log, logging.INFO, "second"))
     assert handler.said(2) == ["first", "second"]
@@ -293,7 +305,6 @@ def test_an_interrupted_attempt_to_have_it_seen_to_leaves_it_to_the_next(
 ) -> None:
     handler = Kept()
     log.handlers[:] = [handler]
-    made: Any = None
 
     def struck(*args: Any, **settings: Any) -> Any:
         raise KeyboardInterrupt
@@ -303,8 +314,206 @@ def test_an_interrupted_attempt_to_have_it_seen_to_leaves_it_to_the_next(
             patched.setattr(threading, "Thread", struck)
             with pytest.raises(KeyboardInterrupt):
                 say(log, logging.INFO, "first")
-        made = handler.__dict__["_threadmail_behind"]
-        assert not made.busy.locked()
+        assert not handler.__dict__["_threadmail_behind"].busy.locked()
         by_itself(lambda: say(log, logging.INFO, "second"))
     assert handler.said(2) == ["first", "second"]
     over(handler)
+
+
+# What is not as the standard library has it ---------------------------------------------------------------------------
+
+
+def test_an_agent_that_has_wrapped_the_class_hears_of_it(log: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Sentry and New Relic do: the records of ours never came there."""
+    heard: list[str] = []
+    theirs = logging.Logger.callHandlers
+
+    @wraps(theirs)
+    def wrapped(logger: logging.Logger, record: logging.LogRecord) -> None:
+        heard.append(record.getMessage())
+        theirs(logger, record)
+
+    handler = Kept()
+    log.handlers[:] = [handler]
+    monkeypatch.setattr(logging.Logger, "callHandlers", wrapped)
+    say(log, logging.ERROR, "said")
+    assert (heard, handler.said(1)) == (["said"], ["said"])
+    with busy(handler):
+        by_itself(partial(say, log, logging.ERROR, "behind"))
+    assert handler.said(1) == ["behind"]
+    assert heard == ["said", "behind"]
+    handed_over()
+
+
+@pytest.mark.parametrize("method", ["handle", "callHandlers", "_log"])
+def test_what_a_logger_has_of_its_own_is_called(
+    log: logging.Logger, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(log, method, lambda *args, **settings: called.append(args))
+    say(log, logging.ERROR, "x")
+    assert len(called) == 1
+
+
+def test_a_handler_that_is_no_handler_has_its_record_and_so_have_those_behind_it(log: logging.Logger) -> None:
+    class Duck:
+        level = logging.NOTSET
+
+        def handle(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    heard: list[str] = []
+    behind: Any = Kept()
+    duck: Any = Duck()
+    log.handlers[:] = [duck, behind]
+    say(log, logging.ERROR, "x")
+    assert (heard, behind.said(1)) == (["x"], ["x"])
+
+
+def test_filters_of_a_handler_are_asked_without_its_lock(log: logging.Logger) -> None:
+    """One that removes duplicates has a lock of its own, and who has that may be about to log."""
+    handler, own = Kept(), threading.Lock()
+    held: list[bool] = []
+
+    def filtered(record: logging.LogRecord) -> bool:
+        with own:
+            held.append(is_owned(handler.lock))
+        return record.getMessage() != "dropped"
+
+    handler.addFilter(filtered)
+    log.handlers[:] = [handler]
+    say(log, logging.ERROR, "kept")
+    say(log, logging.ERROR, "dropped")
+    assert (held, handler.said(1), handler.records.empty()) == ([False, False], ["kept"], True)
+
+
+def test_a_lock_that_is_not_for_one_thread_twice_will_do(log: logging.Logger) -> None:
+    class Plain(Kept):
+        def createLock(self) -> None:
+            self.lock: Any = threading.Lock()
+
+    handler = Plain()
+    log.handlers[:] = [handler]
+    by_itself(partial(say, log, logging.ERROR, "x"))
+    assert handler.said(1) == ["x"]
+
+
+def test_a_record_at_which_a_handler_exits_is_given_once_and_the_rest_follows(log: logging.Logger) -> None:
+    class Exits(Kept):
+        def emit(self, record: logging.LogRecord) -> None:
+            super().emit(record)
+            raise SystemExit
+
+    handler = Exits()
+    log.handlers[:] = [handler]
+    with busy(handler):
+        by_itself(partial(count, log, 3))
+    assert handler.said(3) == list("012")
+    over(handler)
+    assert handler.records.empty()
+
+
+def test_what_waits_keeps_no_frames_and_says_what_was_raised(log: logging.Logger) -> None:
+    class Message: ...
+
+    def fails() -> None:
+        message = Message()
+        alive.append(weakref.ref(message))
+        raise LookupError("why")
+
+    def logs_it() -> None:
+        try:
+            fails()
+        except LookupError:
+            say(log, logging.ERROR, "it failed: %s", "x", exc_info=True)
+
+    handler, alive = Kept(), list[weakref.ref[Message]]()
+    log.handlers[:] = [handler]
+    with busy(handler):
+        by_itself(logs_it)
+        gc.collect()
+        assert alive[0]() is None
+    record = handler.records.get(timeout=SOON)
+    assert record.getMessage() == "it failed: x"
+    assert "LookupError: why" in logging.Formatter().format(record)
+    over(handler)
+
+
+def test_what_is_handed_over_later_has_the_context_it_was_said_in(log: logging.Logger) -> None:
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    class Tells(Kept):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(request.get())
+            super().emit(record)
+
+    def in_a_request() -> None:
+        request.set("7")
+        say(log, logging.ERROR, "x")
+
+    handler = Tells()
+    log.handlers[:] = [handler]
+    with busy(handler):
+        by_itself(in_a_request)
+    assert (handler.said(1), seen) == (["x"], ["7"])
+    over(handler)
+
+
+def test_a_start_that_is_interrupted_though_the_thread_runs_has_no_record_given_twice(
+    log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, start = Kept(), threading.Thread.start
+    log.handlers[:] = [handler]
+
+    def struck(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "threadmail-log":
+            raise KeyboardInterrupt
+
+    with busy(handler):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", struck)
+            with pytest.raises(KeyboardInterrupt):
+                say(log, logging.INFO, "0")
+        by_itself(partial(say, log, logging.INFO, "1"))
+    assert handler.said(2) == ["0", "1"]
+    over(handler)
+    assert handler.records.empty()
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_of_multiprocessing_gives_it_a_moment_too() -> None:
+    """Such a child ends without `atexit`."""
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("the child's\n", "")
+
+
+CHILD = """
+import logging, multiprocessing, sys, threading
+from threadmail._runtime.logs import say
+
+class Writes(logging.Handler):
+    def emit(self, record):
+        sys.stdout.write(record.getMessage() + chr(10))
+        sys.stdout.flush()
+
+def child():
+    handler = Writes()
+    log = logging.getLogger("threadmail.x")
+    log.handlers[:] = [handler]
+    inside, leave = threading.Event(), threading.Event()
+    def be_there():
+        with handler.lock:
+            inside.set()
+            leave.wait(10)
+    threading.Thread(target=be_there, daemon=True).start()
+    inside.wait(10)
+    say(log, logging.ERROR, "the child's")
+    threading.Timer(0.2, leave.set).start()
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+"""

@@ -62,7 +62,7 @@ AfterDial: TypeAlias = Callable[["MailError | None"], None]
 
 #: In a forked child: what is the parent's, and what takes its place.
 Connections: TypeAlias = "tuple[AnySMTP | None, ...]"
-Fresh: TypeAlias = "tuple[Root, Waiters, dict[AnySMTP, None], IdleWatch | None]"
+Fresh: TypeAlias = "tuple[Root, Waiters, dict[AnySMTP, None], dict[str, int], IdleWatch | None]"
 
 _T = TypeVar("_T")
 
@@ -373,22 +373,21 @@ class KeptConnection(Guarded):
                 open_session(smtp, self.config, end, pair)
             if self._aborted or self._parted:
                 raise Aborted("the call was ended by abort()", phase=Phase.CONNECT)
+            if smtp._wire is not None:
+                smtp._wire.tick_in_kernel()  # nobody but us ever sees this socket
+            config, at, answers = self.config, now(), self._answers
+            terms, logged_in, max_age = terms_of(smtp, config), config.needs_login, config.max_age
+            expires_at = NEVER.at if max_age is None else at + max_age * self._rng.uniform(0.9, 1.0)
+            if self._watch is not None:
+                self._watch.start()
         except BaseException:
             self._smtp = None
             smtp.close()
             raise
-        if smtp._wire is not None:
-            smtp._wire.tick_in_kernel()  # nobody but us ever sees this socket
-        self._logged_in = self.config.needs_login
+        # Plain statements alone: an exception from outside between them would leave it with the terms of the last one.
+        self._terms, self._logged_in, self._dialled_at, self._expires_at = terms, logged_in, at, expires_at
+        self._sent_here, self._answers_before = 0, answers
         self._opened += 1
-        self._sent_here = 0
-        self._answers_before = self._answers
-        self._dialled_at = now()
-        self._terms = terms_of(smtp, self.config)
-        max_age = self.config.max_age
-        self._expires_at = NEVER.at if max_age is None else now() + max_age * self._rng.uniform(0.9, 1.0)
-        if self._watch is not None:
-            self._watch.start()
         return smtp
 
     def _new_smtp(self, end: Deadline) -> AnySMTP:
@@ -449,14 +448,16 @@ class KeptConnection(Guarded):
             if smtp is not None:
                 smtp.enter_child(pid)
         # The thread of the watch did not come along.
-        return Root(new_rlock()), Waiters(), {}, None if self._watch is None else IdleWatch(self)
+        return Root(new_rlock()), Waiters(), {}, {}, None if self._watch is None else IdleWatch(self)
 
     def _begin(self, pid: int, fresh: Fresh) -> None:
-        root, waiters, leaving, watch = fresh
+        root, waiters, leaving, closed, watch = fresh
         if self._pid == pid:
             return
         self._smtp, self._leaving = None, leaving
         self._busy = self._logged_in = False
+        self._opened = self._sent = self._turned_down = self._answers_before = 0  # of this process
+        self._closed, self._taken_back = closed, None
         self._waiters, self._waiter, self._watch = waiters, None, watch
         self._root, self._pid = root, pid
 

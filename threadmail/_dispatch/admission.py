@@ -17,6 +17,7 @@ from .._runtime.deadline import out_of_time
 from .._runtime.locks import is_owned
 from .._runtime.threads import takes_signals
 from ..errors import Closed, QueueFull
+from . import outliving
 from .closing import LONGEST_WAIT
 from .job import LAST_WORD, Job
 from .schedule import NEW, READY, Schedule, Waiter
@@ -160,7 +161,7 @@ class Admission:
 
     def _require_open(self) -> None:
         if not self._is_open():
-            raise Closed("this sender is closed: make a new one")
+            raise Closed(_why_closed())
 
     def _submit(self, job: Job) -> bool:
         """Queue a job. Returns whether a worker is to be started for it. Under the lock."""
@@ -175,7 +176,7 @@ class Admission:
         schedule.submit(job)
         if not self._is_open() and job.state is READY:
             schedule.take_back(job)  # a signal handler has closed in the middle of this, and nobody would come by
-            raise Closed("this sender is closed: make a new one")
+            raise Closed(_why_closed())
         try:
             return self._starter.wanted()
         except BaseException:  # there is no memory, or from outside: who gets an exception has not queued it
@@ -186,3 +187,9 @@ class Admission:
 
 def _full() -> QueueFull:
     return QueueFull("the queue is full, and who asks from within the sender must not wait for a place in it")
+
+
+def _why_closed() -> str:
+    if outliving.has_begun():
+        return "this sender is closed, for the interpreter is ending: a Client still sends, it needs no thread"
+    return "this sender is closed: make a new one"

@@ -64,7 +64,6 @@ def close_at_exit(sender: Closable) -> None:
             threading._register_atexit(_at_end)  # type: ignore[attr-defined]
         except (AttributeError, RuntimeError):  # gone, or the interpreter is ending already
             outliving.begin()
-            atexit.register(_close_all)
 
 
 def forget(sender: Closable) -> None:
@@ -86,14 +85,21 @@ def in_words(cut_short: Sequence[CutShort]) -> str:
 
 def _at_end() -> None:
     """The main thread has ended."""
-    if outliving.wait_for_them(_close_all):
-        atexit.register(_cut_short)
-    else:
+    if not outliving.wait_for_them(_close_all):
         _close_all()
 
 
+def _last() -> None:
+    """No thread is waited for any more. Senders that callbacks of `atexit` have used are closed; and that was it."""
+    if outliving.is_waiting():
+        _cut_short()
+    else:
+        _close_all()
+    _time_is_up.append(True)
+
+
 def _cut_short() -> None:
-    """The interpreter waits no more: nobody has anything left, unless Ctrl-C has ended the waiting."""
+    """Ctrl-C has ended the waiting for the last threads."""
     for sender in list(_not_closed):
         _tell("the waiting was interrupted", sender.close(drain=False, timeout=0.0))
 
@@ -139,3 +145,10 @@ def _any_open() -> Closable | None:
         return _open.pop()
     except KeyError:
         return None
+
+
+# At the import, so that it comes after all callbacks that are registered later. In one of them it would come no more:
+# a sender of a program whose first mail comes there is closed at once, for nobody would see it off.
+atexit.register(_last)
+if outliving.has_begun() and threading.current_thread() is threading.main_thread():
+    _time_is_up.append(True)

@@ -28,6 +28,7 @@ A_START = 1.0
 A_LOOK = 0.001
 
 _begun: list[bool] = []  # if it holds anything: the main thread has ended
+_waiting: list[threading.Thread] = []  # who waits for them
 _starting: dict[object, None] = {}  # one for each thread that is with an executor, or about to ask `has_begun`
 
 
@@ -52,6 +53,11 @@ def begin() -> None:
     _begun.append(True)
 
 
+def is_waiting() -> bool:
+    """Whether the last of them is still waited for, or what comes then goes on."""
+    return any(thread.is_alive() for thread in _waiting)
+
+
 def others() -> list[threading.Thread]:
     """Threads that the interpreter waits for, and that are neither ours nor the calling one."""
     not_asked = (threading.main_thread(), threading.current_thread())
@@ -68,8 +74,10 @@ def wait_for_them(then: Callable[[], None]) -> bool:
     if not others():
         return False
     # No daemon: else the interpreter would end in the middle of `then`.
-    if start_thread(_wait, name="threadmail-exit", args=(then,), daemon=False) is None:
+    waiting = start_thread(_wait, name="threadmail-exit", args=(then,), daemon=False)
+    if waiting is None:
         return False
+    _waiting.append(waiting)
     _leave_executors()
     return True
 
@@ -94,3 +102,7 @@ def _leave_executors() -> None:
     for thread in list(waited_for):
         if thread.name.startswith(LANE):
             waited_for.pop(thread, None)
+
+
+if not threading.main_thread().is_alive():  # it has ended before the first mail of the program
+    begin()

@@ -8,6 +8,7 @@ process; every other one comes through, and the filters are what they were. Who 
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
@@ -27,3 +28,8 @@ def load() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _BYTE_STRING, DeprecationWarning)
         import aiosmtpd.smtp  # noqa: F401
+    # It logs each command, on the server's one thread: a log handler under test that mails would mail from within the
+    # server that is to answer it. Whoever wants to read it sets the level.
+    log = logging.getLogger("mail.log")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.WARNING)

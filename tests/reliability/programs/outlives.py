@@ -2,11 +2,13 @@
 
 HOW: "used", the sender has been used before; "unused", it has not; "made", it is made then; "imported", the package is;
 "polled", a thread mails for as long as the main one is alive, and once more; "executor", by jobs that a program's own
-executor still has; "queue", the last thread leaves its messages in the queue; "batch", `send_all` goes on meanwhile.
+executor still has; "queue", the last thread leaves its messages in the queue; "batch", `send_all` goes on meanwhile;
+"atexit", a callback of `atexit` mails; "late", one that was registered before the import of the package.
 """
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from collections.abc import Iterator
@@ -37,8 +39,18 @@ def new_sender(grace: str, url: str) -> Any:
     return ThreadedSender(url, workers=2)
 
 
+def late() -> None:
+    try:
+        new_sender("20", sys.argv[3]).submit(letter("late"))
+    except RuntimeError as error:
+        say(repr(error))
+
+
 def main() -> None:
     grace, how, url = sys.argv[1:]
+    if how == "late":
+        atexit.register(late)
+        return
     sender: Any = None if how in ("made", "imported") else new_sender(grace, url)
     if how == "made":
         import threadmail
@@ -59,7 +71,8 @@ def main() -> None:
         say(sender.send(letter("last")).outcome.value)
 
     def leave() -> None:
-        when_main_is_over()
+        if how != "atexit":
+            when_main_is_over()
         for number in range(NUMBER):
             sender.submit(letter(f"left-{number}"))
 
@@ -75,6 +88,8 @@ def main() -> None:
         threading.Thread(target=leave).start()
     elif how == "batch":
         threading.Thread(target=lambda: say(sender.send_all(letters()))).start()
+    elif how == "atexit":
+        atexit.register(leave)
     elif how == "executor":
         pool = ThreadPoolExecutor(1)
         for _ in range(NUMBER):
