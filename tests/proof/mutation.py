@@ -37,8 +37,8 @@ SKIPPED = {
 }
 
 _OF_LOGGING = (
-    "the lock is that of a log handler, and not one of ours: no scheduler has it. That it is taken in time, and held as "
-    "its handler is called, tests/runtime/test_logs.py shows with threads that are in the handler"
+    "the lock is that of a log handler, and not one of ours: no scheduler has it. That it is taken in time, and held "
+    "as its handler is called, tests/runtime/test_logs.py shows with threads that are in the handler"
 )
 
 #: Mutants that cannot matter, each with the argument. Few: what cannot matter is better left out.
