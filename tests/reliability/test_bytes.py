@@ -6,6 +6,7 @@ they are put together: whole sessions, from the public calls to the bytes that a
 
 from __future__ import annotations
 
+import dataclasses
 import email
 import email.policy
 import re
@@ -43,7 +44,8 @@ SMTPLIBS = (smtplib.SMTPException, UnicodeEncodeError)
 
 
 def by_client(fake: FakeSocket) -> Outcome:
-    with dialled(fake), Client(CONFIG) as client:
+    # A config of its own: what refused the login once is not asked again by who shares it, for five minutes.
+    with dialled(fake), Client(dataclasses.replace(CONFIG)) as client:
         try:
             return client.send(MAIL).outcome
         except MailError as exc:
@@ -162,7 +164,11 @@ def test_the_same_over_a_real_connection(stage: str, odd: bytes) -> None:
         arrived = len(server.messages)
         if stage == "quit":
             client.close()
-    assert outcome in true_outcomes(stage, odd, content_whole=bool(arrived))
+    true = true_outcomes(stage, odd, content_whole=bool(arrived))
+    consent = whole_reply(odd) if stage == "data" else None
+    if consent is not None and consent[0] == 354:
+        true = true | {Outcome.IN_DOUBT}  # the content left, and nobody knows that it was not read
+    assert outcome in true
 
 
 KEPT: Settings = {"username": "ada", "password": "secret", "local_hostname": "me", "idle_timeout": None}
