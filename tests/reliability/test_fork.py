@@ -170,6 +170,7 @@ def test_what_was_closed_before_the_fork_is_closed_in_the_child() -> None:
         assert intact(server.messages) == {"before": 3}
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_childs_statistics_are_its_own() -> None:
     """Those of a client went on from where its parent's stood, with a connection open for ever."""
     with ScriptedServer([Serve()], last="repeat") as server:
