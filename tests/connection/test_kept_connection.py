@@ -203,25 +203,30 @@ def test_a_probe_that_is_answered_is_judged_by_the_answer(answer: str, clock: Cl
         assert server.connections == len(scripts)
 
 
+def aborted_at(client: Client, reached: threading.Event) -> None:
+    """Another thread sends, and its call is ended when that is reached."""
+    raised: list[BaseException] = []
+
+    def send() -> None:
+        with pytest.raises(Aborted) as info:
+            client.send(envelope("b"))
+        raised.append(info.value)
+
+    thread = threading.Thread(target=send, name="aborted")
+    thread.start()
+    assert reached.wait(10.0)
+    client.abort()
+    thread.join(10.0)
+    assert len(raised) == 1
+
+
 def test_abort_during_a_probe_ends_the_call_and_dials_nobody(clock: Clock) -> None:
     reached = threading.Event()
     with ScriptedServer([Serve(until="NOOP"), Signal(reached), Stall()]) as server:
         with Client(config_of(server)) as client:
             client.send(envelope("a"))
             clock.ahead += _kept.PROBE_AFTER + 1
-            errors: list[BaseException] = []
-
-            def send() -> None:
-                with pytest.raises(Aborted) as info:
-                    client.send(envelope("b"))
-                errors.append(info.value)
-
-            thread = threading.Thread(target=send, name="aborted")
-            thread.start()
-            assert reached.wait(10.0)
-            client.abort()
-            thread.join(10.0)
-            assert len(errors) == 1
+            aborted_at(client, reached)
         assert server.connections == 1
 
 
@@ -242,19 +247,7 @@ def test_abort_ends_a_farewell_too() -> None:
         slow = dataclasses.replace(config_of(server).timeouts, quit=30.0)
         with Client(config_of(server, max_messages=1, timeouts=slow)) as client:
             client.send(envelope("a"))
-            raised: list[BaseException] = []
-
-            def send() -> None:
-                with pytest.raises(Aborted) as info:
-                    client.send(envelope("b"))
-                raised.append(info.value)
-
-            thread = threading.Thread(target=send, name="aborted")
-            thread.start()
-            assert quitting.wait(10.0)
-            client.abort()
-            thread.join(10.0)
-            assert len(raised) == 1
+            aborted_at(client, quitting)
         assert server.connections == 1
 
 
