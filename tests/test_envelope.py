@@ -962,3 +962,10 @@ def test_bcc_behind_a_blank_line_at_the_beginning_is_refused(content: str) -> No
 def test_what_is_a_text_stays_one(content: str) -> None:
     made = Envelope("a@x.org", ["b@x.org"], content)
     assert made.content == content.replace("\n", "\r\n").encode()
+
+
+def test_blank_lines_and_mbox_lines_by_the_thousand_are_looked_through_once() -> None:
+    """It looked behind each by calling itself, and ended in a RecursionError."""
+    with pytest.raises(InvalidEnvelope, match="Bcc behind a blank line"):
+        Envelope("a@example.org", ["b@example.net"], b"\r\nFrom x\r\n" * 5000 + b"Bcc: c@example.net\r\n\r\nx\r\n")
+    Envelope("a@example.org", ["b@example.net"], b"\r\nFrom x\r\n" * 5000 + b"x\r\n")

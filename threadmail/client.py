@@ -71,7 +71,7 @@ class Client(KeptConnection):
             as after an interrupt, and an error whose `deadline_passed` is set say nothing about the server. Not called
             where `before_dial` raised. Both are called on the thread of the call, which holds `sync_root`.
     Raises:
-        InvalidConfig: the URL is wrong, or `rng` is none.
+        InvalidConfig: the URL is wrong, or `rng` is no `random.Random`.
     """
 
     def __init__(

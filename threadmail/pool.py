@@ -65,7 +65,7 @@ class ClientPool(BornAnew):
         max_size: connections at most. Servers allow few: Exchange Online three for a mailbox.
         rng: chance, for jitter.
     Raises:
-        InvalidConfig: the URL is wrong, `max_size` is no number of connections, or `rng` is none.
+        InvalidConfig: the URL is wrong, `max_size` is no number of connections, or `rng` is no `random.Random`.
     """
 
     def __init__(self, server: str | ServerConfig, *, max_size: int = 4, rng: random.Random | None = None) -> None:

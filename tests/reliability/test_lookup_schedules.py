@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.detsched import DPOR, Run, Verdict, explore, watched
-from threadmail._runtime.deadline import NEVER
+from threadmail._runtime.deadline import NEVER, Deadline
 from threadmail._transport import lookup as _lookup
 from threadmail._transport.lookup import CalledOff, Waiter
 
@@ -107,3 +107,18 @@ def test_the_search_would_notice_an_answer_told_before_it_is_written(monkeypatch
     with watched(_lookup._Lookup, Waiter, Table):
         result = explore(Sharing(2, called_off=False), DPOR(), scenario="told too early")
     assert result.failing > 0
+
+
+def test_a_lookup_whose_beginning_was_struck_is_begun_by_the_next_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name had no answer for the rest of the process: there was a question that nobody asked."""
+
+    def struck(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_lookup, "_under_way", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(_lookup, "_start", struck)
+        with pytest.raises(KeyboardInterrupt):
+            _lookup.Waiter().ask("who", lambda: "first", Deadline.after(10.0))
+    assert _lookup.Waiter().ask("who", lambda: "second", Deadline.after(10.0)) == "first"
+    assert _lookup._under_way == {}

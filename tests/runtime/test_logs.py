@@ -511,7 +511,9 @@ def child():
     threading.Thread(target=be_there, daemon=True).start()
     inside.wait(10)
     say(log, logging.ERROR, "the child's")
-    threading.Timer(0.2, leave.set).start()
+    timer = threading.Timer(0.2, leave.set)
+    timer.daemon = True
+    timer.start()
 
 process = multiprocessing.get_context("fork").Process(target=child)
 process.start()

@@ -1,7 +1,7 @@
 """Chance, as whoever makes a client, a pool or a sender gives it.
 
-Owns the check of `rng`. Guarantees: what is none is named where it is given. It is asked while a server is dialled, and
-what it raised there would be met on a thread of ours, which has messages to settle.
+Owns the check of `rng`. Guarantees: what is no `random.Random` is named where it is given. It is asked while a server
+is dialled, and what it raised there would be met on a thread of ours, which has messages to settle.
 """
 
 from __future__ import annotations

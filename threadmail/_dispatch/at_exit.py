@@ -100,8 +100,11 @@ def _last() -> None:
 
 def _cut_short() -> None:
     """Ctrl-C has ended the waiting for the last threads."""
-    for sender in list(_not_closed):
-        _tell("the waiting was interrupted", sender.close(drain=False, timeout=0.0))
+    while (sender := _any_of(_not_closed)) is not None:
+        try:
+            _tell("the waiting was interrupted", sender.close(drain=False, timeout=0.0))
+        except Exception:  # noqa: BLE001 - the others are told of as well
+            say(log, logging.ERROR, "a sender could not be closed at the end of the interpreter", exc_info=True)
 
 
 def _close_all() -> None:
@@ -110,7 +113,7 @@ def _close_all() -> None:
     _time_is_up.clear()
     while _open:  # a callback may use a sender that nobody had used: nobody else would close that
         parted: list[Closable] = []
-        while (sender := _any_open()) is not None:
+        while (sender := _any_of(_open)) is not None:
             if end.passed:
                 _time_is_up.append(True)
             parted += (sender,)
@@ -139,10 +142,10 @@ def _tell(ends: str, unsent: Sequence[CutShort]) -> None:
         say(log, logging.ERROR, "%s, and %s", ends, in_words(unsent))
 
 
-def _any_open() -> Closable | None:
+def _any_of(senders: weakref.WeakSet[Closable]) -> Closable | None:
     """Take one out. In one step, for another thread may add one meanwhile."""
     try:
-        return _open.pop()
+        return senders.pop()
     except KeyError:
         return None
 

@@ -218,6 +218,7 @@ class SendFuture(Future[Receipt]):
         """In a forked child: have a lock of its own. A thread may have had this one that did not come along."""
         if not (self._is_orphaned or self.is_held_here):
             self._condition, self._is_orphaned = threading.Condition(), True
+            keep_for_sure(self._condition)
 
     def cancel(self) -> bool:
         """Take the message back. Returns False if that is too late."""

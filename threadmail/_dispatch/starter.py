@@ -76,7 +76,7 @@ class Starter:
         self._local = threading.local()  # each worker's thread keeps its worker, and so its client, here
         self._executors: list[ThreadPoolExecutor] = []  # the last one is in use
         self._lanes: set[threading.Thread] = set()  # the threads of that one
-        self._alone: list[threading.Thread] = []  # those that were started without one
+        self._alone: dict[threading.Thread, None] = {}  # those that were started without one; each step on it is one
         self._to_start: deque[Worker] = deque()  # wanted, and not with the executor yet; whoever comes by starts them
 
     @property
@@ -158,7 +158,10 @@ class Starter:
         thread = start_thread(self._work_alone, name=outliving.LANE, args=(worker,))
         if thread is None:
             raise RuntimeError("the program's main thread has ended, and there is no thread to be had")
-        self._alone = [*[each for each in self._alone if each.is_alive()], thread]
+        self._alone[thread] = None
+        for each in list(self._alone):
+            if not each.is_alive():
+                self._alone.pop(each, None)
 
     def _work_alone(self, worker: Worker) -> None:
         try:
@@ -267,7 +270,7 @@ class Starter:
             for executor in executors:
                 executor.shutdown(wait=ended)
             end = Deadline.after(FAREWELL if ended else 0.0)
-            for thread in self._alone:
+            for thread in list(self._alone):
                 join_thread(thread, end.remaining() or 0.0)
         finally:
             self._local.joining = False

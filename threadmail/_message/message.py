@@ -178,12 +178,12 @@ def header_start(content: bytes) -> int:
     return behind if FIELD.match(content, behind) else written
 
 
-def _lead(content: bytes) -> tuple[int, int]:
+def _lead(content: bytes, at: int = 0) -> tuple[int, int]:
     """Where the last mbox lines begin that `content` begins with, and where they end.
 
     With the Bcc fields among them: those go, and then the next line is the first one.
     """
-    begin = end = 0
+    begin = end = at
     while True:
         if field := _BCC.match(content, end):
             begin = end = field.end()
@@ -214,12 +214,14 @@ def _refuse_late_bcc(content: bytes) -> None:
     By the letter the header is empty then, and they are text, which every recipient is shown. To take the blank lines
     out would make a header of what somebody may have meant as text.
     """
-    blank = _BLANK.match(content, _lead(content)[1])
-    if blank is None:
+    begin = at = _lead(content)[1]
+    behind_bcc = False
+    while not behind_bcc and (blank := _BLANK.match(content, at)) is not None:
+        bcc, at = _lead(content, blank.end())
+        behind_bcc = bcc > blank.end()
+    if at == begin:
         return
-    rest = content[blank.end() :]
-    behind_bcc, behind_lines = _lead(rest)
-    below = rest[behind_lines:]
+    below = content[at:]
     if behind_bcc or without_bcc(below) is not below:
         raise InvalidEnvelope("content: Bcc behind a blank line at the beginning, where it is no header field any more")
 

@@ -200,7 +200,7 @@ def _in_child() -> None:
             except BaseException:
                 fork_aware.enter_child(pid)  # an exception from outside: what it left undone is done now
                 raise
-        except BaseException as exc:  # noqa: BLE001 - the others are entered as well; then it comes up
+        except BaseException as exc:  # noqa: BLE001 - the others too; then Python says it was ignored
             struck = exc
     if struck is not None:
         raise struck

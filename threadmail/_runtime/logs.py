@@ -37,13 +37,14 @@ PATIENCE = 0.1
 #: Records that wait for one handler that is busy; what comes on top of them is counted, and that is said.
 MOST = 1000
 
-#: Seconds at interpreter exit for all that is still to be handed over.
+#: Seconds for all that is still to be handed over, when the main thread ends and again when the interpreter does.
 LAST_WORDS = 1.0
 
 #: Where the records that wait for a handler, or a logger, are found: on it, to end with it.
 _ATTRIBUTE = "_threadmail_behind"
 
-_THEIR_FILE = logging.Logger.info.__code__.co_filename
+#: As `logging` finds its own file. Of its methods agents wrap many; and `logging._srcfile` programs set to None.
+_THEIR_FILE = logging.addLevelName.__code__.co_filename
 
 _Act: TypeAlias = Callable[[logging.LogRecord], object]
 
@@ -73,7 +74,8 @@ def say(
         if handlers and _is_theirs(logger.handle) and _is_theirs(logger.callHandlers):
             _call_handlers(logger, handlers, record)
         else:
-            _hand_over(logger, handlers, record)
+            last = [each for each in (logging.lastResort,) if each is not None]
+            _hand_over(logger, handlers or last, record)
     except Exception as exc:
         if is_of_a_handler(exc):
             raise
@@ -101,7 +103,7 @@ def _call_handlers(logger: logging.Logger, handlers: list[logging.Handler], reco
     record = found if isinstance(found, logging.LogRecord) else record  # another one, since 3.12
     for handler in handlers:
         if record.levelno >= handler.level:
-            if _is_theirs(handler.handle):
+            if _is_theirs(handler.handle) and _is_theirs(handler.acquire) and _is_theirs(handler.release):
                 _emit(handler, record)
             else:
                 _hand_over(handler, [handler], record)
@@ -244,7 +246,14 @@ _all: weakref.WeakSet[_Behind] = weakref.WeakSet()
 def _at_exit() -> None:
     """Handlers have a moment for what is still behind, before `logging` itself ends."""
     end = Deadline.after(LAST_WORDS)
-    for behind in list(_all):
+    waiting: list[_Behind] = []
+    while _all:  # one by one, for other threads may add some; who logs later adds his again
+        try:
+            waiting.append(_all.pop())
+        except KeyError:
+            break
+    _all.update(waiting)
+    for behind in waiting:
         if behind.is_busy:
             behind.put(_nothing, logging.makeLogRecord({}))  # where there was no thread to be had, there may be one now
             if behind.busy.acquire(timeout=end.remaining() or 0.0):

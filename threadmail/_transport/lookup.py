@@ -49,6 +49,7 @@ class _Lookup:
         self.waiting: list[Waiter] = []
         self.answer: list[Any] = []  # one: what the question came to, or the exception
         self.thread: threading.Thread | None = None
+        self.unstarted: list[bool] = [True]  # who takes it out has it asked; one that was struck before leaves it
 
     def run(self, key: Hashable) -> None:
         try:
@@ -101,7 +102,7 @@ class Waiter:
         mine = _Lookup(ask)
         lookup = _under_way.setdefault(key, mine)
         lookup.waiting.append(self)
-        if lookup is mine:
+        if lookup.unstarted:
             _start(lookup, key)
         try:
             told = bool(lookup.answer) or self._news.get(timeout=limit.remaining())
@@ -119,13 +120,19 @@ class Waiter:
 
 
 def _start(lookup: _Lookup, key: Hashable) -> None:
-    # A daemon: one that was given up may hang for longer than the interpreter wants to wait.
+    taken: list[bool] = []
     try:
+        try:
+            taken.extend(map(lookup.unstarted.pop, (-1,)))  # and noted, in one step
+        except IndexError:
+            return  # another one has it asked
+        # A daemon: one that was given up may hang for longer than the interpreter wants to wait.
         lookup.thread = start_thread(lookup.run, name="threadmail-lookup", args=(key,))
         if lookup.thread is None:
             lookup.run(key)
     except BaseException:
-        lookup.interrupted(key)
+        if taken:
+            lookup.interrupted(key)
         raise
 
 
